@@ -1,0 +1,46 @@
+"""The errors a user can meet, one base class for all of them.
+
+Every message follows one grammar: "*dotted.name* must be *condition*, not
+*value*; choose from ...". A message never holds a patient's name, a source
+path or a header field: scans are named by their anonymous id.
+"""
+
+
+class VoxScaleError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(VoxScaleError, ValueError):
+    """A configuration value is missing, unknown or out of range."""
+
+
+class DataError(VoxScaleError, ValueError):
+    """A scan, label, store or shard cannot be used as it is.
+
+    Attributes:
+        reason: Short machine-readable reason, as it stands in the ledger.
+    """
+
+    def __init__(self, message: str, reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["DataError"], tuple[str, str]]:
+        """Keep the reason when the error crosses a process border."""
+        return type(self), (str(self), self.reason)
+
+
+class GeometryError(DataError):
+    """An affine matrix or grid is not one this project can represent."""
+
+
+class ContractError(VoxScaleError, ValueError):
+    """Data and model were prepared under different input contracts."""
+
+
+class CheckpointError(VoxScaleError, RuntimeError):
+    """A checkpoint is damaged, missing or of another architecture."""
+
+
+class TrainingError(VoxScaleError, RuntimeError):
+    """Training cannot go on: a non-finite value, a lost rank, a full disk."""
