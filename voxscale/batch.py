@@ -135,7 +135,9 @@ def collate(patches: Sequence[Patch]) -> Batch:
     """Stack patches: promote number types to a common one, pad boxes at their far ends."""
     shape = np.max([p.voxels.shape for p in patches], axis=0)
     kind = np.result_type(*[p.voxels.dtype for p in patches])
-    kind = np.dtype({"uint16": "int32", "uint32": "float32", "float64": "float32", "int64": "float32"}.get(kind.name, kind))
+    kind = np.dtype(
+        {"uint16": "int32", "uint32": "float32", "float64": "float32", "int64": "float32"}.get(kind.name, kind)
+    )
     voxels = np.zeros((len(patches), 1, *shape), dtype=kind)
     labelled = all(p.label is not None for p in patches)
     label = np.zeros(voxels.shape, dtype=np.uint8) if labelled else None

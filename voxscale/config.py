@@ -85,7 +85,8 @@ def load_preset(spec: str) -> object:
     require(path.suffix == ".py" and path.is_file(), "preset", "FILE.py:FUNCTION with a file that exists", spec)
     module_name = f"voxscale_preset_{path.stem}"
     found = importlib.util.spec_from_file_location(module_name, path)
-    assert found is not None and found.loader is not None
+    assert found is not None
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[module_name] = module
     found.loader.exec_module(module)

@@ -38,9 +38,10 @@ def check_affine(affine: Affine) -> None:
     axes = affine[:3, :3] / spacing
     cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if cosine > SHEAR_TOLERANCE:
+        degrees = float(np.degrees(np.arcsin(min(cosine, 1.0))))
         raise GeometryError(
-            f"volume.affine must have axes at right angles, not sheared by {np.degrees(np.arcsin(min(cosine, 1.0))):.1f}"
-            " degrees; resample the scan to an unsheared grid first",
+            f"volume.affine must have axes at right angles, not sheared by {degrees:.1f} degrees; "
+            "resample the scan to an unsheared grid first",
             "sheared",
         )
 

@@ -1,0 +1,53 @@
+"""Shared fixtures: several real processes, the folder of real scans."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = ROOT.parent / "shared" / "data"
+
+Ranks = Callable[..., list[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture()
+def ranks() -> Ranks:
+    """Run a worker script as several real ranks; returns each rank's standard output."""
+
+    def run(script: Path, world: int, *args: str, expect: int | None = 0) -> list[str]:
+        port = str(free_port())
+        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), *args],
+                env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for r in range(world)
+        ]
+        try:
+            done = [p.communicate(timeout=240) for p in started]
+        finally:
+            for p in started:
+                p.kill()
+        if expect is not None:
+            bad = [err[-3000:] for p, (_, err) in zip(started, done, strict=True) if p.returncode != expect]
+            assert not bad, "\n".join(bad)
+        return [out + (err if expect != 0 else "") for out, err in done]
+
+    return run

@@ -1,0 +1,97 @@
+"""One rank of a small training run: python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from voxscale import dist, seed
+from voxscale.batch import Batch, Losses, Patch, collate
+from voxscale.engine import checkpoint
+from voxscale.engine.checkpoint import Position
+from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig, micro_batch
+from voxscale.engine.deepspeed import start_engine
+from voxscale.engine.loop import train
+from voxscale.engine.state import read_weights
+from voxscale.engine.tracker import Tracker
+
+
+def model() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1),
+        nn.InstanceNorm3d(6, affine=True),
+        nn.LeakyReLU(),
+        nn.Conv3d(6, 5, 3, padding=1),
+        nn.GroupNorm(1, 5),
+        nn.Conv3d(5, 1, 1),
+    )
+
+
+def sample(index: int) -> Patch:
+    values = seed.rng(0, "sample", index).normal(size=(6, 5, 4)).astype(np.float32)
+    return Patch(values, None, np.eye(3, 4), (1.0, 0.0), 0, index, "x")
+
+
+def batches(start: int, micro: int, batch: int) -> Iterator[Batch]:
+    for step in itertools.count(start):
+        first = step * batch + dist.rank() * micro
+        yield collate([sample(i) for i in range(first, first + micro)])
+
+
+def objective(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:
+    if nan_at >= 0 and nan_at in batch.indices:
+        return Losses({"mse": torch.tensor(float("nan"), requires_grad=True)}, {"mse": 1.0}, {}), 0
+    x = batch.voxels
+    out = engine(x.to(next(engine.parameters()).dtype)).float()
+    return Losses({"mse": ((out - x.cumsum(-1)) ** 2).mean()}, {"mse": 1.0}, {}), x.numel()
+
+
+run, steps, total, stage, precision, kind, batch = sys.argv[1:8]
+nan_at = int(sys.argv[8]) if len(sys.argv) > 8 else -1
+torch.set_num_threads(1)
+dist.start()
+folder = Path(run)
+loop = LoopConfig(steps=int(total), batch=int(batch), log_every=1, checkpoint_every=3)
+optim = OptimConfig(kind=kind, lr=1e-2, momentum=0.9, weight_decay=1e-2)
+config = EngineConfig(zero_stage=int(stage), precision=precision, channels_last=False, clip=1.0)
+net = model()
+found = checkpoint.latest(folder)
+with torch.no_grad():
+    for name, p in net.named_parameters():
+        p.copy_(torch.randn(p.shape, generator=seed.torch_generator(1, name)) * 0.3)
+weights = checkpoint.load_weights(found) if found else {n: p.detach().clone() for n, p in net.named_parameters()}
+micro = micro_batch(loop.batch, 1, dist.world_size())
+engine = start_engine(net, weights, config, optim, micro)
+start = checkpoint.restore(found, engine, optim) if found else Position()
+stop = LoopConfig(steps=int(steps), batch=loop.batch, log_every=1, checkpoint_every=3)
+
+
+class Cut(Exception):
+    pass
+
+
+def until(source: Iterator[Batch], n: int) -> Iterator[Batch]:
+    yield from itertools.islice(source, n)
+    raise Cut
+
+
+tracker = Tracker(folder, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
+try:
+    train(
+        "test", engine, until(batches(start.step, micro, loop.batch), stop.steps - start.step), objective, loop, optim,
+        folder, start, {"model": "test"}, tracker,
+    )  # fmt: skip
+except Cut:
+    pass
+final = dict(read_weights(engine))
+if dist.rank() == 0:
+    save_file(final, folder / "final.safetensors")
+    print(json.dumps({"start": start.step}))
+dist.barrier()
+dist.stop()

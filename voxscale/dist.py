@@ -1,0 +1,93 @@
+"""Ranks: read from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, nothing else."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as td
+
+from voxscale.errors import ConfigError
+
+
+def rank() -> int:
+    """Rank of this process among all; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """This process's device: its own GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def start(timeout_s: float = 1800.0) -> None:
+    """Join the process group (nccl on GPUs, gloo on CPUs); a second call does nothing.
+
+    Raises:
+        ConfigError: If the environment names a rank but not where to meet.
+    """
+    if td.is_initialized():
+        return
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:
+        os.environ.update(defaults)
+    missing = sorted(defaults.keys() - os.environ.keys())
+    if missing:
+        raise ConfigError(f"environment must set {', '.join(missing)} together with RANK; start with python -m launch")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    store = None
+    if world_size() == 1 and os.environ["MASTER_PORT"] == "0":  # alone: any free port will do, nobody else must find it
+        store = td.TCPStore("127.0.0.1", 0, 1, is_master=True)
+        os.environ["MASTER_PORT"] = str(store.port)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    td.init_process_group(
+        backend, store=store, rank=rank(), world_size=world_size(), timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def stop() -> None:
+    """Leave the process group, if any."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if td.is_initialized():
+        td.barrier()
+
+
+def total(values: list[float]) -> list[float]:
+    """Sum each value over all ranks."""
+    if not td.is_initialized():
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    td.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def from_rank_0(text: str) -> str:
+    """Rank 0's text on every rank, so that all agree on paths and choices."""
+    if not td.is_initialized():
+        return text
+    parts = [text]
+    td.broadcast_object_list(parts, device=device())
+    return parts[0]
+
+
+def gather(value: object) -> list[object]:
+    """Every rank's value, in rank order, on every rank."""
+    if not td.is_initialized():
+        return [value]
+    parts: list[object] = [None] * world_size()
+    td.all_gather_object(parts, value)
+    return parts

@@ -1,0 +1,95 @@
+"""The training loop: the only one, for every objective and every stage."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+
+from voxscale import dist
+from voxscale.batch import Batch, Losses
+from voxscale.engine import checkpoint
+from voxscale.engine.checkpoint import Position
+from voxscale.engine.config import LoopConfig, OptimConfig
+from voxscale.engine.deepspeed import set_learning_rate
+from voxscale.engine.meter import Meter
+from voxscale.engine.schedule import learning_rate
+from voxscale.engine.tracker import Tracker
+from voxscale.errors import TrainingError
+from voxscale.progress import Progress
+
+Objective = Callable[[deepspeed.DeepSpeedEngine, Batch], tuple[Losses, int]]
+"""Maps an engine and a batch on its device to losses and the number of voxels the network saw."""
+
+
+def train(
+    name: str,
+    engine: deepspeed.DeepSpeedEngine,
+    batches: Iterator[Batch],
+    objective: Objective,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    run: Path,
+    start: Position,
+    about: dict[str, Any],
+    tracker: Tracker | None,
+) -> None:
+    """Train from `start` to the last step.
+
+    Args:
+        name: Shown in the progress bar.
+        engine: Holds weights, gradients and optimizer state.
+        batches: Micro-batches of this rank, beginning at the start position.
+        objective: The loss.
+        loop: Number of steps, logging and checkpoint intervals.
+        optim: Learning-rate schedule.
+        run: Run folder for checkpoints.
+        start: Where the run stands.
+        about: What every checkpoint says of itself.
+        tracker: Writes metrics (rank 0), or None.
+
+    Raises:
+        TrainingError: Naming the step, if a loss or gradient is not finite or a checkpoint cannot be written.
+    """
+    meter = Meter()
+    engine.train()
+    with Progress(name, loop.steps, "steps", done=start.step, show=dist.rank() == 0) as bar:
+        for step in range(start.step, loop.steps):
+            lr = learning_rate(optim, step, loop.steps)
+            set_learning_rate(engine, lr)
+            for _ in range(engine.gradient_accumulation_steps()):
+                began = time.monotonic()
+                batch = next(batches).to(engine.device)
+                meter.waited += time.monotonic() - began
+                losses, voxels = objective(engine, batch)
+                require_finite("loss", float(losses.total.detach()), step, batch.indices)
+                engine.backward(losses.total)
+                engine.step()
+                meter.add(losses, len(batch.seeds), voxels)
+            norm = float(engine.get_global_grad_norm() or 0.0)
+            require_finite("gradient norm", norm, step, batch.indices)
+            done = step + 1
+            if done % loop.log_every == 0 or done == loop.steps:
+                row = meter.line(done, lr, norm)
+                if tracker is not None:
+                    tracker.log(row)
+                bar.advance(0, note=f"loss {row['loss']:.3f}")
+            if done % loop.checkpoint_every == 0 or done == loop.steps:
+                checkpoint.save(run, engine, optim, Position(done, done * loop.batch), about, loop.keep)
+            bar.advance(1, note=f"loss {float(losses.total.detach()):.3f}")
+
+
+def require_finite(what: str, value: float, step: int, indices: tuple[int, ...]) -> None:
+    """Stop all ranks alike if the value is not finite on any of them.
+
+    Raises:
+        TrainingError: Naming the step and the samples of this rank.
+    """
+    bad, *_ = dist.total([0.0 if math.isfinite(value) else 1.0])
+    if bad:
+        raise TrainingError(
+            f"{what} at step {step} must be finite on every rank, not {value} here and not finite on {int(bad)} of "
+            f"{dist.world_size()}; this rank had samples {list(indices)}: lower optim.lr or look at these samples"
+        )

@@ -1,0 +1,88 @@
+"""Metrics: `metrics.jsonl` is the truth, W&B a mirror that can never stop a run."""
+
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+from voxscale.engine.config import TrackerConfig
+from voxscale.files import append_line, read_lines
+
+log = logging.getLogger("voxscale")
+
+QUEUE_LINES = 1000
+CLOSE_SECONDS = 15.0
+
+
+class Tracker:
+    """Writes one run's metrics, on rank 0.
+
+    W&B runs on a thread of its own behind a bounded queue: if it is slow,
+    lines are dropped and counted; if it fails, it is switched off and said so.
+    It is told nothing of the machine, the code, or any path.
+    """
+
+    def __init__(self, run: Path, config: TrackerConfig, about: dict[str, Any], step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        self._forget_after(step)
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_LINES)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+        if config.wandb:
+            self._thread = threading.Thread(target=self._mirror, args=(run, config, about), daemon=True)
+            self._thread.start()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that a crash undid, so that each step stands once."""
+        rows = read_lines(self._path)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) != len(rows):
+            self._path.unlink()
+            for row in kept:
+                append_line(self._path, row)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write one line; it must hold `step`."""
+        append_line(self._path, row)
+        if self._thread is not None:
+            try:
+                self._lines.put_nowait(row)
+            except queue.Full:
+                self._dropped += 1
+
+    def close(self) -> None:
+        """End the mirror, waiting a bounded time."""
+        if self._thread is not None:
+            try:
+                self._lines.put(None, timeout=1.0)
+            except queue.Full:
+                self._dropped += 1
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive() or self._dropped:
+                log.warning("W&B did not keep up: %d lines dropped; metrics.jsonl is complete", self._dropped)
+
+    def _mirror(self, run: Path, config: TrackerConfig, about: dict[str, Any]) -> None:
+        try:
+            import wandb
+
+            online = bool(os.environ.get("WANDB_API_KEY"))
+            settings = wandb.Settings(
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                disable_git=True,
+                disable_code=True,
+                console="off",
+                silent=True,
+                init_timeout=20,
+                mode="online" if online else "offline",
+            )
+            mirror = wandb.init(project=config.project, dir=str(run), config=about, settings=settings)
+            mirror.define_metric("*", step_metric="step")
+            while (row := self._lines.get()) is not None:
+                mirror.log(row)
+            mirror.finish()
+        except Exception as error:  # whatever W&B raises, the run must go on
+            log.warning("W&B is off for this run (%s); metrics.jsonl goes on", type(error).__name__)
