@@ -61,3 +61,11 @@ def require_same(expected: InputContract, found: InputContract, what: str) -> No
     wrong = [f"contract.{key} must be {want[key]}, not {have[key]}" for key in want if want[key] != have[key]]
     if wrong:
         raise ContractError(f"{what} was prepared under another contract: {'; '.join(wrong)}; run data_prep plan again")
+
+
+def foreground_threshold(modality: Modality, percentiles: Mapping[str, float]) -> float:
+    """Value above which a voxel counts as body.
+
+    CT: -600 HU, below fat and above lung. MR: a tenth of the 99.5th percentile.
+    """
+    return -600.0 if modality == "CT" else 0.1 * percentiles["99.5"]

@@ -14,6 +14,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -33,6 +35,31 @@ def _flat_parts(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [p for group in _inner(engine).param_groups for p in group["params"]]
+
+
+def _own_part(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor under ZeRO-3, zero-padded to equal parts as DeepSpeed keeps it."""
+    size = param.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
+    flat = value.flatten()
+    padded = torch.nn.functional.pad(flat, (0, size * engine.dp_world_size - flat.numel()))
+    return padded.narrow(0, size * engine.global_rank, size)
+
+
+def _set_weight(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> None:
+    # DeepSpeed 0.19.8's whole-tensor setter fails under ZeRO-3 where ranks do not divide the tensor.
+    if engine.zero_optimization_stage() == 3:
+        safe_set_local_fp32_param(param, _own_part(engine, param, value))
+    elif _sharded(engine):
+        safe_set_full_fp32_param(param, value)
+
+
+def _set_moment(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor, moment: str) -> None:
+    if engine.zero_optimization_stage() == 3:
+        safe_set_local_optimizer_state(param, _own_part(engine, param, value), moment)
+    elif _sharded(engine):
+        safe_set_full_optimizer_state(param, value, moment)
+    else:
+        engine.optimizer.state[param][moment].copy_(value)
 
 
 def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -85,8 +112,7 @@ def write_weights(engine: deepspeed.DeepSpeedEngine, weights: Mapping[str, Tenso
     for name, param in engine.module.named_parameters():
         value = weights[name].to(engine.device, torch.float32)
         _write_working_copy(engine, param, value)
-        if _sharded(engine):
-            safe_set_full_fp32_param(param, value)
+        _set_weight(engine, param, value)
 
 
 def _write_working_copy(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> None:
@@ -117,8 +143,4 @@ def write_moments(
     _link_moments(engine)
     for name, param in engine.module.named_parameters():
         for moment in moments:
-            value = values[f"{moment}.{name}"].to(engine.device)
-            if _sharded(engine):
-                safe_set_full_optimizer_state(param, value, moment)
-            else:
-                inner.state[param][moment].copy_(value)
+            _set_moment(engine, param, values[f"{moment}.{name}"].to(engine.device), moment)

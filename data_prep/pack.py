@@ -1,0 +1,226 @@
+"""Pack a store into shards: `python -m data_prep pack STORE SHARDS --plan PLAN.json`."""
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.config import config, config_hash, from_dict, parse, require, to_dict
+from voxscale.contract import InputContract, foreground_threshold
+from voxscale.errors import DataError
+from voxscale.files import locked, sha256_file, write_json
+from voxscale.progress import Progress
+from voxscale.shards import BrickInfo, Manifest, ManifestShard, ShardIndex, index_path, write_shard
+from voxscale.store import Entry, Store, open_store
+
+log = logging.getLogger("voxscale")
+
+Box = tuple[slice, slice, slice]
+
+
+@config
+class PackConfig:
+    """How scans are cut into bricks and bricks gathered in tars.
+
+    Attributes:
+        factor: Edge of a brick over the edge of a patch, both in mm; room for zooming and for several places.
+        overlap: Share of a brick's edge that it shares with its neighbour.
+        foreground: Least share of body in a brick; emptier ones are counted and left out.
+        shard_mb: Size at which a tar is closed, in 10^6 bytes.
+    """
+
+    factor: float = 2.0
+    overlap: float = 0.25
+    foreground: float = 0.05
+    shard_mb: int = 512
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(self.factor >= 1, "pack.factor", "at least 1", self.factor)
+        require(0 <= self.overlap < 1, "pack.overlap", "in [0, 1)", self.overlap)
+        require(0 <= self.foreground <= 1, "pack.foreground", "in [0, 1]", self.foreground)
+        require(self.shard_mb >= 1, "pack.shard_mb", "at least 1", self.shard_mb)
+
+
+def tile(length: int, edge: int, overlap: float) -> list[int]:
+    """Starts of equally spaced tiles of one edge that cover a length, at least `overlap` shared by neighbours."""
+    if edge >= length:
+        return [0]
+    count = math.ceil((length - edge) / max(edge * (1 - overlap), 1)) + 1
+    return [round(i * (length - edge) / (count - 1)) for i in range(count)]
+
+
+def brick_boxes(entry: Entry, patch: Sequence[int], contract: InputContract, config: PackConfig) -> list[Box]:
+    """Boxes of one scan's bricks, inside its body's bounding box."""
+    axes: list[list[slice]] = []
+    for axis in range(3):
+        low, high = entry.foreground_box[axis]
+        wanted = patch[axis] * contract.spacing[axis] / entry.spacing[axis] * config.factor
+        edge = min(math.ceil(wanted), entry.shape[axis])
+        # A body smaller than a brick is shown with what surrounds it.
+        if high - low < edge:
+            low = min(max(0, (low + high - edge) // 2), entry.shape[axis] - edge)
+            high = low + edge
+        axes.append([slice(low + s, low + s + edge) for s in tile(high - low, edge, config.overlap)])
+    return [(z, y, x) for z in axes[0] for y in axes[1] for x in axes[2]]
+
+
+def groups(store: Store, patch: Sequence[int], contract: InputContract, config: PackConfig) -> list[list[str]]:
+    """Volumes of each tar: in order of their ids, closed at the size limit, before any voxel is read."""
+    out: list[list[str]] = [[]]
+    size = 0.0
+    for volume in sorted(store.entries):
+        entry = store.entries[volume]
+        boxes = brick_boxes(entry, patch, contract, config)
+        more = sum(math.prod(s.stop - s.start for s in box) for box in boxes) * np.dtype(entry.dtype).itemsize
+        if out[-1] and size + more > config.shard_mb * 1e6:
+            out.append([])
+            size = 0.0
+        out[-1].append(volume)
+        size += more
+    return out
+
+
+class Cutter:
+    """Cuts the bricks of some volumes and counts those left out as air."""
+
+    def __init__(self, store: Store, patch: Sequence[int], contract: InputContract, config: PackConfig) -> None:
+        self.store, self.patch, self.contract, self.config = store, patch, contract, config
+        self.skipped = 0
+
+    def bricks(self, volumes: Sequence[str]) -> Iterator[tuple[BrickInfo, NDArray[Any]]]:
+        """Yield description and voxels of every brick that shows some body."""
+        for volume in volumes:
+            entry = self.store.entries[volume]
+            whole = self.store.read(volume)
+            limit = foreground_threshold(entry.modality, entry.percentiles)
+            for box in brick_boxes(entry, self.patch, self.contract, self.config):
+                voxels = np.ascontiguousarray(whole[box])
+                if float((voxels * entry.slope + entry.intercept > limit).mean()) < self.config.foreground:
+                    self.skipped += 1
+                    continue
+                yield describe(volume, entry, box), voxels
+
+
+def describe(volume: str, entry: Entry, box: Box) -> BrickInfo:
+    """Geometry and provenance of one brick."""
+    start = [s.start for s in box]
+    affine = np.asarray(entry.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ start
+    return BrickInfo(
+        volume=volume,
+        subject=entry.subject,
+        start=(start[0], start[1], start[2]),
+        shape=tuple(s.stop - s.start for s in box),
+        dtype=entry.dtype,
+        spacing=entry.spacing,
+        affine=tuple(tuple(row) for row in affine.tolist()),
+        modality=entry.modality,
+        slope=entry.slope,
+        intercept=entry.intercept,
+        percentiles=dict(entry.percentiles),
+    )
+
+
+def pack(
+    store_path: Path, folder: Path, contract: InputContract, patch: tuple[int, int, int], config: PackConfig
+) -> Manifest:
+    """Write all shards that are not there yet, then the manifest.
+
+    Args:
+        store_path: A store.
+        folder: Where the shards go.
+        contract: Input contract of the training to come.
+        patch: Patch size (z, y, x) of the training to come, in voxels of the contract's spacing.
+        config: How to cut.
+
+    Raises:
+        DataError: If the store has no accepted volume, or no brick shows any body.
+    """
+    store = open_store(store_path)
+    if not store.entries:
+        raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
+    made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
+    indexes: list[ShardIndex] = []
+    with locked(folder):
+        plan = groups(store, patch, contract, config)
+        with Progress("pack", len(store.entries), unit="scans") as bar:
+            for number, volumes in enumerate(plan):
+                indexes.append(_shard(folder, f"shard-{number:05d}.tar", store, volumes, contract, patch, config))
+                bar.advance(len(volumes))
+        samples = sum(len(index.samples) for index in indexes)
+        if not samples:
+            raise DataError(
+                f"pack.foreground must be lower than {config.foreground}: no brick shows that much body", "only_air"
+            )
+        manifest = Manifest(
+            contract=contract,
+            patch=patch,
+            config_hash=made_from,
+            samples=samples,
+            volumes=len({sample.volume for index in indexes for sample in index.samples}),
+            skipped_air=sum(index.skipped_air for index in indexes),
+            shards=tuple(
+                ManifestShard(
+                    name=index.name,
+                    bytes=index.bytes,
+                    sha256=index.sha256,
+                    index_sha256=sha256_file(index_path(folder, index.name)),
+                    samples=len(index.samples),
+                )
+                for index in indexes
+            ),
+        )
+        write_json(folder / "manifest.json", to_dict(manifest))
+    return manifest
+
+
+def _shard(
+    folder: Path,
+    name: str,
+    store: Store,
+    volumes: Sequence[str],
+    contract: InputContract,
+    patch: tuple[int, int, int],
+    config: PackConfig,
+) -> ShardIndex:
+    """One tar: the one that is there if it was made from the same volumes and config, else a new one."""
+    described = [store.entries[v] for v in volumes]
+    inputs = config_hash(
+        {
+            "volumes": list(volumes),
+            "entries": [to_dict(e) for e in described],
+            "config": [to_dict(config), to_dict(contract), list(patch)],
+        }
+    )
+    path = index_path(folder, name)
+    if path.is_file() and (folder / name).is_file():
+        index = from_dict(ShardIndex, json.loads(path.read_text()), name)
+        if index.inputs == inputs and (folder / name).stat().st_size == index.bytes:
+            return index
+    path.unlink(missing_ok=True)
+    cutter = Cutter(store, patch, contract, config)
+    return write_shard(folder, name, cutter.bricks(volumes), inputs, lambda: cutter.skipped)
+
+
+def main(args: Sequence[str]) -> int:
+    """Command line of `python -m data_prep pack`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep pack", add_help=False)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--plan", type=Path, required=True)
+    known, rest = parser.parse_known_args(args)
+    options = parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
+    plan = json.loads(known.plan.read_text())
+    contract = from_dict(InputContract, plan["contract"], "plan.contract")
+    z, y, x = plan["patch"]
+    manifest = pack(known.store, known.shards, contract, (z, y, x), options)
+    summary = {"samples": manifest.samples, "volumes": manifest.volumes, "skipped_air": manifest.skipped_air}
+    print(json.dumps(summary | {"shards": len(manifest.shards)}))
+    return 0

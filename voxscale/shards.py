@@ -1,0 +1,237 @@
+"""Shards: bricks of scans in plain tar files, each with an index of offsets and checksums.
+
+A tar is written with the `webdataset` library and can be read with it. On the
+training path a brick is read by its offset instead, because WebDataset keeps no
+position and notices neither a cut at a member boundary nor a flipped bit.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+
+from voxscale.config import config, from_dict, to_dict
+from voxscale.contract import InputContract
+from voxscale.errors import DataError
+from voxscale.files import sha256_file, sync, write_json
+from voxscale.volume import Modality
+
+SCHEMA = 1
+
+
+@config
+class BrickInfo:
+    """What a brick says of itself, in its `.json` member.
+
+    Attributes:
+        volume: Anonymous id of the scan.
+        subject: Keyed hash of the subject.
+        start: First voxel of the brick in the scan (z, y, x).
+        shape: Voxels along z, y, x.
+        dtype: Number type as stored.
+        spacing: mm along z, y, x.
+        affine: 4x4 of the brick itself, (z, y, x, 1) -> (S, A, R, 1) mm.
+        modality: Of the scan.
+        slope: Values per stored step.
+        intercept: Value of a stored zero.
+        percentiles: Of the whole scan, for the contract's intensity map.
+    """
+
+    volume: str
+    subject: str
+    start: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    dtype: str
+    spacing: tuple[float, float, float]
+    affine: tuple[tuple[float, ...], ...]
+    modality: Modality
+    slope: float
+    intercept: float
+    percentiles: dict[str, float]
+
+
+@config
+class SampleIndex:
+    """Where one brick stands in its tar.
+
+    Attributes:
+        key: Member name without its ending.
+        volume: Anonymous id of the scan.
+        subject: Keyed hash of the subject.
+        json: Offset and length of the `.json` member's data.
+        npy: Offset and length of the `.npy` member's data.
+        crc32c: Of the `.json` bytes followed by the `.npy` bytes.
+    """
+
+    key: str
+    volume: str
+    subject: str
+    json: tuple[int, int]
+    npy: tuple[int, int]
+    crc32c: int
+
+
+@config
+class ShardIndex:
+    """The file `shard-00000.index.json` beside a tar; written after it, so a tar without one is unfinished.
+
+    Attributes:
+        name: File name of the tar.
+        inputs: Hash of the volumes and the config it was made from.
+        bytes: Size of the tar.
+        sha256: Of the tar.
+        skipped_air: Bricks left out because they show nearly only air.
+        samples: One per brick, in tar order.
+    """
+
+    name: str
+    inputs: str
+    bytes: int
+    sha256: str
+    skipped_air: int
+    samples: tuple[SampleIndex, ...]
+
+
+@config
+class ManifestShard:
+    """One line of the manifest: a tar, its count and the hashes of tar and index."""
+
+    name: str
+    bytes: int
+    sha256: str
+    index_sha256: str
+    samples: int
+
+
+@config
+class Manifest:
+    """The file `manifest.json`: written last, it makes a folder of shards readable.
+
+    Attributes:
+        schema_version: Of this file.
+        contract: Input contract that the bricks were cut for.
+        patch: Patch size (z, y, x) that the bricks were cut for.
+        config_hash: Of the packing config.
+        samples: Bricks in all shards.
+        volumes: Scans that gave at least one brick.
+        skipped_air: Bricks left out because they show nearly only air.
+        shards: All tars.
+    """
+
+    schema_version: int = SCHEMA
+    contract: InputContract
+    patch: tuple[int, int, int]
+    config_hash: str
+    samples: int
+    volumes: int
+    skipped_air: int
+    shards: tuple[ManifestShard, ...]
+
+
+def write_shard(
+    folder: Path, name: str, bricks: Iterable[tuple[BrickInfo, NDArray[Any]]], inputs: str, skipped_air: Any
+) -> ShardIndex:
+    """Write one tar and its index, both complete or not at all.
+
+    Args:
+        folder: Shard folder.
+        name: File name ending in `.tar`.
+        bricks: Description and voxels of each brick.
+        inputs: Hash of what the shard is made from.
+        skipped_air: Function without arguments, called at the end, that counts what was left out.
+    """
+    beside = folder / f".{name}.tmp"
+    keys: list[tuple[str, BrickInfo]] = []
+    with beside.open("wb") as handle, wds.TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
+        counts: dict[str, int] = {}
+        for info, voxels in bricks:
+            number = counts.get(info.volume, 0)
+            counts[info.volume] = number + 1
+            key = f"{info.volume}-{number:05d}"
+            payload = io.BytesIO()
+            np.save(payload, voxels, allow_pickle=False)
+            meta = json.dumps(to_dict(info), sort_keys=True).encode()
+            tar.write({"__key__": key, "json": meta, "npy": payload.getvalue()})
+            keys.append((key, info))
+    samples = tuple(_locate(beside, keys))
+    index = ShardIndex(
+        name=name,
+        inputs=inputs,
+        bytes=beside.stat().st_size,
+        sha256=sha256_file(beside),
+        skipped_air=skipped_air(),
+        samples=samples,
+    )
+    sync(beside)
+    beside.replace(folder / name)
+    write_json(index_path(folder, name), to_dict(index))
+    return index
+
+
+def index_path(folder: Path, name: str) -> Path:
+    """Path of the index beside a tar."""
+    return folder / name.replace(".tar", ".index.json")
+
+
+def _locate(path: Path, keys: list[tuple[str, BrickInfo]]) -> Iterable[SampleIndex]:
+    with tarfile.open(path) as tar:
+        places = {member.name: (member.offset_data, member.size) for member in tar}
+    with path.open("rb") as handle:
+        for key, info in keys:
+            parts = places[f"{key}.json"], places[f"{key}.npy"]
+            crc = google_crc32c.value(b"".join(_read_at(handle, *part) for part in parts))
+            yield SampleIndex(
+                key=key, volume=info.volume, subject=info.subject, json=parts[0], npy=parts[1], crc32c=crc
+            )
+
+
+def _read_at(handle: io.BufferedReader, offset: int, size: int) -> bytes:
+    handle.seek(offset)
+    return handle.read(size)
+
+
+def open_manifest(folder: Path) -> tuple[Manifest, tuple[ShardIndex, ...]]:
+    """Read a finished folder of shards.
+
+    Raises:
+        DataError: If it is unfinished, or a tar or index is missing, cut or changed.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"shards {folder.name} must hold a manifest.json; run data_prep pack to the end", "no_manifest")
+    manifest = from_dict(Manifest, json.loads(path.read_text()), "manifest")
+    indexes: list[ShardIndex] = []
+    for shard in manifest.shards:
+        tar, index = folder / shard.name, index_path(folder, shard.name)
+        size = tar.stat().st_size if tar.is_file() else -1
+        if size != shard.bytes or not index.is_file() or sha256_file(index) != shard.index_sha256:
+            raise DataError(f"shard {shard.name} must be as the manifest says, not missing, cut or changed", "corrupt")
+        indexes.append(from_dict(ShardIndex, json.loads(index.read_text()), shard.name))
+    return manifest, tuple(indexes)
+
+
+def read_brick(folder: Path, shard: str, sample: SampleIndex) -> tuple[BrickInfo, NDArray[Any]]:
+    """Read one brick by its offsets and check its checksum.
+
+    Raises:
+        DataError: With reason `corrupt`, naming shard and brick, if a byte differs from what was written.
+    """
+    with (folder / shard).open("rb") as handle:
+        meta, payload = (_read_at(handle, *part) for part in (sample.json, sample.npy))
+    if google_crc32c.value(meta + payload) != sample.crc32c:
+        raise DataError(f"brick {sample.key} in {shard} must have the checksum it was written with", "corrupt")
+    voxels = np.load(io.BytesIO(payload), allow_pickle=False)
+    return from_dict(BrickInfo, json.loads(meta), sample.key), voxels
+
+
+def brick_cache(bricks: int) -> Any:
+    """`read_brick` behind a small cache, for one process; neighbouring crops of a brick then cost one read."""
+    return lru_cache(maxsize=bricks)(read_brick)
