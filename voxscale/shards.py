@@ -26,6 +26,9 @@ from voxscale.volume import Modality
 
 SCHEMA = 1
 
+Stride = tuple[int, int, int]
+Strides = tuple[Stride, Stride, Stride, Stride, Stride]
+
 
 @config
 class BrickInfo:
@@ -119,6 +122,7 @@ class Manifest:
         schema_version: Of this file.
         contract: Input contract that the bricks were cut for.
         patch: Patch size (z, y, x) that the bricks were cut for.
+        strides: (z, y, x) stride of each downsampling step that this patch allows.
         config_hash: Of the packing config.
         samples: Bricks in all shards.
         volumes: Scans that gave at least one brick.
@@ -129,6 +133,7 @@ class Manifest:
     schema_version: int = SCHEMA
     contract: InputContract
     patch: tuple[int, int, int]
+    strides: Strides
     config_hash: str
     samples: int
     volumes: int

@@ -1,0 +1,235 @@
+"""Fine-tune from a checkpoint and from scratch, cross-validated: `python -m launch finetune PRESET`."""
+
+import dataclasses
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from voxscale.patches import Plan
+from voxscale.store import Store, open_store
+
+from finetune.config import FinetuneConfig, IntensityConfig
+from finetune.folds import split
+from finetune.results import collect, fold_folder, save_previews, score_cases
+from finetune.segment import segment
+from finetune.summary import ARMS
+from voxscale import dist
+from voxscale.augment import brightness, gamma, noise
+from voxscale.augment.resample import resample
+from voxscale.batch import Batch, Losses
+from voxscale.config import config_hash, from_dict, to_dict
+from voxscale.contract import InputContract, require_same
+from voxscale.engine import checkpoint
+from voxscale.engine.checkpoint import Position
+from voxscale.engine.config import micro_batch
+from voxscale.engine.deepspeed import start_engine
+from voxscale.engine.loop import train
+from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
+from voxscale.engine.tracker import Tracker
+from voxscale.errors import CheckpointError, ContractError, DataError
+from voxscale.files import write_arrays, write_json
+from voxscale.losses.cross_entropy import cross_entropy
+from voxscale.losses.deep_supervision import deep_supervision
+from voxscale.losses.dice import soft_dice_loss
+from voxscale.models.build import ModelConfig, build
+from voxscale.models.stunet import HEAD_PREFIX
+from voxscale.models.transfer import transfer
+from voxscale.seed import derive, rng
+from voxscale.stream import CaseStream, load, rank_indices
+
+log = logging.getLogger("voxscale")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Everything that the trainings of one experiment share.
+
+    Attributes:
+        store: Labelled scans.
+        plan: Contract, patch and strides.
+        cases: Ids of all labelled scans.
+        classes: Names by label.
+        model: Backbone of the checkpoint with this task's outputs.
+        weights: The checkpoint's weights.
+    """
+
+    store: Store
+    plan: Plan
+    cases: tuple[str, ...]
+    classes: dict[str, str]
+    model: ModelConfig
+    weights: dict[str, Tensor]
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Train and test both arms on every fold and seed; finished ones are not done again; every rank calls.
+
+    Returns:
+        The results, as written to `run/results.json`; see docs/design.md.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is of another architecture.
+        ContractError: If the task was prepared under another input contract than the checkpoint.
+        ConfigError: If the task has too few subjects for the folds.
+    """
+    dist.start()
+    with open_run(config.run, config):
+        task = open_task(config)
+        tests = split({case: task.store.entries[case].subject for case in task.cases}, config.folds)
+        rows: list[dict[str, Any]] = []
+        for seed, (fold, test), arm in itertools.product(config.seeds, enumerate(tests), ARMS):
+            folder = fold_folder(config.run, arm, seed, fold)
+            done = folder / "cases.json"
+            if dist.from_rank_0("done" if done.exists() else "") != "done":
+                train_and_test(config, task, folder, arm, seed, test, f"{arm} {fold + 1}/{config.folds}")
+                if dist.rank() == 0:
+                    place = {"fold": fold, "seed": seed, "arm": arm}
+                    write_json(done, score_cases(task.store, list(task.classes), folder, test, place))
+                dist.barrier()
+            rows += json.loads(done.read_text())
+        results = collect(config, task.classes, rows)
+        if dist.rank() == 0:
+            results["previews"] = save_previews(task.store, config.run, rows)
+            write_json(config.run / "results.json", results)
+    dist.stop()
+    return results
+
+
+def open_task(config: FinetuneConfig) -> Task:
+    """Open store, plan and checkpoint, and refuse what does not fit together."""
+    store = open_store(config.store)
+    plan = from_dict(Plan, json.loads(config.plan.read_text()), "plan")
+    source = find_pretrained(config.checkpoint)
+    says = checkpoint.read_about(source)
+    contract = from_dict(InputContract, says["contract"], "checkpoint.contract")
+    if store.contract is None:
+        raise ContractError("task must be prepared under the checkpoint's contract; run data_prep plan on its store")
+    require_same(contract, store.contract, "task store")
+    require_same(contract, plan.contract, "plan")
+    cases = tuple(sorted(case for case, entry in store.entries.items() if entry.label))
+    if not cases:
+        raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
+    labels = max(int(label) for label in store.classes)
+    model = dataclasses.replace(
+        from_dict(ModelConfig, says["model"], "checkpoint.model"),
+        classes=labels + 1,
+        heads=config.heads,
+        strides=plan.strides,
+    )
+    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_weights(source))
+
+
+def find_pretrained(path: Path) -> Path:
+    """A checkpoint folder itself, or the newest undamaged one of a run folder.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+    """
+    if (path / "manifest.json").is_file():
+        checkpoint.verify(path)
+        return path
+    found = checkpoint.latest(path)
+    if found is None:
+        raise CheckpointError(f"finetune.checkpoint must be a run with a checkpoint, not {path.name}; pretrain first")
+    return found
+
+
+def train_and_test(
+    config: FinetuneConfig, task: Task, folder: Path, arm: str, seed: int, test: Sequence[str], name: str
+) -> None:
+    """Train one arm on the cases outside `test`, then write its predictions of the cases in it."""
+    learn = [case for case in task.cases if case not in test]
+    stream = CaseStream(
+        config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
+    )
+    model = build(task.model)
+    # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
+    weights = first_weights(model, derive(seed, "weights"))
+    if arm == "pretrained":
+        report = transfer(model, task.weights, fresh=(HEAD_PREFIX,))
+        weights = {key: p.detach().clone() for key, p in model.named_parameters()}
+        if dist.rank() == 0:
+            write_json(config.run / "transfer.json", report.to_dict())
+            log.info("transfer: %s", report.text())
+    found = find_checkpoint(folder)
+    if found is not None:
+        weights = checkpoint.load_weights(found)
+    micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
+    engine = start_engine(model, weights, config.engine, config.optim, micro)
+    start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+    says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
+    tracker = None
+    if dist.rank() == 0:
+        public = {"config_hash": config_hash(config), "arm": arm, "model": says["model"]}
+        tracker = Tracker(folder, config.tracker, public, start.step)
+    loop = config.loop
+    ranks = (config.engine.accumulate, dist.rank(), dist.world_size())
+    batches = load(stream, rank_indices(start.step, loop.steps, loop.batch, *ranks), loop.workers, pin=False)
+
+    def objective(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> tuple[Losses, int]:
+        return segmentation_loss(engine, batch, task.plan.patch, config)
+
+    train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker)
+    predict_cases(engine, config, task, folder, test)
+    if tracker is not None:
+        tracker.close()
+    engine.destroy()
+
+
+def segmentation_loss(
+    engine: deepspeed.DeepSpeedEngine, batch: Batch, patch: tuple[int, int, int], config: FinetuneConfig
+) -> tuple[Losses, int]:
+    """Dice and cross-entropy with deep supervision on augmented patches; voxels outside the scan do not count."""
+    images, _, label = resample(batch, patch)
+    assert label is not None  # a case stream yields labelled patches only
+    images = change_intensity(images, batch.seeds, config.intensity)
+    outputs = engine(network_input(images, engine, config.engine.channels_last))
+
+    def dice(logits: Tensor, target: Tensor) -> Tensor:
+        return soft_dice_loss(logits, target, pooled=True, background=False)
+
+    terms = {
+        "dice": deep_supervision(dice, outputs, label[:, 0]),
+        "cross_entropy": deep_supervision(cross_entropy, outputs, label[:, 0]),
+    }
+    return Losses(terms, dict.fromkeys(terms, 1.0), {}), images.numel()
+
+
+def change_intensity(
+    images: Float[Tensor, "b 1 z y x"], seeds: Sequence[int], config: IntensityConfig
+) -> Float[Tensor, "b 1 z y x"]:
+    """Noise, brightness and gamma, each drawn from the sample's own seed."""
+    images = noise.apply(images, noise.sample([rng(s, "noise") for s in seeds], config.noise))
+    images = brightness.apply(images, brightness.sample([rng(s, "brightness") for s in seeds], config.brightness))
+    return gamma.apply(images, gamma.sample([rng(s, "gamma") for s in seeds], config.gamma))
+
+
+@torch.no_grad()
+def predict_cases(engine: Any, config: FinetuneConfig, task: Task, folder: Path, test: Sequence[str]) -> None:
+    """Segment the test cases and keep the labels; every rank calls.
+
+    Ranks share the cases, but under ZeRO-3 a forward pass is a joint act, so
+    there every rank does every case.
+    """
+    engine.eval()
+    together = config.engine.zero_stage == 3
+    mine = test if together else test[dist.rank() :: dist.world_size()]
+
+    def predict(images: Tensor) -> Tensor:
+        return engine(network_input(images, engine, config.engine.channels_last))[0]
+
+    for case in mine:
+        labels = segment(
+            predict, task.store, case, task.plan.contract, task.plan.patch, config.inference, engine.device
+        )
+        if not together or dist.rank() == 0:
+            write_arrays(folder / f"{case}.npz", {"labels": labels})
+    dist.barrier()

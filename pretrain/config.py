@@ -1,0 +1,44 @@
+"""Config of a pretraining run."""
+
+from pathlib import Path
+
+from pretrain.objectives.volume_fusion import VolumeFusionConfig
+from pretrain.views import ViewsConfig
+from voxscale.config import config
+from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
+from voxscale.models.build import ModelConfig
+from voxscale.stream import ShardStreamConfig
+
+
+@config
+class PretrainConfig:
+    """What to pretrain, on what, how.
+
+    Patch size, strides and input contract are not here: they come with the
+    shards, which were cut for them.
+
+    Attributes:
+        shards: Folder of shards.
+        run: Run folder: metrics, checkpoints, preview. Started again with the same config, a run goes on.
+        seed: Of weights, sample order and every augmentation.
+        model: Backbone; its classes, heads and strides are set by objective and shards.
+        objective: Pretext task.
+        stream: How bricks become samples.
+        views: How crops are changed before the objective sees them.
+        engine: Precision and sharding.
+        optim: Optimizer and schedule.
+        loop: Length, batch, checkpoints.
+        tracker: W&B.
+    """
+
+    shards: Path = Path("shards")
+    run: Path = Path("runs/pretrain")
+    seed: int = 0
+    model: ModelConfig = ModelConfig(width=32, depth=1)
+    objective: VolumeFusionConfig = VolumeFusionConfig()
+    stream: ShardStreamConfig = ShardStreamConfig()
+    views: ViewsConfig = ViewsConfig()
+    engine: EngineConfig = EngineConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+    tracker: TrackerConfig = TrackerConfig()
