@@ -1,0 +1,1 @@
+"""Segmentation scores and the statistics that compare them."""

@@ -1,0 +1,1 @@
+"""Network architectures and the transfer of weights between them."""
