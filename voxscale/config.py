@@ -120,6 +120,23 @@ def parse(kind: type[T], preset: str | None, args: Sequence[str], prog: str) -> 
     return tyro.cli(tyro.conf.AvoidSubcommands[kind], default=default, args=list(args), prog=prog)
 
 
+def to_flags(value: object, prefix: str = "--") -> list[str]:
+    """The command-line flags that `parse` would turn into this config, nested names joined by dots."""
+    flags: list[str] = []
+    for field in dataclasses.fields(cast(Any, value)):
+        part = getattr(value, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(part):
+            flags += to_flags(part, f"{name}.")
+        elif isinstance(part, bool):
+            flags.append(name if part else f"{prefix}no-{field.name.replace('_', '-')}")
+        elif isinstance(part, tuple):
+            flags += [name, *map(str, cast(tuple[object, ...], part))]
+        else:
+            flags += [name, str(part)]
+    return flags
+
+
 def save_json(value: object, path: Path) -> None:
     """Write a config as indented JSON (see `voxscale.files.write_text` for how)."""
     from voxscale.files import write_text  # files depends on errors only; kept late to keep config importable alone

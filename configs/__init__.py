@@ -1,0 +1,1 @@
+"""Presets: functions that return a config; their docstrings state command, cost and expected result."""

@@ -1,0 +1,78 @@
+"""Command line: `python -m launch pretrain|finetune PRESET [--cluster ...] [overrides]` and `python -m launch demo`."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cluster import Cluster
+from voxscale.config import parse
+from voxscale.errors import VoxScaleError
+from voxscale.log import setup
+
+USAGE = """python -m launch pretrain PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
+python -m launch finetune PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
+python -m launch demo [PRESET] --out FOLDER [--data FOLDER ... --task FOLDER] [overrides]
+
+PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind it lists every override."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed with one line that says why, 2 wrong usage."""
+    setup()
+    commands = {"pretrain": _stage, "finetune": _stage, "demo": _demo}
+    if not arguments or arguments[0] not in commands:
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        commands[arguments[0]](arguments[0], arguments[1:])
+    except VoxScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stage(name: str, arguments: Sequence[str]) -> None:
+    from finetune.config import FinetuneConfig
+    from launch.submit import run_stage
+    from pretrain.config import PretrainConfig
+
+    own, rest = _split(arguments, {f.name.replace("_", "-") for f in dataclasses.fields(Cluster)})
+    cluster = parse(Cluster, None, own, f"python -m launch {name}")
+    preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    kind = PretrainConfig if name == "pretrain" else FinetuneConfig
+    config = parse(kind, preset, rest, f"python -m launch {name} PRESET")
+    run_stage("pretrain" if name == "pretrain" else "finetune", config, cluster, config.run / "logs")
+
+
+def _split(arguments: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:
+    """Part the cluster's flags (and their values) from the stage's."""
+    own: list[str] = []
+    rest: list[str] = []
+    into = rest
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument[2:].split("=")[0].removeprefix("no-")
+            into = own if name in names else rest
+        into.append(argument)
+        if into is own and not argument.startswith("--"):
+            into = rest  # every flag of the cluster takes one value at most
+    return own, rest
+
+
+def _demo(name: str, arguments: Sequence[str]) -> None:
+    from launch.chain import DemoConfig, demo
+
+    parser = argparse.ArgumentParser(prog=f"python -m launch {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("preset", nargs="?", default="configs/demo.py:phantoms")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--task", type=Path)
+    known, rest = parser.parse_known_args(arguments)
+    settings = parse(DemoConfig, known.preset, rest, f"python -m launch {name} PRESET")
+    demo(settings, known.data, known.task, known.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

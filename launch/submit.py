@@ -1,0 +1,122 @@
+"""Submit a stage: local processes and Slurm jobs through the same submitit interface."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import submitit
+
+from launch.cluster import Cluster
+from launch.job import Stage, StageJob
+from voxscale.errors import TrainingError
+
+log = logging.getLogger("voxscale")
+
+POLL_S = 0.2
+
+
+def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
+    """Run a stage to its end, showing what rank 0 prints; a Slurm job is only submitted unless asked to wait.
+
+    Args:
+        stage: Which stage.
+        config: The stage's config.
+        cluster: Where and how large.
+        logs: Folder for submitit's files and every rank's output.
+
+    Raises:
+        TrainingError: If the job fails; with the stage's own message where it had one.
+    """
+    local = cluster.cluster == "local"
+    executor = _executor(cluster, logs)
+    me = psutil.Process()
+    job = executor.submit(
+        StageJob(
+            stage=stage,
+            config=config,
+            threads=cluster.threads,
+            port=_free_port() if local else 0,
+            parent=(me.pid, me.create_time()) if local else None,
+            tty=sys.stderr.isatty(),
+        )
+    )
+    if not local and not cluster.wait:
+        log.info("%s: submitted as job %s; its output goes to the logs folder of the run", stage, job.job_id)
+        return
+    try:
+        _follow(job)
+    except BaseException:
+        job.cancel()
+        raise
+    _check(stage, job)
+
+
+def _executor(cluster: Cluster, logs: Path) -> submitit.Executor:
+    folder = logs if cluster.cluster == "local" else logs / "%j"
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster.cluster)
+    executor.update_parameters(
+        timeout_min=int(cluster.hours * 60) or 1,
+        nodes=cluster.nodes,
+        tasks_per_node=cluster.processes,
+        gpus_per_node=cluster.gpus,
+    )
+    if cluster.cluster == "slurm":
+        wanted = {"slurm_partition": cluster.partition, "slurm_account": cluster.account, "mem_gb": cluster.memory_gb}
+        executor.update_parameters(
+            cpus_per_task=cluster.threads,
+            slurm_signal_delay_s=120,
+            **{name: value for name, value in wanted.items() if value},
+        )
+    return executor
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _follow(job: submitit.Job[Any]) -> None:
+    """Copy what rank 0 writes to standard error until the job has ended."""
+    path = job.task(0).paths.stderr
+    position = 0
+    while True:
+        over = job.done(force_check=True) if job.job_id else True
+        if path.exists():
+            with path.open("rb") as handle:
+                handle.seek(position)
+                text = handle.read()
+                position = handle.tell()
+            sys.stderr.write(_shown(text.decode(errors="replace")))
+            sys.stderr.flush()
+        if over:
+            return
+        time.sleep(POLL_S)
+
+
+def _shown(text: str) -> str:
+    """Everything but submitit's own lines."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("submitit "))
+
+
+def _check(stage: Stage, job: submitit.Job[Any]) -> None:
+    """Raise the first error among the ranks."""
+    problems: list[str] = []
+    for task in range(job.num_tasks):
+        try:
+            answer = job.task(task).result()
+        except submitit.core.utils.UncompletedJobError:
+            problems.append(f"rank {task} ended without an answer (killed, or out of memory)")
+        except submitit.core.utils.FailedJobError as error:
+            problems.append(f"rank {task} failed: {str(error).strip().splitlines()[-1]}")
+        else:
+            if "error" in answer:  # the stage's own message says it best
+                raise TrainingError(str(answer["error"]))
+    if problems:
+        logs = os.path.relpath(job.paths.folder)
+        raise TrainingError(f"{stage} must end on every rank, but {'; '.join(problems)}; see {logs} for its output")
