@@ -1,7 +1,9 @@
 """Ranks: read from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, nothing else."""
 
 import os
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as td
@@ -26,6 +28,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def extensions() -> Path:
+    """Folder of compiled operators: beside the packages they belong to, so that environments do not mix."""
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+
+
 def start(timeout_s: float = 1800.0) -> None:
     """Join the process group (nccl on GPUs, gloo on CPUs); a second call does nothing.
 
@@ -40,6 +48,7 @@ def start(timeout_s: float = 1800.0) -> None:
     missing = sorted(defaults.keys() - os.environ.keys())
     if missing:
         raise ConfigError(f"environment must set {', '.join(missing)} together with RANK; start with python -m launch")
+    extensions()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     store = None

@@ -1,0 +1,63 @@
+# VoxScale: `make demo`, `make test`, `make check`, `make bench ONLY=name`. `make` alone lists them.
+
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+OUT ?= out/demo
+PRESET ?= phantoms
+# torch, deepspeed and the rest are pinned in constraints.txt for these two versions of Python.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help install install-dev demo test check bench format wheel clean
+
+help:
+	@echo "make demo                                   synthetic scans -> pretraining -> fine-tuning -> out/demo/report"
+	@echo "make demo DATA=<folders> TASK=<folder> OUT=<folder>   the same on your scans"
+	@echo "make test                                   all tests"
+	@echo "make check                                  format, lint, types, layers, fast tests"
+	@echo "make bench ONLY=<name>                      one benchmark, one JSON line"
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 must be installed, with venv; run apt-get install python3 python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch]'
+	$(PY) -m voxscale.engine.compile
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+demo: install
+	$(PY) -m launch demo configs/demo.py:$(PRESET) --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK))
+
+test: install-dev
+	$(PY) -m pytest
+
+check: install-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+	$(PY) -m pytest -m 'not slow'
+
+bench: install-dev
+	@test -n "$(ONLY)" || { echo "error: ONLY must name a benchmark; choose from $$(cd tests/bench && ls bench_*.py | sed 's/bench_\(.*\).py/\1/' | tr '\n' ' ')"; exit 2; }
+	$(PY) tests/bench/bench_$(ONLY).py
+
+format: install-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+wheel: install-dev
+	$(PY) -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
