@@ -1,0 +1,1 @@
+"""Pretraining stage: self-supervised objectives and the program that trains on them."""
