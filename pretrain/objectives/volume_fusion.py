@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -238,6 +238,37 @@ def _watch(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"])
     return {"pretext_dice": dice, "pretext_accuracy": hits.sum() / confusion.sum().clamp(min=1)}
 
 
+def fuse_views(
+    views: Views, config: VolumeFusionConfig
+) -> tuple[
+    Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"], UInt8[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]
+]:
+    """Pair the crops, draw a label for each pair, and blend.
+
+    Returns:
+        Background, foreground, label and fused image, each (b, 1, z, y, x).
+
+    Raises:
+        ConfigError: If pairing is `across` and there is no other sample to pair with.
+        DataError: If the views hold another number of crops per sample.
+    """
+    samples, crops = views.images.shape[:2]
+    if crops != config.views_per_sample:
+        raise DataError(f"views must hold {config.views_per_sample} crops per sample, not {crops}", "bad_batch")
+    if config.pairing == "across":
+        require(samples > 1, "objective.pairing", "'within' for a batch of one sample", config.pairing)
+    background, foreground = _pair(views.images)
+    z, y, x = background.shape[2:]
+    label = sample_labels(views.seeds, (z, y, x), config, background.device)
+    return background, foreground, label, fuse(background, foreground, label, config.levels)
+
+
+def _pair(crops: Shaped[Tensor, "b v 1 z y x"]) -> tuple[Shaped[Tensor, "b 1 z y x"], Shaped[Tensor, "b 1 z y x"]]:
+    """Each sample's own two crops, or its only crop and that of the sample before it."""
+    first = crops[:, 0]
+    return first, crops[:, 1] if crops.shape[1] == 2 else first.roll(1, dims=0)
+
+
 def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) -> Losses:
     """Fuse the crops of each sample, let the network classify every voxel, and measure how well it did.
 
@@ -250,26 +281,9 @@ def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) ->
         config: Layout and pairing.
 
     Raises:
-        ConfigError: If pairing is `across` and there is no other sample to pair with.
-        DataError: If the views hold another number of crops per sample.
+        ConfigError: As `fuse_views` does.
+        DataError: As `fuse_views` does.
     """
-    background, foreground, outside = _pair(views, config)
-    z, y, x = background.shape[2:]
-    label = sample_labels(views.seeds, (z, y, x), config, background.device)
-    return loss(network(fuse(background, foreground, label, config.levels)), label, outside)
-
-
-def _pair(
-    views: Views, config: VolumeFusionConfig
-) -> tuple[Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"], Bool[Tensor, "b 1 z y x"]]:
-    """Background, foreground, and where both lie outside their scans."""
-    samples, crops = views.images.shape[:2]
-    if crops != config.views_per_sample:
-        raise DataError(f"views must hold {config.views_per_sample} crops per sample, not {crops}", "bad_batch")
-    if config.pairing == "within":
-        (background, foreground), (here, there) = views.images.unbind(1), views.inside.unbind(1)
-    else:
-        require(samples > 1, "objective.pairing", "'within' for a batch of one sample", config.pairing)
-        background, here = views.images[:, 0], views.inside[:, 0]
-        foreground, there = background.roll(1, dims=0), here.roll(1, dims=0)
-    return background, foreground, ~(here | there)
+    *_, label, fused = fuse_views(views, config)
+    here, there = _pair(views.inside)
+    return loss(network(fused), label, ~(here | there))

@@ -10,6 +10,7 @@ from pretrain.objectives.volume_fusion import (
     VolumeFusionConfig,
     check,
     fuse,
+    fuse_views,
     loss,
     sample_labels,
     volume_fusion,
@@ -214,6 +215,7 @@ def test_within_pairs_two_crops_of_one_sample() -> None:
     label = sample_labels(views.seeds, (8, 8, 8), SMALL)
     assert torch.equal(spy.images[label == 0], views.images[:, 0][label == 0])
     assert torch.equal(spy.images[label == 4], views.images[:, 1][label == 4])
+    assert torch.equal(fuse_views(views, SMALL)[3], spy.images)
     losses.total.backward()
     assert torch.isfinite(spy.conv.weight.grad).all()
     assert spy.conv.weight.grad.abs().sum() > 0
