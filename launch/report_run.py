@@ -1,0 +1,194 @@
+"""What was trained and what it cost: pretext task, curves, cost, configs, limits."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxscale.files import read_lines
+from voxscale.report import charts, page
+from voxscale.report.charts import Points
+from voxscale.report.page import Section
+from voxscale.report.planes import CONVENTION, ramp, three_planes
+from voxscale.report.table import duration, quantity, table
+
+NOT_LOSSES = frozenset(
+    ("step", "lr", "grad_norm", "samples_per_s", "voxels_per_s", "data_wait", "seconds", "rss_gb", "gpu_gb")
+)
+"""Keys of a metrics line that are neither the loss nor one of its terms."""
+
+
+def pretext_section(run: Path) -> Section:
+    """The fused volume, what it was made of, and what the network makes of it.
+
+    Args:
+        run: Of pretraining; `preview.npz` in it holds one example.
+    """
+    lead = (
+        "Two crops are mixed block by block, each block at its own level, from background only to foreground only."
+        " The network sees the mixture alone and has to name the level at every voxel, which takes knowing what anatomy"
+        " looks like and needs no label drawn by a person."
+    )
+    file = run / "preview.npz"
+    if not file.is_file():
+        return Section("Pretext task", page.paragraph("No preview was saved."), lead)
+    with np.load(file, allow_pickle=False) as arrays:
+        images = {key: arrays[key].astype(np.float32) for key in ("background", "foreground", "fused")}
+        truth, guess = (arrays[key].astype(np.uint8) for key in ("label", "prediction"))
+        z, y, x = (float(s) for s in arrays["spacing"])
+    levels = max(1, int(truth.max()), int(guess.max()))
+    palette = ramp(levels)
+    window = (float(min(i.min() for i in images.values())), float(max(i.max() for i in images.values())))
+    middle = truth.shape[0] // 2, truth.shape[1] // 2, truth.shape[2] // 2
+    names = {
+        "background": "Background crop",
+        "foreground": "Foreground crop",
+        "fused": "Mixture: what the network sees",
+    }
+    pictures = [
+        page.picture(three_planes(images[key], (z, y, x), window=window, point=middle), text, text)
+        for key, text in names.items()
+    ]
+    for text, label in (("True level", truth), ("Level the network names", guess)):
+        png = three_planes(
+            images["fused"],
+            (z, y, x),
+            prediction=label,
+            window=window,
+            point=middle,
+            palette=palette,
+            fill=0.85,
+        )
+        pictures.append(page.picture(png, text, text))
+    ends = {1: " (mostly background)", levels: " (foreground only)"}
+    key = page.legend((f"level {k}{ends.get(k, '')}", palette[k - 1]) for k in range(1, levels + 1))
+    right = float((truth == guess).mean())
+    usual = float(np.bincount(truth.ravel()).max() / truth.size)
+    note = (
+        f"In this example from the pretraining scans the network names the right level at {right:.0%} of all voxels;"
+        f" always naming the commonest level would get {usual:.0%}. Level 0 (background only) is not coloured."
+        f" {CONVENTION}"
+    )
+    return Section("Pretext task", key + page.grid(pictures, "three") + page.paragraph(note, "note"), lead)
+
+
+def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) -> Section:
+    """Losses of pretraining and, for both arms, of fine-tuning."""
+    rows = read_lines(pretrain_run / "metrics.jsonl")
+    names = ["loss", *sorted({key for row in rows for key in row} - NOT_LOSSES - {"loss"})]
+    lines = {name: points for name in names if (points := _points(rows, name))[0]}
+    figures: list[str] = []
+    if lines:
+        rate = _points(rows, "lr")
+        figures.append(
+            charts.loss_curves(
+                lines,
+                rate if rate[0] else None,
+                name="pretraining",
+                title="Pretraining",
+                alt=f"Pretraining loss from {lines['loss'][1][0]:.3g} to {lines['loss'][1][-1]:.3g}"
+                if "loss" in lines
+                else "Pretraining losses",
+            )
+        )
+    runs = {arm: sorted((finetune_run / arm).glob("seed-*/fold-*/metrics.jsonl")) for arm in arms}
+    losses = {arm: [p for f in files if (p := _points(read_lines(f), "loss"))[0]] for arm, files in runs.items()}
+    if any(losses.values()):
+        alt = "Training loss of " + " and ".join(
+            f"{arm}, at the end {np.mean([values[-1] for _, values in runs]):.3g}"
+            for arm, runs in losses.items()
+            if runs
+        )
+        figures.append(charts.arm_curves(losses, name="finetuning", title="Fine-tuning, training loss", alt=alt))
+    if not figures:
+        return Section("Curves", page.paragraph("No metrics were written."))
+    note = page.paragraph(
+        "Thin: as logged. Thick: moving mean over a twentieth of the points; for fine-tuning, of the mean over folds"
+        " and seeds. A lower training loss is not yet a better segmentation: see Result for held-out cases.",
+        "note",
+    )
+    return Section("Curves", page.grid(page.chart(svg) for svg in figures) + note)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """Steps and finite values of one key."""
+    kept = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float) and np.isfinite(row[key])]
+    return [float(step) for step, _ in kept], [float(value) for _, value in kept]
+
+
+def cost_section(
+    seconds: Mapping[str, float], peak_rss_gb: float, machine: Mapping[str, object], pretrain_run: Path
+) -> Section:
+    """Time per stage, throughput, memory and the machine.
+
+    Args:
+        seconds: Of each stage.
+        peak_rss_gb: Largest resident memory in GB.
+        machine: Such as cpu, cores, memory, torch version and commit.
+        pretrain_run: Whose metrics hold the throughput.
+    """
+    total = sum(seconds.values())
+    rows = [[stage, duration(s), f"{s / max(total, 1e-9):.0%}"] for stage, s in seconds.items()]
+    rows.append(["total", duration(total), "100%"])
+    metrics = read_lines(pretrain_run / "metrics.jsonl")
+    rates = {key: _points(metrics, key)[1] for key in ("voxels_per_s", "samples_per_s")}
+    median = {key: float(np.median(values)) if values else None for key, values in rates.items()}
+    tiles = page.tiles(
+        [
+            (duration(total), "Time", "all stages"),
+            (quantity(median["voxels_per_s"]), "Voxels per second", "pretraining, median"),
+            (quantity(median["samples_per_s"]), "Samples per second", "pretraining, median"),
+            (f"{peak_rss_gb:.1f} GB", "Peak memory", "resident"),
+        ]
+    )
+    specs = [[key.replace("_", " "), str(strip_paths(str(value)))] for key, value in machine.items()]
+    tables = [
+        table("Time per stage", ["Stage", "Time", "Share"], rows, strong=[len(rows) - 1]),
+        table("Machine", ["What", "Value"], specs, text=(0, 1)),
+    ]
+    return Section("Cost", tiles + page.grid(tables))
+
+
+def config_section(configs: Mapping[str, object], config_hash: str) -> Section:
+    """The exact settings, folded away, without the folders they name.
+
+    Args:
+        configs: Plain values under a title each.
+        config_hash: Of the whole run.
+    """
+    parts = [page.folded(title, page.code(strip_paths(value))) for title, value in configs.items()]
+    return Section(
+        "Settings", "\n".join(parts), f"Every setting of this run, hash {config_hash}. Paths are cut to names."
+    )
+
+
+def strip_paths(value: Any) -> Any:
+    """Cut every path in plain values to its last part, so that the page does not tell where things lie."""
+    if isinstance(value, str):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    if isinstance(value, Mapping):
+        return {strip_paths(key): strip_paths(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [strip_paths(part) for part in value]
+    return value
+
+
+def limits_section(results: Mapping[str, Any], synthetic: bool) -> Section:
+    """What must not be read out of this page."""
+    cases = results["summary"]["difference"]["n_cases"]
+    items = [
+        "Not for clinical use. Nothing here has been validated for diagnosis or treatment, and no person has reviewed"
+        " the predictions.",
+        f"One network, one task, {cases} labelled cases. Another task, scanner or hospital may give another answer.",
+        f"Both arms had {results['steps']} steps per fold. With more steps or more labels the difference may shrink,"
+        " vanish or turn.",
+        "Dice measures overlap only. It says little about borders, small lesions or whether a finding was missed.",
+        "Intervals and p values describe these cases and seeds, not a population of patients.",
+    ]
+    if synthetic:
+        items.insert(
+            1, "All scans are digital phantoms. They show that every part works together, not what real scans gain."
+        )
+    return Section("What this is not", page.bullets(items))

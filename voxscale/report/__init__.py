@@ -1,0 +1,1 @@
+"""Building blocks of a static report: pages, tables, charts and pictures of planes."""
