@@ -20,47 +20,44 @@ NOT_LOSSES = frozenset(
 """Keys of a metrics line that are neither the loss nor one of its terms."""
 
 
+CROPS = {
+    "background": "Background crop",
+    "foreground": "Foreground crop",
+    "fused": "Mixture: what the network sees",
+}
+"""Images of `preview.npz` and what the page calls them."""
+
+PRETEXT = (
+    "Two crops are mixed block by block, each block at its own level, from background only to foreground only."
+    " The network sees the mixture alone and has to name the level at every voxel, which takes knowing what anatomy"
+    " looks like and needs no label drawn by a person."
+)
+
+
 def pretext_section(run: Path) -> Section:
     """The fused volume, what it was made of, and what the network makes of it.
 
     Args:
         run: Of pretraining; `preview.npz` in it holds one example.
     """
-    lead = (
-        "Two crops are mixed block by block, each block at its own level, from background only to foreground only."
-        " The network sees the mixture alone and has to name the level at every voxel, which takes knowing what anatomy"
-        " looks like and needs no label drawn by a person."
-    )
     file = run / "preview.npz"
     if not file.is_file():
-        return Section("Pretext task", page.paragraph("No preview was saved."), lead)
+        return Section("Pretext task", page.paragraph("No preview was saved."), PRETEXT)
     with np.load(file, allow_pickle=False) as arrays:
-        images = {key: arrays[key].astype(np.float32) for key in ("background", "foreground", "fused")}
+        images = {key: arrays[key].astype(np.float32) for key in CROPS}
         truth, guess = (arrays[key].astype(np.uint8) for key in ("label", "prediction"))
         z, y, x = (float(s) for s in arrays["spacing"])
     levels = max(1, int(truth.max()), int(guess.max()))
     palette = ramp(levels)
     window = (float(min(i.min() for i in images.values())), float(max(i.max() for i in images.values())))
     middle = truth.shape[0] // 2, truth.shape[1] // 2, truth.shape[2] // 2
-    names = {
-        "background": "Background crop",
-        "foreground": "Foreground crop",
-        "fused": "Mixture: what the network sees",
-    }
     pictures = [
         page.picture(three_planes(images[key], (z, y, x), window=window, point=middle), text, text)
-        for key, text in names.items()
+        for key, text in CROPS.items()
     ]
     for text, label in (("True level", truth), ("Level the network names", guess)):
-        png = three_planes(
-            images["fused"],
-            (z, y, x),
-            prediction=label,
-            window=window,
-            point=middle,
-            palette=palette,
-            fill=0.85,
-        )
+        look = {"window": window, "point": middle, "palette": palette, "fill": 0.85}
+        png = three_planes(images["fused"], (z, y, x), prediction=label, **look)
         pictures.append(page.picture(png, text, text))
     ends = {1: " (mostly background)", levels: " (foreground only)"}
     key = page.legend((f"level {k}{ends.get(k, '')}", palette[k - 1]) for k in range(1, levels + 1))
@@ -71,7 +68,7 @@ def pretext_section(run: Path) -> Section:
         f" always naming the commonest level would get {usual:.0%}. Level 0 (background only) is not coloured."
         f" {CONVENTION}"
     )
-    return Section("Pretext task", key + page.grid(pictures, "three") + page.paragraph(note, "note"), lead)
+    return Section("Pretext task", key + page.grid(pictures, "three") + page.paragraph(note, "note"), PRETEXT)
 
 
 def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) -> Section:

@@ -1,6 +1,7 @@
 """Pictures of a volume: axial, coronal and sagittal plane through one point, at true aspect."""
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -101,26 +102,31 @@ def three_planes(
     if point is None:
         known = label if label is not None and label.any() else prediction
         point = focus(known if known is not None else np.zeros(volume.shape, np.uint8))
-    low, high = window or (float(v) for v in np.percentile(volume, (0.5, 99.5)))
-    extent = np.asarray(volume.shape) * spacing
-    z, y, x = extent
+    window = window or (float(np.percentile(volume, 0.5)), float(np.percentile(volume, 99.5)))
+    z, y, x = extent = np.asarray(volume.shape) * spacing
     scale = min((size[0] - 2 * GAP) / (2 * x + y), size[1] / max(z, y))  # pixels per mm
 
     panels: list[Image.Image] = []
     for axis, down, across, top, left in _PLANES:
         shape = max(1, round(extent[across] * scale)), max(1, round(extent[down] * scale))
-
-        def cut(array: NDArray[np.generic], axis: int = axis) -> NDArray[np.generic]:
-            return np.ascontiguousarray(np.take(array, point[axis], axis=axis)[::-1, ::-1])
-
-        grey = np.clip((cut(volume).astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-        panel = Image.fromarray((grey * 255).round().astype(np.uint8)).resize(shape, Image.Resampling.BICUBIC)
+        panel = _grey(_cut(volume, axis, point), window).resize(shape, Image.Resampling.BICUBIC)
         if prediction is not None:
-            panel = _overlay(panel, cut(prediction), palette, fill, outline=False)
+            panel = _overlay(panel, _cut(prediction, axis, point), palette, fill, outline=False)
         if label is not None:
-            panel = _overlay(panel, cut(label), palette, 1.0, outline=True)
+            panel = _overlay(panel, _cut(label, axis, point), palette, 1.0, outline=True)
         panels.append(_marked(panel, top, left))
     return _png(panels, size)
+
+
+def _cut(array: NDArray[Any], axis: int, point: tuple[int, int, int]) -> NDArray[Any]:
+    """The plane across one axis, turned as `CONVENTION` says."""
+    return np.ascontiguousarray(np.take(array, point[axis], axis=axis)[::-1, ::-1])
+
+
+def _grey(plane: NDArray[Any], window: tuple[float, float]) -> Image.Image:
+    low, high = window
+    grey = np.clip((plane.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
+    return Image.fromarray((grey * 255).round().astype(np.uint8))
 
 
 def _check(
@@ -142,7 +148,7 @@ def _check(
 
 
 def _overlay(
-    panel: Image.Image, label: NDArray[np.generic], palette: tuple[str, ...], opacity: float, *, outline: bool
+    panel: Image.Image, label: NDArray[Any], palette: tuple[str, ...], opacity: float, *, outline: bool
 ) -> Image.Image:
     """Colour the labels of one plane (voxels), as areas or as outlines inside their border."""
     wide = np.asarray(Image.fromarray(label.astype(np.uint8)).resize(panel.size, Image.Resampling.NEAREST))
