@@ -16,7 +16,7 @@ from voxscale.contract import InputContract, foreground_threshold
 from voxscale.errors import DataError
 from voxscale.files import locked, sha256_file, write_json
 from voxscale.progress import Progress
-from voxscale.shards import BrickInfo, Manifest, ManifestShard, ShardIndex, index_path, write_shard
+from voxscale.shards import BrickInfo, Manifest, ManifestShard, ShardIndex, Strides, index_path, write_shard
 from voxscale.store import Entry, Store, open_store
 
 log = logging.getLogger("voxscale")
@@ -129,7 +129,12 @@ def describe(volume: str, entry: Entry, box: Box) -> BrickInfo:
 
 
 def pack(
-    store_path: Path, folder: Path, contract: InputContract, patch: tuple[int, int, int], config: PackConfig
+    store_path: Path,
+    folder: Path,
+    contract: InputContract,
+    patch: tuple[int, int, int],
+    strides: Strides,
+    config: PackConfig,
 ) -> Manifest:
     """Write all shards that are not there yet, then the manifest.
 
@@ -138,6 +143,7 @@ def pack(
         folder: Where the shards go.
         contract: Input contract of the training to come.
         patch: Patch size (z, y, x) of the training to come, in voxels of the contract's spacing.
+        strides: (z, y, x) stride of each downsampling step that this patch allows; handed on.
         config: How to cut.
 
     Raises:
@@ -162,6 +168,7 @@ def pack(
         manifest = Manifest(
             contract=contract,
             patch=patch,
+            strides=strides,
             config_hash=made_from,
             samples=samples,
             volumes=len({sample.volume for index in indexes for sample in index.samples}),

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from voxscale.store import Store
 
 from finetune.config import FinetuneConfig
 from finetune.summary import ARMS, by_case, summarise
 from voxscale.files import write_arrays
 from voxscale.metrics.dice import dice_per_label
+from voxscale.store import Store
 from voxscale.stream import intensity_scale
 
 PREVIEWS = ("best", "median", "worst")
@@ -20,7 +20,7 @@ PREVIEWS = ("best", "median", "worst")
 
 
 def score_cases(
-    store: Store, labels: Sequence[str], folder: Path, cases: Sequence[str], place: Mapping[str, Any]
+    store: Store, labels: Sequence[int], folder: Path, cases: Sequence[str], place: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Score the predictions in a folder.
 
@@ -37,9 +37,9 @@ def score_cases(
     rows: list[dict[str, Any]] = []
     for case in cases:
         truth = store.read_label(case)
-        shown = {str(label) for label in np.unique(truth)}
-        dice = dice_per_label(read_prediction(folder, case), truth, [int(label) for label in labels])
-        scores = {label: dice[int(label)] if label in shown else None for label in labels}
+        shown = set(np.unique(truth).tolist())
+        dice = dice_per_label(read_prediction(folder, case), truth, labels)
+        scores = {str(label): dice[label] if label in shown else None for label in labels}
         rows.append({"case": case, "subject": store.entries[case].subject, **place, "dice": scores})
     return rows
 
@@ -50,12 +50,12 @@ def read_prediction(folder: Path, case: str) -> NDArray[np.uint8]:
         return arrays["labels"]
 
 
-def collect(config: FinetuneConfig, classes: Mapping[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def collect(config: FinetuneConfig, classes: Mapping[int, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The file `results.json`, without its previews; see docs/design.md."""
-    labels = sorted(classes, key=int)
+    labels = [str(label) for label in sorted(classes)]
     return {
         "arms": list(ARMS),
-        "classes": dict(classes),
+        "classes": {str(label): name for label, name in sorted(classes.items())},
         "folds": config.folds,
         "seeds": list(config.seeds),
         "steps": config.loop.steps,

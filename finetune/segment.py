@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from voxscale.store import Store
 
 from finetune.config import InferenceConfig
 from voxscale.augment.resample import resample
@@ -15,6 +14,7 @@ from voxscale.augment.spatial import Spatial, matrix
 from voxscale.batch import Batch
 from voxscale.contract import InputContract
 from voxscale.inference import sliding_window
+from voxscale.store import Store
 from voxscale.stream import intensity_scale
 from voxscale.volume import Triple
 

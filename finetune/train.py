@@ -13,8 +13,6 @@ import deepspeed
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from voxscale.patches import Plan
-from voxscale.store import Store, open_store
 
 from finetune.config import FinetuneConfig, IntensityConfig
 from finetune.folds import split
@@ -42,7 +40,9 @@ from voxscale.losses.dice import soft_dice_loss
 from voxscale.models.build import ModelConfig, build
 from voxscale.models.stunet import HEAD_PREFIX
 from voxscale.models.transfer import transfer
+from voxscale.patches import Plan
 from voxscale.seed import derive, rng
+from voxscale.store import Store, open_store
 from voxscale.stream import CaseStream, load, rank_indices
 
 log = logging.getLogger("voxscale")
@@ -56,7 +56,7 @@ class Task:
         store: Labelled scans.
         plan: Contract, patch and strides.
         cases: Ids of all labelled scans.
-        classes: Names by label.
+        classes: Names by label, background left out.
         model: Backbone of the checkpoint with this task's outputs.
         weights: The checkpoint's weights.
     """
@@ -64,7 +64,7 @@ class Task:
     store: Store
     plan: Plan
     cases: tuple[str, ...]
-    classes: dict[str, str]
+    classes: dict[int, str]
     model: ModelConfig
     weights: dict[str, Tensor]
 
@@ -92,7 +92,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 train_and_test(config, task, folder, arm, seed, test, f"{arm} {fold + 1}/{config.folds}")
                 if dist.rank() == 0:
                     place = {"fold": fold, "seed": seed, "arm": arm}
-                    write_json(done, score_cases(task.store, list(task.classes), folder, test, place))
+                    write_json(done, score_cases(task.store, sorted(task.classes), folder, test, place))
                 dist.barrier()
             rows += json.loads(done.read_text())
         results = collect(config, task.classes, rows)
@@ -117,7 +117,7 @@ def open_task(config: FinetuneConfig) -> Task:
     cases = tuple(sorted(case for case, entry in store.entries.items() if entry.label))
     if not cases:
         raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
-    labels = max(int(label) for label in store.classes)
+    labels = max(store.classes)
     model = dataclasses.replace(
         from_dict(ModelConfig, says["model"], "checkpoint.model"),
         classes=labels + 1,
@@ -187,7 +187,7 @@ def train_and_test(
 def segmentation_loss(
     engine: deepspeed.DeepSpeedEngine, batch: Batch, patch: tuple[int, int, int], config: FinetuneConfig
 ) -> tuple[Losses, int]:
-    """Dice and cross-entropy with deep supervision on augmented patches; voxels outside the scan do not count."""
+    """Dice and cross-entropy with deep supervision on augmented patches; outside the scan lies background."""
     images, _, label = resample(batch, patch)
     assert label is not None  # a case stream yields labelled patches only
     images = change_intensity(images, batch.seeds, config.intensity)

@@ -21,7 +21,7 @@ from voxscale.contract import InputContract
 from voxscale.errors import DataError
 from voxscale.seed import derive, rng
 from voxscale.shards import BrickInfo, open_manifest, read_brick
-from voxscale.store import Entry, Store, open_store
+from voxscale.store import Entry, open_store
 from voxscale.volume import Triple
 
 Size = tuple[int, int, int]
@@ -111,11 +111,13 @@ class ShardStream:
         """Samples per epoch."""
         return len(self.bricks) * self.config.repeats
 
+    def entry(self, epoch: int, place: int) -> int:
+        """Brick at a place of an epoch's order."""
+        return int(_permutation(self.seed, epoch, len(self))[place]) % len(self.bricks)
+
     def sample(self, index: int) -> list[Patch]:
         """Views of one brick."""
-        epoch, rest = divmod(index, len(self))
-        entry = int(_permutation(self.seed, epoch, len(self))[rest])
-        shard, where = self.bricks[entry % len(self.bricks)]
+        shard, where = self.bricks[self.entry(*divmod(index, len(self)))]
         info, voxels = read_brick(self.folder, shard, where)
         return [self._view(info, voxels, index, view) for view in range(self.config.views)]
 
@@ -146,6 +148,7 @@ class CaseStream:
             raise DataError("cases must name at least one labelled scan, not none", "empty_split")
         self.store, self.cases, self.patch = open_store(store), tuple(cases), patch
         self.contract, self.config, self.seed = contract, config, seed
+        self._scans: dict[str, tuple[NDArray[Any], NDArray[np.uint8]]] = {}
 
     def sample(self, index: int) -> list[Patch]:
         """One labelled patch."""
@@ -158,11 +161,17 @@ class CaseStream:
         centre = place(generator, entry.shape, size)
         if generator.random() < self.config.foreground:
             centre = self._on_label(generator, volume, centre, entry.shape, size)
-        voxels, label = _scan(self.store, volume)
+        voxels, label = self._scan(volume)
         seed = derive(self.seed, "sample", index)
         scale = intensity_scale(entry, self.contract)
         spacing = entry.spacing
         return [_patch(voxels, label, drawn, self.patch, self.contract, spacing, centre, scale, seed, index, volume)]
+
+    def _scan(self, volume: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """A scan and its label, kept in memory as stored: fine-tuning reads few scans many times."""
+        if volume not in self._scans:
+            self._scans[volume] = self.store.read(volume), self.store.read_label(volume)
+        return self._scans[volume]
 
     def _on_label(
         self, generator: np.random.Generator, volume: str, otherwise: Triple, shape: Sequence[int], size: Sequence[int]
@@ -211,12 +220,6 @@ def _patch(
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return rng(seed, "epoch", epoch).permutation(length)
-
-
-@lru_cache(maxsize=64)
-def _scan(store: Store, volume: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """A labelled scan, kept in memory as stored: fine-tuning reads few scans many times."""
-    return store.read(volume), store.read_label(volume)
 
 
 class _Samples(Dataset[list[Patch]]):

@@ -1,0 +1,84 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxscale import files
+from voxscale.errors import DataError
+
+
+def test_write_replaces_whole_files_and_leaves_nothing_beside(tmp_path):
+    target = tmp_path / "deep" / "file.json"
+    files.write_json(target, {"a": 1})
+    files.write_json(target, {"a": 2})
+    assert json.loads(target.read_text()) == {"a": 2}
+    assert [p.name for p in target.parent.iterdir()] == ["file.json"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    files.write_text(target, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        files.write_text(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_arrays_come_back(tmp_path):
+    files.write_arrays(tmp_path / "a.npz", {"x": np.arange(3)})
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["x"].tolist() == [0, 1, 2]
+
+
+def test_folder_is_committed_and_replaced(tmp_path):
+    for text in ("one", "two"):
+        beside = tmp_path / ".new"
+        beside.mkdir()
+        (beside / "file").write_text(text)
+        files.commit_folder(beside, tmp_path / "final")
+        assert (tmp_path / "final" / "file").read_text() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+def test_last_line_cut_by_a_crash_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append_line(path, {"n": 1})
+    with path.open("a") as handle:
+        handle.write('{"n": 2')
+    assert files.read_lines(path) == [{"n": 1}]
+    files.append_line(path, {"n": 3})
+    assert files.read_lines(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_damage_inside_a_ledger_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 1}\nxx\n{"n": 3}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl line 2 must be JSON"):
+        files.read_lines(path)
+
+
+def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from voxscale.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match="not in use by another live process"), files.locked(tmp_path):
+            pass
+        holder.kill()
+    with files.locked(tmp_path):
+        pass

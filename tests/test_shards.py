@@ -1,0 +1,184 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import webdataset as wds
+from tests_stores import make_store
+
+from data_prep.pack import PackConfig, brick_boxes, pack, tile
+from voxscale.contract import InputContract
+from voxscale.errors import ConfigError, DataError
+from voxscale.shards import open_manifest, read_brick
+from voxscale.store import open_store
+
+CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))
+PATCH = (8, 8, 8)
+STRIDES = ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+SMALL = PackConfig(factor=1.25, shard_mb=1)
+
+
+def packed(tmp_path, config=SMALL, count=4):
+    make_store(tmp_path / "store", count, labelled=False)
+    return pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, config)
+
+
+def everything(folder):
+    manifest, indexes = open_manifest(folder)
+    return manifest, [(read_brick(folder, i.name, s), s) for i in indexes for s in i.samples]
+
+
+@pytest.mark.parametrize(("length", "edge", "overlap"), [(10, 10, 0.0), (10, 4, 0.0), (100, 17, 0.25), (5, 9, 0.5)])
+def test_tiles_cover_a_length_evenly(length, edge, overlap):
+    starts = tile(length, edge, overlap)
+    covered = {i for s in starts for i in range(s, min(s + edge, length))}
+    assert covered == set(range(length))
+    assert starts[0] == 0
+    assert edge >= length or starts[-1] + edge == length
+    steps = np.diff(starts)
+    assert not len(steps) or steps.max() <= np.ceil(edge * (1 - overlap))
+
+
+def test_bricks_are_the_scan_at_the_place_they_name(tmp_path):
+    manifest, bricks = everything_of(tmp_path)
+    store = open_store(tmp_path / "store")
+    assert manifest.samples == len(bricks) > 4
+    assert manifest.volumes == 4
+    seen = np.zeros(store.entries[bricks[0][0][0].volume].shape, dtype=bool)
+    for (info, voxels), _ in bricks:
+        z, y, x = (slice(a, a + n) for a, n in zip(info.start, info.shape, strict=True))
+        np.testing.assert_array_equal(voxels, store.read(info.volume)[z, y, x])
+        assert voxels.dtype == np.int16
+        corner = np.asarray(store.entries[info.volume].affine) @ [*info.start, 1]
+        np.testing.assert_allclose(np.asarray(info.affine)[:, 3], corner)
+        seen[z, y, x] = True
+    body = store.entries[bricks[0][0][0].volume].foreground_box
+    assert seen[tuple(slice(a, b) for a, b in body)].mean() > 0.9
+
+
+def everything_of(tmp_path):
+    packed(tmp_path)
+    return everything(tmp_path / "shards")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_same(tmp_path):
+    _, bricks = everything_of(tmp_path)
+    urls = sorted(str(p) for p in (tmp_path / "shards").glob("*.tar"))
+    found = {
+        s["__key__"]: (s["json"], s["npy"])
+        for s in wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    }
+    assert found.keys() == {s.key for _, s in bricks}
+    for (info, voxels), sample in bricks:
+        meta, array = found[sample.key]
+        assert meta["volume"] == info.volume
+        np.testing.assert_array_equal(array, voxels)
+
+
+def test_second_run_writes_the_same_bytes_and_touches_no_finished_tar(tmp_path):
+    first = packed(tmp_path)
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("shard-*")}
+    again = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
+    assert again == first
+    assert times == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("shard-*")}
+    other = pack(tmp_path / "store", tmp_path / "elsewhere", CONTRACT, PATCH, STRIDES, SMALL)
+    assert other == first  # sha256 of every tar included
+
+
+def test_cut_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    first = packed(tmp_path)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    (tmp_path / "shards" / "shard-00000.index.json").unlink()  # killed between tar and index
+    (tmp_path / "shards" / ".shard-00000.tar.tmp").write_bytes(b"half")
+    with pytest.raises(DataError, match="run data_prep pack to the end"):
+        open_manifest(tmp_path / "shards")
+    assert pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL) == first
+
+
+def test_other_config_replaces_the_shards(tmp_path):
+    first = packed(tmp_path)
+    wider = PackConfig(factor=2.0, shard_mb=1)
+    second = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, wider)
+    assert second.config_hash != first.config_hash
+    assert second.shards != first.shards
+
+
+@pytest.mark.parametrize("where", ["npy", "json"])
+def test_a_flipped_bit_in_a_brick_is_noticed(tmp_path, where):
+    packed(tmp_path)
+    folder = tmp_path / "shards"
+    _, indexes = open_manifest(folder)
+    sample = indexes[0].samples[1]
+    with (folder / indexes[0].name).open("r+b") as tar:
+        tar.seek(getattr(sample, where)[0] + 3)
+        byte = tar.read(1)[0]
+        tar.seek(-1, os.SEEK_CUR)
+        tar.write(bytes([byte ^ 1]))
+    with pytest.raises(DataError, match=f"brick {sample.key} in shard-00000.tar must have the checksum"):
+        read_brick(folder, indexes[0].name, sample)
+
+
+def test_a_cut_tar_and_a_changed_index_are_noticed(tmp_path):
+    packed(tmp_path)
+    folder = tmp_path / "shards"
+    index = folder / "shard-00000.index.json"
+    text = index.read_text()
+    values = json.loads(text)
+    values["samples"] = values["samples"][:-1]
+    index.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"shard-00000.tar must be as the manifest says"):
+        open_manifest(folder)
+    index.write_text(text)
+    tar = folder / "shard-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"shard-00000.tar must be as the manifest says"):
+        open_manifest(folder)
+
+
+def test_air_is_left_out_and_counted(tmp_path):
+    whole = packed(tmp_path, PackConfig(factor=1.0, foreground=0.0, overlap=0.0))
+    picky = pack(
+        tmp_path / "store",
+        tmp_path / "picky",
+        CONTRACT,
+        PATCH,
+        STRIDES,
+        PackConfig(factor=1.0, foreground=0.97, overlap=0.0),
+    )
+    assert whole.skipped_air == 0
+    assert picky.skipped_air > 0
+    assert picky.samples + picky.skipped_air == whole.samples
+
+
+def test_nothing_but_air_is_refused(tmp_path):
+    make_store(tmp_path / "store", 1, labelled=False)
+    with pytest.raises(DataError, match="no brick shows that much body"):
+        pack(tmp_path / "store", tmp_path / "shards", CONTRACT, (40, 40, 40), STRIDES, PackConfig(foreground=1.0))
+    assert not (tmp_path / "shards" / "manifest.json").exists()
+
+
+def test_empty_store_is_refused(tmp_path):
+    make_store(tmp_path / "store", 0, labelled=False)
+    with pytest.raises(DataError, match="at least one accepted volume"):
+        pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
+
+
+def test_tars_are_closed_at_the_size_limit(tmp_path):
+    make_store(tmp_path / "store", 3, labelled=False, shape=(60, 64, 66), spacing=(1.0, 1.0, 1.0))
+    manifest = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, (16, 16, 16), STRIDES, PackConfig(shard_mb=1))
+    assert len(manifest.shards) == 2  # about 0.5 MB a scan
+    assert all(shard.bytes < 1.2e6 for shard in manifest.shards)
+
+
+def test_bricks_never_leave_the_scan(tmp_path):
+    make_store(tmp_path / "store", 1, labelled=False)
+    entry = next(iter(open_store(tmp_path / "store").entries.values()))
+    for box in brick_boxes(entry, (64, 8, 8), CONTRACT, PackConfig()):
+        assert all(0 <= s.start < s.stop <= n for s, n in zip(box, entry.shape, strict=True))
+
+
+@pytest.mark.parametrize("values", [{"factor": 0.5}, {"overlap": 1.0}, {"foreground": 2.0}, {"shard_mb": 0}])
+def test_bad_config_is_refused(values):
+    with pytest.raises(ConfigError, match="pack."):
+        PackConfig(**values)
