@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.config import config, config_hash, from_dict, parse, require, to_dict
+from voxscale.config import config, config_hash, from_dict, load_json, parse, require, to_dict
 from voxscale.contract import InputContract, foreground_threshold
 from voxscale.errors import DataError
 from voxscale.files import locked, sha256_file, write_json
+from voxscale.patches import Plan
 from voxscale.progress import Progress
 from voxscale.shards import BrickInfo, Manifest, ManifestShard, ShardIndex, Strides, index_path, write_shard
 from voxscale.store import Entry, Store, open_store
@@ -224,10 +225,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--plan", type=Path, required=True)
     known, rest = parser.parse_known_args(args)
     options = parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
-    plan = json.loads(known.plan.read_text())
-    contract = from_dict(InputContract, plan["contract"], "plan.contract")
-    z, y, x = plan["patch"]
-    manifest = pack(known.store, known.shards, contract, (z, y, x), options)
+    plan = load_json(Plan, known.plan)
+    manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options)
     summary = {"samples": manifest.samples, "volumes": manifest.volumes, "skipped_air": manifest.skipped_air}
     print(json.dumps(summary | {"shards": len(manifest.shards)}))
     return 0

@@ -23,7 +23,7 @@ from voxscale import dist
 from voxscale.augment import brightness, gamma, noise
 from voxscale.augment.resample import resample
 from voxscale.batch import Batch, Losses
-from voxscale.config import config_hash, from_dict, to_dict
+from voxscale.config import config_hash, from_dict, load_json, to_dict
 from voxscale.contract import InputContract, require_same
 from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
@@ -106,7 +106,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 def open_task(config: FinetuneConfig) -> Task:
     """Open store, plan and checkpoint, and refuse what does not fit together."""
     store = open_store(config.store)
-    plan = from_dict(Plan, json.loads(config.plan.read_text()), "plan")
+    plan = load_json(Plan, config.plan)
     source = find_pretrained(config.checkpoint)
     says = checkpoint.read_about(source)
     contract = from_dict(InputContract, says["contract"], "checkpoint.contract")

@@ -36,7 +36,9 @@ class MemoryWatch:
         while not self._stop.wait(SAMPLE_S):
             self.peak_gb = max(self.peak_gb, sum(_resident(p) for p in [me, *me.children(recursive=True)]) / 1e9)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop sampling."""
         self._stop.set()
         self._thread.join()
@@ -75,7 +77,11 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[1]
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -110,10 +110,10 @@ def _check(stage: Stage, job: submitit.Job[Any]) -> None:
     for task in range(job.num_tasks):
         try:
             answer = job.task(task).result()
-        except submitit.core.utils.UncompletedJobError:
-            problems.append(f"rank {task} ended without an answer (killed, or out of memory)")
         except submitit.core.utils.FailedJobError as error:
             problems.append(f"rank {task} failed: {str(error).strip().splitlines()[-1]}")
+        except submitit.core.utils.UncompletedJobError:
+            problems.append(f"rank {task} ended without an answer (killed, or out of memory)")
         else:
             if "error" in answer:  # the stage's own message says it best
                 raise TrainingError(str(answer["error"]))

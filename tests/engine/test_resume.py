@@ -25,7 +25,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision", "kind"), CASES)
 def test_cut_run_ends_with_the_same_bits(ranks, tmp_path, stage, precision, kind):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -1,10 +1,15 @@
-"""One rank of a small training run: python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH."""
+"""One rank of a small training run.
 
+python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH [NAN_SAMPLE [FULL_DISK_STEP]]
+"""
+
+import contextlib
 import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +59,18 @@ def objective(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:
 
 run, steps, total, stage, precision, kind, batch = sys.argv[1:8]
 nan_at = int(sys.argv[8]) if len(sys.argv) > 8 else -1
+full_at = int(sys.argv[9]) if len(sys.argv) > 9 else -1
 torch.set_num_threads(1)
+if full_at >= 0:
+    write = checkpoint._write
+
+    def fill_up(target: Path, *parts: Any) -> None:
+        if target.name == f"step-{full_at:08d}":
+            target.with_name(f".{target.name}.tmp").mkdir(parents=True)
+            raise OSError(28, "No space left on device")
+        write(target, *parts)
+
+    checkpoint._write = fill_up
 dist.start()
 folder = Path(run)
 loop = LoopConfig(steps=int(total), batch=int(batch), log_every=1, checkpoint_every=3)
@@ -69,26 +85,21 @@ weights = checkpoint.load_weights(found) if found else {n: p.detach().clone() fo
 micro = micro_batch(loop.batch, 1, dist.world_size())
 engine = start_engine(net, weights, config, optim, micro)
 start = checkpoint.restore(found, engine, optim) if found else Position()
-stop = LoopConfig(steps=int(steps), batch=loop.batch, log_every=1, checkpoint_every=3)
 
 
-class Cut(Exception):
+class CutError(Exception):
     pass
 
 
 def until(source: Iterator[Batch], n: int) -> Iterator[Batch]:
     yield from itertools.islice(source, n)
-    raise Cut
+    raise CutError
 
 
 tracker = Tracker(folder, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
-try:
-    train(
-        "test", engine, until(batches(start.step, micro, loop.batch), stop.steps - start.step), objective, loop, optim,
-        folder, start, {"model": "test"}, tracker,
-    )  # fmt: skip
-except Cut:
-    pass
+cut = until(batches(start.step, micro, loop.batch), int(steps) - start.step)
+with contextlib.suppress(CutError):
+    train("test", engine, cut, objective, loop, optim, folder, start, {"model": "test"}, tracker)
 final = dict(read_weights(engine))
 if dist.rank() == 0:
     save_file(final, folder / "final.safetensors")

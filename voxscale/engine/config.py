@@ -16,7 +16,7 @@ class EngineConfig:
         precision: bf16 with fp32 master weights, or fp32.
         clip: Largest global gradient norm; larger ones are scaled down.
         accumulate: Micro-batches per step.
-        channels_last: Memory layout of activations and weights (faster for bf16 convolutions).
+        channels_last: Memory layout of activations (weights are views into ZeRO's flat buffers and keep theirs).
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 1

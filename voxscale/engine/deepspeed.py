@@ -57,8 +57,6 @@ def start_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     dist.start()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    if engine.channels_last:
-        model = model.to(memory_format=torch.channels_last_3d)
     made, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, optim),
