@@ -1,0 +1,127 @@
+"""Running a reader in a process of its own, so that a hostile file can only end that process."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from voxscale.errors import DataError
+
+PRELOAD = [
+    "numpy",
+    "nibabel",
+    "pydicom",
+    "pydicom.pixels.decoders",
+    "SimpleITK",
+    "zarr",
+    "voxscale.io",
+    "voxscale.io.dicom",
+    "voxscale.store",
+]
+"""Imported once by the server that every reader process is forked from."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
+# Starting and reaping poll all children of this process; two threads that do
+# so at once can steal each other's exit codes.
+_reaping = threading.Lock()
+
+
+def run_isolated(function: Callable[..., Any], args: Sequence[object], seconds: float, gigabytes: float) -> Any:
+    """Call a function in a fresh process with limits on time and memory.
+
+    The process has no output of its own (C libraries print file names), dies
+    with its parent, and leaves no core dump.
+
+    Args:
+        function: Importable by name; returns what JSON can hold.
+        args: Picklable arguments.
+        seconds: Time limit.
+        gigabytes: Limit on the private memory of the process.
+
+    Raises:
+        DataError: As raised by the function, or with reason `timeout`,
+            `out_of_memory`, `reader_crashed` (a signal) or `reader_failed`
+            (any other exception, of which only the type is told).
+        OSError: As raised by the function, without its file name.
+    """
+    ours, theirs = _context.Pipe()
+    with _reaping:
+        child = _context.Process(target=_child, args=(theirs, function, tuple(args), gigabytes), daemon=True)
+        child.start()
+    theirs.close()
+    try:
+        reply = json.loads(ours.recv_bytes()) if ours.poll(seconds) else {"kind": "timeout"}
+    except (EOFError, ConnectionError):
+        reply = {"kind": "gone"}
+    finally:
+        ours.close()
+        with _reaping:
+            child.kill()
+            child.join()
+            code = child.exitcode or 0
+            child.close()
+    return _unpack(reply, code, seconds, gigabytes)
+
+
+def _unpack(reply: dict[str, Any], code: int, seconds: float, gigabytes: float) -> Any:
+    """The function's result, or the error that stands for how it ended."""
+    match reply["kind"]:
+        case "result":
+            return reply["value"]
+        case "data":
+            raise DataError(reply["text"], reply["reason"])
+        case "os":
+            raise OSError(reply["errno"], os.strerror(reply["errno"]))
+        case "memory":
+            raise DataError(f"reading must need at most {gigabytes:g} GB of memory", "out_of_memory")
+        case "timeout":
+            raise DataError(f"reading must end within {seconds:g} seconds", "timeout")
+        case "failed":
+            raise DataError(f"reading must succeed, not fail with {reply['text']}", "reader_failed")
+        case _:
+            how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+            raise DataError(f"reading must end normally, not by {how}", "reader_crashed")
+
+
+def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...], gigabytes: float) -> None:
+    """Body of the reader process: set limits, call, send back one JSON object."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = int(gigabytes * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(silent, stream)
+    threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
+    pipe.send_bytes(_call(function, args))
+
+
+def _die_with_parent(pipe: Connection) -> None:
+    """The parent never writes: the pipe only ever becomes readable when the parent is gone."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv_bytes()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _call(function: Callable[..., Any], args: tuple[object, ...]) -> bytes:
+    try:
+        return json.dumps({"kind": "result", "value": function(*args)}).encode()
+    except DataError as error:
+        reply = {"kind": "data", "text": str(error), "reason": error.reason}
+    except MemoryError:
+        reply = {"kind": "memory"}
+    except OSError as error:
+        reply = {"kind": "os", "errno": error.errno or errno.EIO}
+    except Exception as error:
+        reply = {"kind": "failed", "text": type(error).__name__}
+    return json.dumps(reply).encode()

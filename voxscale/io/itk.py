@@ -1,0 +1,107 @@
+"""NRRD and MetaImage files (.nrrd, .mha, .mhd), read through SimpleITK after a look at their text header."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the name its manual uses)
+
+from voxscale.errors import DataError
+from voxscale.io.storage import Raw, make_raw
+from voxscale.volume import Affine, Modality, Volume, lps_to_sar
+
+HEADER_BYTES = 1 << 16
+"""Longest text header looked at."""
+
+SPACING_KEYS = {"space directions", "spacings", "elementspacing", "elementsize"}
+DATA_KEYS = ("data file", "datafile", "elementdatafile")
+
+
+def read_itk(path: Path, modality: Modality | None) -> Volume:
+    """Read one scan; see `load_itk`. None guesses the modality from the values."""
+    return load_itk(path).volume(modality)
+
+
+def load_itk(path: Path) -> Raw:
+    """Read and check one NRRD or MetaImage file.
+
+    Args:
+        path: The .nrrd, .mha or .mhd.
+
+    Raises:
+        DataError: With reason `unreadable`, `no_geometry`, `unsafe_path`,
+            `not_3d`, `bad_dtype` or `undecodable`.
+        GeometryError: With reason `bad_affine` or `sheared`.
+    """
+    header = _text_header(path)
+    data_file(path)
+    if not SPACING_KEYS & header.keys():
+        raise DataError("itk header must state a voxel spacing", "no_geometry")
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # warnings name the file
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        _check_grid(reader)
+        image = reader.Execute()
+    except RuntimeError as error:
+        if "alloc" in str(error).lower():
+            raise MemoryError from None
+        raise DataError("itk data must be complete and decodable", "undecodable") from None
+    return make_raw(sitk.GetArrayFromImage(image), _affine(image))
+
+
+def data_file(path: Path) -> Path | None:
+    """The file that holds the voxels, or None if they follow the header.
+
+    Raises:
+        DataError: With reason `unsafe_path` if it does not lie beside the header.
+    """
+    header = _text_header(path)
+    name = next((header[key] for key in DATA_KEYS if key in header), "LOCAL")
+    if name.upper() == "LOCAL":
+        return None
+    if not re.fullmatch(r"[^/\\%:]+", name) or name.upper().startswith("LIST") or name in (".", ".."):
+        raise DataError("itk data file must be one file beside its header", "unsafe_path")
+    return path.with_name(name)
+
+
+def _text_header(path: Path) -> dict[str, str]:
+    """Fields of the text header, keys in lower case."""
+    try:
+        with path.open("rb") as handle:
+            text = handle.read(HEADER_BYTES).decode("latin-1")
+    except OSError as error:
+        raise DataError(f"itk file must be readable, not fail with error {error.errno}", "unreadable") from None
+    nrrd = text.startswith("NRRD000")
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        if nrrd and not line:
+            break
+        key, found, value = line.partition(": " if nrrd else "=")
+        if found:
+            fields[key.strip().lower()] = value.strip()
+        if "elementdatafile" in fields:
+            break
+    if not (nrrd or {"ndims", "dimsize", "elementdatafile"} <= fields.keys()):
+        raise DataError("itk file must begin with a NRRD or MetaImage header", "unreadable")
+    return fields
+
+
+def _check_grid(reader: sitk.ImageFileReader) -> None:
+    """Check what the header announces before any voxel is read."""
+    size = reader.GetSize()
+    if len(size) != 3 or 0 in size:
+        raise DataError(f"itk image must have 3 axes, not {list(size)}", "not_3d")
+    kind = reader.GetPixelID()
+    scalar = kind not in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    if reader.GetNumberOfComponents() != 1 or not scalar:
+        raise DataError("itk image must have one real number per voxel", "bad_dtype")
+
+
+def _affine(image: sitk.Image) -> Affine:
+    """ITK's geometry in our axes and mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return lps_to_sar(affine)

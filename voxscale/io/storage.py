@@ -1,0 +1,166 @@
+"""The smallest number type that gives back every value of a scan, and scans as they come from a file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.volume import Affine, Modality, Volume, check_affine, to_canonical
+
+INTEGERS = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16", "int32", "uint32"))
+"""Stored integer types, smallest first."""
+
+SAMPLE = 20_000
+"""Voxels looked at before the whole array is tried."""
+
+MAX_STEPS = 65_536
+"""Most steps of a lattice between the lowest and the highest value."""
+
+CT_AIR = -150.0
+"""A scan whose 0.5th percentile is at most this many units is taken for CT."""
+
+
+def smallest_integer(low: float, high: float) -> np.dtype[Any] | None:
+    """The smallest stored integer type that holds both ends, or None."""
+    return next((kind for kind in INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max), None)
+
+
+def exact_storage(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> tuple[NDArray[Any], float, float]:
+    """Store values as the smallest integers that give them back exactly, else as float32.
+
+    Exact means that `Volume.values()` of the result equals the input's values
+    in float32. Whole numbers kept as floats (such as HU) become integers, and
+    so do values on a lattice `a + k * b` (such as scaled bytes saved as floats).
+    NaN and infinity survive, as float32.
+
+    Args:
+        array: Integers or floats of any shape.
+        slope: Values per step of `array`.
+        intercept: Value of a zero in `array`.
+
+    Returns:
+        The stored array, its slope and its intercept.
+    """
+    if array.dtype.kind in "iu":
+        kind = smallest_integer(int(array.min()), int(array.max()))
+        if kind is not None:
+            return array.astype(kind, copy=False), slope, intercept
+    with np.errstate(over="ignore", invalid="ignore"):
+        if all(np.isfinite(_values(part, slope, intercept)).all() for part in _blocks(array)):
+            flat = array.reshape(-1)[:: max(1, array.size // SAMPLE)]
+            for step, start in _scalings(_values(flat, slope, intercept)):
+                if _fit(flat, slope, intercept, step, start) and (kind := _fit(array, slope, intercept, step, start)):
+                    return _steps(array, slope, intercept, step, start, kind), step, start
+        values = [_values(part, slope, intercept).astype(np.float32) for part in _blocks(array)]
+    return np.concatenate(values), 1.0, 0.0
+
+
+def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
+    """Views of the array along its first axis, small enough for float64 copies."""
+    return np.array_split(array, min(len(array), max(1, array.size >> 20)))
+
+
+def _values(array: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float64]:
+    return array.astype(np.float64) * slope + intercept
+
+
+def _fit(array: NDArray[Any], slope: float, intercept: float, step: float, start: float) -> np.dtype[Any] | None:
+    """The type of integers k for which `start + k * step` equals every value in float32, if there is one."""
+    low, high = np.inf, -np.inf
+    for part in _blocks(array):
+        values = _values(part, slope, intercept)
+        counts = np.rint((values - start) / step)
+        if not np.array_equal((counts * step + start).astype(np.float32), values.astype(np.float32)):
+            return None
+        low, high = min(low, float(counts.min())), max(high, float(counts.max()))
+    return smallest_integer(low, high)
+
+
+def _steps(
+    array: NDArray[Any], slope: float, intercept: float, step: float, start: float, kind: np.dtype[Any]
+) -> NDArray[Any]:
+    """The integers found by `_fit`."""
+    parts = [np.rint((_values(part, slope, intercept) - start) / step).astype(kind) for part in _blocks(array)]
+    return np.concatenate(parts)
+
+
+def _scalings(sample: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
+    """Steps and starts worth trying: whole numbers first, then a lattice through the sample."""
+    yield 1.0, 0.0
+    levels = np.unique(sample)
+    if len(levels) < 2:
+        return
+    offsets = levels - levels[0]
+    step = float(np.diff(levels).min())
+    if offsets[-1] > MAX_STEPS * step:
+        return
+    # A gap between two float32 values is only roughly the step; each longer
+    # span that is still counted without doubt tells it more precisely.
+    reach = 4.0
+    while True:
+        last = float(offsets[offsets <= reach * step][-1])
+        step = last / round(last / step) if last > 0 else step
+        if last == offsets[-1]:
+            break
+        reach *= 2
+    single = np.float32(step)
+    below, above = np.nextafter(single, np.float32(0)), np.nextafter(single, np.float32(np.inf))
+    for candidate in (step, float(single), float(below), float(above)):
+        through_zero = abs(levels[0] - round(levels[0] / candidate) * candidate) < 1e-3 * candidate
+        yield candidate, 0.0 if through_zero else float(levels[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A grid of numbers as read from a file, oriented as `Volume`, before its modality is known.
+
+    Attributes:
+        voxels: (z, y, x) in the stored number type.
+        affine: 4x4, see `Volume`.
+        slope: Values per stored step.
+        intercept: Value of a stored zero.
+    """
+
+    voxels: NDArray[Any]
+    affine: Affine
+    slope: float
+    intercept: float
+
+    def values(self) -> NDArray[np.float64]:
+        """The values, (z, y, x)."""
+        return self.voxels.astype(np.float64) * self.slope + self.intercept
+
+    def guess_modality(self) -> Modality:
+        """Tell CT from MR by the lowest values: air is near -1000 HU, MR magnitudes are not negative.
+
+        A CT cropped to an organ, without air or fat, looks like MR; a phase
+        or subtraction image of MR may look like CT. Declare the modality
+        where such scans occur.
+        """
+        low = np.nanpercentile(self.voxels.reshape(-1)[:: max(1, self.voxels.size // 1_000_000)], 0.5)
+        return "CT" if low * self.slope + self.intercept <= CT_AIR else "MR"
+
+    def volume(self, modality: Modality | None) -> Volume:
+        """The scan as a `Volume`; None guesses the modality from the values."""
+        return Volume(self.voxels, self.affine, modality or self.guess_modality(), self.slope, self.intercept)
+
+
+def make_raw(array: NDArray[Any], affine: Affine, slope: float = 1.0, intercept: float = 0.0) -> Raw:
+    """Bring a decoded array into canonical orientation and its smallest exact number type.
+
+    Args:
+        array: (k, j, i) integers or floats.
+        affine: 4x4, maps (k, j, i, 1) to (S, A, R, 1) in mm.
+        slope: Values per step of `array`.
+        intercept: Value of a zero in `array`.
+
+    Raises:
+        GeometryError: With reason `bad_affine` or `sheared`.
+    """
+    check_affine(affine)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    turned, moved = to_canonical(native, affine)
+    stored, step, start = exact_storage(turned, slope, intercept)
+    return Raw(np.ascontiguousarray(stored), moved, step, start)
