@@ -77,6 +77,13 @@ def test_values_always_come_back_exactly(counts, slope, intercept):
     assert np.array_equal(restore(*exact_storage(values)), values)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_any_floats_come_back_exactly(values):
+    values = np.array(values, dtype=np.float32)
+    assert np.array_equal(restore(*exact_storage(values)), values, equal_nan=True)
+
+
 def test_make_raw_refuses_a_singular_affine():
     with pytest.raises(GeometryError, match="longer than 0") as error:
         make_raw(np.zeros((2, 2, 2), np.uint8), np.diag([1.0, 0.0, 1.0, 1.0]))

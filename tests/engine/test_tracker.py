@@ -1,0 +1,75 @@
+"""Metrics reach the file whatever W&B does."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from voxscale.engine.config import TrackerConfig
+from voxscale.engine.tracker import Tracker
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_of_undone_steps_are_forgotten(tmp_path):
+    first = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0)
+    for step in (1, 2, 3, 4):
+        first.log({"step": step, "loss": float(step)})
+    again = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 2)  # went on from a checkpoint at step 2
+    again.log({"step": 3, "loss": 0.5})
+    assert rows(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 0.5}]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_gets_the_metrics_offline_and_nothing_about_the_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("CANARY_PATH", "/hospital/DOE^CANARY")
+    tracker = Tracker(tmp_path, TrackerConfig(), {"config_hash": "abc123def456"}, 0)
+    for step in range(1, 6):
+        tracker.log({"step": step, "loss": 0.125 * step})
+    tracker.close()
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    data = record.read_bytes()
+    assert b"abc123def456" in data
+    assert b"0.625" in data
+    for secret in (b"CANARY", str(tmp_path).encode(), b"test_tracker.py", b"hostname", b'"host"'):
+        assert secret not in data, secret
+    assert len(rows(tmp_path)) == 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_failing_wandb_never_stops_the_run(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(ConnectionResetError("gone")))
+    tracker = Tracker(tmp_path, TrackerConfig(), {}, 0)
+    for step in range(1, 4):
+        tracker.log({"step": step})
+    tracker.close()
+    assert len(rows(tmp_path)) == 3
+    assert "W&B is off for this run (ConnectionResetError)" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hanging_wandb_never_stops_the_run(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    from voxscale.engine import tracker as module
+
+    release = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: release.wait(30))
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "QUEUE_LINES", 2)
+    began = time.monotonic()
+    tracker = Tracker(tmp_path, TrackerConfig(), {}, 0)
+    for step in range(1, 10):
+        tracker.log({"step": step})
+    tracker.close()
+    release.set()
+    assert time.monotonic() - began < 5
+    assert len(rows(tmp_path)) == 9
+    assert "did not keep up" in caplog.text

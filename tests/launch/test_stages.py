@@ -1,0 +1,203 @@
+"""Pretraining and fine-tuning as a user starts them: `python -m launch`, real processes, real DeepSpeed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tests_stores import make_store
+
+from data_prep.pack import PackConfig, pack
+from data_prep.plan import plan_task
+from voxscale.config import save_json
+from voxscale.contract import InputContract
+from voxscale.files import sha256_file
+from voxscale.store import stamp_contract
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
+TINY = ["--model.width", "2", "--objective.block-min", "2", "--objective.block-max", "6", "--loop.batch", "2"]
+TINY += ["--loop.log-every", "1", "--loop.checkpoint-every", "2", "--tracker.no-wandb", "--engine.precision", "bf16"]
+TUNE = ["--folds", "2", "--loop.steps", "3", "--loop.batch", "2", "--tracker.no-wandb", "--loop.checkpoint-every", "2"]
+
+pytestmark = pytest.mark.slow()
+
+
+def launch(*arguments, expect=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Shards, a planned task, and a finished pretraining with two ranks."""
+    folder = tmp_path_factory.mktemp("world")
+    make_store(folder / "task", 4, labelled=True)
+    plan = plan_task(folder / "task", 16**3, CONTRACT)
+    save_json(plan, folder / "plan.json")
+    make_store(folder / "data", 5, labelled=False)
+    pack(folder / "data", folder / "shards", plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
+    pretrain(folder, folder / "pre", 6, processes=2)
+    return folder
+
+
+def pretrain(world, run, steps, processes, expect=0):
+    preset = "configs/pretrain.py:demo"
+    where = ["--shards", world / "shards", "--run", run, "--loop.steps", steps]
+    return launch("pretrain", preset, "--cluster", "local", "--processes", processes, *where, *TINY, expect=expect)
+
+
+def finetune(world, run, *more, expect=0, **replaced):
+    paths = {"store": world / "task", "plan": world / "plan.json", "checkpoint": world / "pre", "run": run} | replaced
+    flags = [part for name, path in paths.items() for part in (f"--{name}", path)]
+    return launch("finetune", "configs/finetune.py:demo", "--processes", "2", *flags, *TUNE, *more, expect=expect)
+
+
+def weights(run, step):
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
+    rows = [json.loads(line) for line in (world / "pre" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "dice", "ce", "lr", "grad_norm", "samples_per_s", "voxels_per_s", "data_wait"} <= rows[0].keys()
+    state = json.loads((world / "pre" / "checkpoints" / "step-00000006" / "state.json").read_text())
+    assert state["contract"]["spacing"] == [2.0, 1.5, 1.5]
+    assert state["model"]["width"] == 2
+    assert state["model"]["heads"] == 1
+    assert state["position"] == {"step": 6, "samples": 12}
+    assert state["config"]["optim"]["lr"] == 2e-3
+    assert (world / "pre" / "preview.npz").is_file()
+    assert not [p for p in (world / "pre").rglob("*") if p.suffix in (".pt", ".pth", ".bin")]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(world, tmp_path):
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
+    arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "6", *TINY]
+    victim = subprocess.Popen(
+        list(map(str, arguments)), cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-00000002").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(victim.pid, signal.SIGKILL)  # the launcher alone: its ranks must notice and end by themselves
+    victim.wait()
+    assert not (run / "checkpoints" / "step-00000006").exists()
+    began = time.monotonic()
+    while subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).stdout:
+        assert time.monotonic() - began < 15, "ranks outlive their launcher"
+        time.sleep(0.2)
+    pretrain(world, run, 6, processes=2)
+    a, b = weights(world / "pre", 6), weights(run, 6)
+    assert a.keys() == b.keys()
+    assert all(a[name].equal(b[name]) for name in a)
+    rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_number_of_processes_reads_the_same_samples(world, tmp_path):
+    run = tmp_path / "run"
+    pretrain(world, run, 6, processes=1)
+    one, two = (
+        [json.loads(x)["loss"] for x in (r / "metrics.jsonl").read_text().splitlines()] for r in (run, world / "pre")
+    )
+    assert one == pytest.approx(two, rel=0.03)  # bf16: sums over the batch are split differently
+
+
+def test_a_run_folder_belongs_to_one_config(world):
+    said = pretrain(world, world / "pre", 7, processes=1, expect=1)
+    assert "this one differs in loop.steps" in said
+    assert said.count("error:") == 1
+
+
+def test_shards_that_are_not_there_are_one_clear_line(world, tmp_path):
+    said = launch("pretrain", "configs/pretrain.py:demo", "--shards", tmp_path, "--run", tmp_path / "r", expect=1)
+    assert "must hold a manifest.json; run data_prep pack" in said
+
+
+def test_blocks_larger_than_the_patch_are_refused(world, tmp_path):
+    tiny = [*TINY, "--objective.block-max", "40", "--shards", world / "shards", "--run", tmp_path / "r"]
+    said = launch("pretrain", "configs/pretrain.py:demo", *tiny, expect=1)
+    assert "objective.block_max must be at most the patch" in said
+
+
+def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tmp_path):
+    run = tmp_path / "tune"
+    said = finetune(world, run)
+    assert "transfer: loaded 120 of" in said
+    found = json.loads((run / "results.json").read_text())
+    for arm in ("scratch", "pretrained"):
+        assert sorted(row["case"] for row in found["cases"] if row["arm"] == arm) == [f"{n:016x}" for n in range(4)]
+    assert found["classes"] == {"1": "ball", "2": "box"}
+    assert found["summary"]["difference"]["n_cases"] == 4
+    assert found["summary"]["difference"]["least_p"] == pytest.approx(2 / 2**4)
+    assert {p["label"] for p in found["previews"]} == {"best", "median", "worst"}
+    done = run / "scratch" / "seed-0" / "fold-0" / "cases.json"
+    stamp = done.stat().st_mtime_ns
+    (run / "results.json").unlink()
+    (run / "pretrained" / "seed-0" / "fold-1" / "cases.json").unlink()  # as if killed in the last training
+    finetune(world, run)
+    assert json.loads((run / "results.json").read_text()) == found
+    assert done.stat().st_mtime_ns == stamp
+
+
+def test_the_twins_differ_in_the_transferred_weights_only(world, tmp_path):
+    """With a checkpoint that was never trained, both arms see the same batches and heads."""
+    run = tmp_path / "tune"
+    finetune(world, run)
+    a, b = ((run / arm / "seed-0" / "fold-0") for arm in ("scratch", "pretrained"))
+    first = [json.loads((f / "checkpoints" / "step-00000002" / "state.json").read_text()) for f in (a, b)]
+    assert first[0]["position"] == first[1]["position"]
+    assert first[0]["config"] == first[1]["config"]
+
+
+def test_data_prepared_under_another_contract_are_refused(world, tmp_path):
+    store = tmp_path / "task"
+    shutil.copytree(world / "task", store)
+    stamp_contract(store, InputContract(spacing=(3.0, 1.5, 1.5)))
+    said = finetune(world, tmp_path / "r", store=store, expect=1)
+    assert "task store was prepared under another contract: contract.spacing must be [2.0, 1.5, 1.5], not [3.0" in said
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(world, tmp_path):
+    run = tmp_path / "pre"
+    shutil.copytree(world / "pre", run)
+    folder = run / "checkpoints" / "step-00000006"
+    found = load_file(folder / "model.safetensors")
+    name = "conv_blocks_context.2.0.conv1.weight"
+    found[name] = found[name][:3].clone()
+    save_file(found, folder / "model.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = folder / "model.safetensors"
+    manifest["files"]["model.safetensors"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = finetune(world, tmp_path / "r", checkpoint=run, expect=1)
+    assert name in said
+    assert "weights must fit the model" in said
+
+
+def test_a_run_without_a_checkpoint_is_refused(world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = finetune(world, tmp_path / "r", checkpoint=tmp_path / "empty", expect=1)
+    assert "finetune.checkpoint must be a run with a checkpoint, not empty" in said
+
+
+def test_more_folds_than_subjects_are_refused(world, tmp_path):
+    said = finetune(world, tmp_path / "r", "--folds", "9", expect=1)
+    assert "finetune.folds must be at most the number of labelled subjects, 4, not 9" in said
