@@ -266,6 +266,8 @@ class Store:
             raise DataError(f"box must lie inside {entry.shape} and not be empty, not {where}", "bad_box")
         try:
             return np.asarray(self._array(key, part)[tuple(slice(a, b) for a, b in where)])
+        except DataError:
+            raise
         except (OSError, ValueError, RuntimeError, KeyError):
             raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
 

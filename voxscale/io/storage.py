@@ -94,7 +94,7 @@ def _scalings(sample: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
         return
     offsets = levels - levels[0]
     step = float(np.diff(levels).min())
-    if offsets[-1] > MAX_STEPS * step:
+    if offsets[-1] > MAX_STEPS * step or step < np.finfo(np.float32).tiny:
         return
     # A gap between two float32 values is only roughly the step; each longer
     # span that is still counted without doubt tells it more precisely.

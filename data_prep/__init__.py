@@ -1,0 +1,1 @@
+"""Data preparation: raw scans to a checked store, a store to shards."""

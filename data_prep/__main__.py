@@ -1,0 +1,48 @@
+"""`python -m data_prep {phantom,ingest,plan,pack} ...`: one entry for all stages of data preparation."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from voxscale.errors import VoxScaleError
+
+USAGE = "usage: python -m data_prep {phantom,ingest,plan,pack} [--help] ..."
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one stage.
+
+    Returns:
+        0 if it succeeded, 1 if it failed, 2 if the command is wrong or nothing was accepted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log = logging.getLogger("voxscale")
+    stage, rest = (args[0], args[1:]) if args else ("", [])
+    try:
+        match stage:
+            case "ingest":
+                from data_prep import ingest
+
+                return ingest.main(rest)
+            case "plan":
+                from data_prep import plan
+
+                return plan.main(rest)
+            case "pack":
+                from data_prep import pack
+
+                return pack.main(rest)
+            case "phantom":
+                from data_prep import phantom
+
+                return phantom.main(rest)
+            case _:
+                log.error(USAGE)
+                return 0 if stage in ("-h", "--help") else 2
+    except VoxScaleError as error:
+        log.error("error: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""Anonymous names: ids from content, subjects from keyed hashes."""
+
+import csv
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxscale.config import require
+from voxscale.files import sha256_file
+
+ID_DIGITS = 16
+
+
+def content_id(image: Sequence[Path], label: Sequence[Path] = ()) -> str:
+    """Id of a scan: the first 16 hexadecimal digits of the SHA-256 of its bytes.
+
+    Several files (a DICOM series, a header with its data) count as their
+    sorted digests, so their names and order do not matter; a label is
+    appended as a second digest.
+
+    Args:
+        image: Files of the image.
+        label: Files of its label, if it has one.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    digests = [_digest(image)] + ([_digest(label)] if label else [])
+    return (digests[0] if len(digests) == 1 else hashlib.sha256("+".join(digests).encode()).hexdigest())[:ID_DIGITS]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digests = sorted(sha256_file(file) for file in files)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def load_key(private: Path) -> bytes:
+    """The store's secret key; made on first use, readable by its owner alone."""
+    path = private / "key"
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists() or not path.read_text().strip():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return bytes.fromhex(path.read_text().strip())
+
+
+def keyed_hash(key: bytes, name: str) -> str:
+    """HMAC-SHA256 of a name, 16 hexadecimal digits; without the key it cannot be tried out."""
+    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:ID_DIGITS]
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """Which patient a file belongs to, by a pattern or a table.
+
+    Attributes:
+        pattern: Regular expression with one group, searched in the file name without its ending.
+        table: Subject by file name or by path below the source folder.
+    """
+
+    pattern: re.Pattern[str] | None = None
+    table: dict[str, str] | None = None
+
+    def find(self, stem: str, place: str) -> str | None:
+        """The subject of a file, or None if the pattern or the table does not know it.
+
+        Args:
+            stem: File name without its ending.
+            place: Path below the source folder, with slashes.
+        """
+        if self.table is not None:
+            return self.table.get(place) or self.table.get(place.rpartition("/")[2])
+        assert self.pattern is not None  # callers ask only when one of the two is set
+        found = self.pattern.search(stem)
+        return found.group(1) if found else None
+
+
+def load_subjects(spec: str | None) -> Subjects | None:
+    """Read `IngestConfig.subject`.
+
+    Raises:
+        ConfigError: If it is neither a pattern with one group nor a table with columns `file` and `subject`.
+    """
+    if spec is None:
+        return None
+    if spec.lower().endswith(".csv"):
+        require(Path(spec).is_file(), "ingest.subject", "a CSV file that exists", Path(spec).name)
+        with Path(spec).open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        ok = bool(rows) and all(row.get("file") and row.get("subject") for row in rows)
+        require(ok, "ingest.subject", "a CSV file with a file and a subject in every row", Path(spec).name)
+        return Subjects(table={row["file"]: row["subject"] for row in rows})
+    try:
+        pattern = re.compile(spec)
+    except re.error:
+        pattern = None
+    require(pattern is not None and pattern.groups == 1, "ingest.subject", "a regular expression with one group", spec)
+    return Subjects(pattern=pattern)

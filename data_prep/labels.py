@@ -1,0 +1,79 @@
+"""Label files and the class names that stand beside them."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxscale.errors import DataError
+from voxscale.io.storage import Raw
+from voxscale.volume import MODALITIES, LabelMap, Modality
+
+log = logging.getLogger("voxscale")
+
+
+def to_label_map(raw: Raw) -> LabelMap:
+    """A label whose values passed the rules, as uint8."""
+    return LabelMap(np.ascontiguousarray(np.rint(raw.values()).astype(np.uint8)), raw.affine)
+
+
+def read_task(folder: Path) -> tuple[dict[int, str], Modality | None]:
+    """Class names and modality of a task, from its `dataset.json` if there is one.
+
+    Both ways round are understood: `{"1": "liver"}` and nnU-Net's
+    `{"liver": 1}`; a region such as `{"tumour": [1, 2]}` declares its values
+    without naming them.
+
+    Returns:
+        Names of the label values, background left out (empty if none are
+        declared), and the modality if it says CT or MR for all scans.
+
+    Raises:
+        DataError: With reason `bad_dataset` if the file is not JSON or a label value is not 1 to 255.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return {}, None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise DataError("dataset.json must be a readable JSON file", "bad_dataset") from None
+    if not isinstance(found, dict):
+        raise DataError("dataset.json must hold one JSON object", "bad_dataset")
+    labels = found.get("labels")
+    if not isinstance(labels, dict):
+        log.warning("dataset.json declares no classes; any label value from 1 to 255 is taken")
+        labels = {}
+    return _classes(labels), _modality(found.get("modality"))
+
+
+def _classes(labels: Mapping[str, Any]) -> dict[int, str]:
+    """Class names by value, from either way round."""
+    names: dict[int, str] = {}
+    regions: set[int] = set()
+    for left, right in labels.items():
+        if isinstance(right, list):
+            regions |= {int(value) for value in right}
+        elif isinstance(right, int):
+            names[right] = left
+        elif left.isdecimal():
+            names[int(left)] = str(right)
+        else:
+            raise DataError("dataset.json labels must pair names with numbers", "bad_dataset")
+    names = {value: str(value) for value in regions} | names
+    names.pop(0, None)
+    if any(not 1 <= value <= 255 for value in names):
+        raise DataError(f"dataset.json label values must be 0 to 255, not {sorted(names)}", "bad_dataset")
+    return dict(sorted(names.items()))
+
+
+def _modality(declared: object) -> Modality | None:
+    """CT or MR if that is what is declared, as a word or for each channel."""
+    words = set(declared.values()) if isinstance(declared, dict) else {declared}
+    if len(words) != 1:
+        return None
+    word = str(words.pop()).upper()
+    return next((known for known in MODALITIES if word in (known, f"{known}I")), None)

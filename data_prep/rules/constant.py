@@ -1,0 +1,10 @@
+"""Reject scans that hold one value only."""
+
+from data_prep.config import RulesConfig
+from data_prep.rules.scan import Scan
+
+
+def check(scan: Scan, _rules: RulesConfig) -> str | None:
+    """The reason if all values are the same."""
+    low, high = float(scan.values.min()), float(scan.values.max())
+    return f"all voxels are {low:g}" if low == high else None

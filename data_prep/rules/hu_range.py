@@ -1,0 +1,21 @@
+"""Reject CT scans whose values cannot be Hounsfield units."""
+
+import numpy as np
+
+from data_prep.config import RulesConfig
+from data_prep.rules.scan import Scan
+
+
+def check(scan: Scan, rules: RulesConfig) -> str | None:
+    """The reason if a CT's values are off: unscaled, without intercept, or air alone."""
+    if scan.volume.modality != "CT":
+        return None
+    low, median, high = (float(value) for value in np.percentile(scan.values, (0.5, 50.0, 99.5)))
+    if low < rules.hu_low:
+        return f"0.5th percentile {low:g} HU is below {rules.hu_low:g} HU"
+    if median > rules.hu_median:
+        return f"median {median:g} HU is above {rules.hu_median:g} HU"
+    least, most = rules.hu_high
+    if not least <= high <= most:
+        return f"99.5th percentile {high:g} HU is not within {least:g} to {most:g} HU"
+    return None

@@ -1,0 +1,12 @@
+"""Reject scans with NaN or infinite values."""
+
+import numpy as np
+
+from data_prep.config import RulesConfig
+from data_prep.rules.scan import Scan
+
+
+def check(scan: Scan, _rules: RulesConfig) -> str | None:
+    """The reason if any value is NaN or infinite."""
+    count = scan.values.size - int(np.isfinite(scan.values).sum())
+    return f"{count} voxels are NaN or infinite" if count else None

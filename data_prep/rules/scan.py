@@ -1,0 +1,27 @@
+"""What a quality rule may look at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.io.storage import Raw
+from voxscale.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One scan as read, before it is accepted.
+
+    Attributes:
+        volume: The scan.
+        values: (z, y, x) float32, its values.
+        label: Its label as read, if it has one; not yet known to hold whole numbers.
+        classes: Declared names of the label values; empty if none are declared.
+    """
+
+    volume: Volume
+    values: NDArray[np.float32]
+    label: Raw | None
+    classes: Mapping[int, str]

@@ -1,0 +1,211 @@
+import json
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from data_prep.discover import discover
+from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects
+from data_prep.labels import read_task
+from voxscale.errors import ConfigError, DataError
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+
+
+def dicom(path, series="1.2.3", kind=CT, patient="P1", preamble=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    item = Dataset()
+    item.file_meta = FileMetaDataset()
+    item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = kind, "1.2", series
+    item.StudyInstanceUID, item.PatientID = "1.9", patient
+    if preamble:
+        item.save_as(path, enforce_file_format=True)
+    else:
+        del item.file_meta
+        pydicom.dcmwrite(path, item, implicit_vr=True, little_endian=True)
+
+
+def names(found):
+    return [source.place for source in found.sources]
+
+
+def test_volumes_in_a_fixed_order_with_their_parts(tmp_path):
+    touch(*(tmp_path / name for name in ("b.nii.gz", "a.NII", "c.hdr", "c.img", "z/d.mha", "notes.txt", "._b.nii.gz")))
+    touch(tmp_path / "lonely.img", tmp_path / ".hidden" / "e.nii")
+    (tmp_path / "m.mhd").write_text("NDims = 3\nDimSize = 1 1 1\nElementDataFile = m.raw\n")
+    touch(tmp_path / "m.raw")
+    found = discover([tmp_path])
+    assert names(found) == ["a.NII", "b.nii.gz", "c.hdr", "lonely.img", "m.mhd", "z/d.mha"]
+    assert [path.name for path in found.sources[2].files] == ["c.hdr", "c.img"]
+    assert [path.name for path in found.sources[4].files] == ["m.mhd", "m.raw"]
+    assert found.others == 2  # notes.txt and ._b.nii.gz; hidden folders are not entered
+    assert [source.stem for source in found.sources][:2] == ["a", "b"]
+
+
+def test_dicom_is_grouped_by_series_within_a_folder(tmp_path):
+    for number in range(3):
+        dicom(tmp_path / "x" / f"{number}.dcm", "1.1")
+        dicom(tmp_path / "x" / f"plain{number}", "1.2", patient="")
+    dicom(tmp_path / "y" / "0.dcm", "1.1")
+    dicom(tmp_path / "y" / "no_preamble", "1.4", preamble=False)
+    dicom(tmp_path / "y" / "seg.dcm", "1.3", kind=SEG)
+    (tmp_path / "y" / "broken.dcm").write_bytes(b"\xff" * 400)
+    touch(tmp_path / "y" / "readme")
+    found = discover([tmp_path])
+    assert [(source.place, len(source.files)) for source in found.sources] == [
+        ("x/0.dcm", 3),
+        ("x/plain0", 3),
+        ("y/0.dcm", 1),
+        ("y/broken.dcm", 1),
+        ("y/no_preamble", 1),
+    ]
+    assert found.sources[0].person == "patient:P1"
+    assert found.sources[1].person == "study:1.9"
+    assert found.others == 2  # the segmentation and the readme
+    assert all(source.dicom for source in found.sources)
+
+
+def test_task_with_labels(tmp_path):
+    task = tmp_path / "task"
+    touch(*(task / "images" / f"{n}.nii.gz" for n in "abc"), *(task / "labels" / f"{n}.nii.gz" for n in "acd"))
+    (task / "dataset.json").write_text(
+        json.dumps({"labels": {"0": "background", "1": "liver"}, "modality": {"0": "CT"}})
+    )
+    found = discover([tmp_path])
+    kinds = [
+        (source.place.split("/")[-1], source.kind, source.problem and source.problem[0]) for source in found.sources
+    ]
+    assert kinds == [
+        ("a.nii.gz", "image", None),
+        ("b.nii.gz", "image", "no_label"),
+        ("c.nii.gz", "image", None),
+        ("d.nii.gz", "label", "no_image"),
+    ]
+    assert found.sources[0].label == (task.resolve() / "labels" / "a.nii.gz",)
+    assert found.sources[0].modality == "CT"
+    assert found.classes == found.sources[0].classes == {1: "liver"}
+    assert found.sources[0].person is None
+
+
+def test_nnunet_names(tmp_path):
+    touch(
+        *(
+            tmp_path / "imagesTr" / name
+            for name in ("case_001_0000.nii.gz", "case_001_0001.nii.gz", "case_002_0000.nii.gz")
+        )
+    )
+    touch(tmp_path / "labelsTr" / "case_001.nii.gz", tmp_path / "imagesTs" / "case_003_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
+    found = discover([tmp_path])
+    assert [source.problem and source.problem[0] for source in found.sources] == [None, None, "no_label", "no_label"]
+    assert {source.label for source in found.sources[:2]} == {(tmp_path.resolve() / "labelsTr" / "case_001.nii.gz",)}
+    assert [source.person for source in found.sources] == [f"case:case_00{n}" for n in (1, 1, 2, 3)]
+
+
+def test_nested_images_and_series_find_their_labels(tmp_path):
+    touch(tmp_path / "images" / "p1" / "a.nii", tmp_path / "labels" / "p1" / "a.nii", tmp_path / "labels" / "p2.nii")
+    dicom(tmp_path / "images" / "p2" / "0.dcm")
+    dicom(tmp_path / "images" / "0.dcm")
+    found = discover([tmp_path])
+    assert [(source.place, source.problem and source.problem[0]) for source in found.sources] == [
+        ("images/0.dcm", "no_label"),
+        ("images/p1/a.nii", None),
+        ("images/p2/0.dcm", None),
+    ]
+
+
+def test_folders_of_images_alone_are_not_a_task(tmp_path):
+    touch(tmp_path / "images" / "a.nii")
+    assert discover([tmp_path]).sources[0].problem is None
+
+
+def test_roots(tmp_path):
+    touch(tmp_path / "a" / "1.nii", tmp_path / "b" / "1.nii")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    assert len(discover([tmp_path / "b", tmp_path / "a"]).sources) == 2
+    with pytest.raises(ConfigError, match="source folder 2 of 2 must exist"):
+        discover([tmp_path / "a", tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match="none holds another"):
+        discover([tmp_path, tmp_path / "a"])
+    with pytest.raises(ConfigError, match="none holds another"):
+        discover([tmp_path / "a", tmp_path / "a"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ({"0": "background", "1": "liver", "2": "tumour"}, {1: "liver", 2: "tumour"}),
+        ({"background": 0, "liver": 1, "tumour": 2}, {1: "liver", 2: "tumour"}),
+        ({"background": 0, "whole": [1, 2], "core": 2}, {1: "1", 2: "core"}),
+        ("see the manual", {}),
+    ],
+)
+def test_class_names(tmp_path, labels, classes):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "modality": "MRI"}))
+    assert read_task(tmp_path) == (classes, "MR")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"labels": {"liver": "one"}}', '{"labels": {"liver": 300}}'])
+def test_bad_dataset_json(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError) as error:
+        read_task(tmp_path)
+    assert error.value.reason == "bad_dataset"
+
+
+def test_classes_of_two_tasks_must_agree(tmp_path):
+    for task, name in (("t1", "liver"), ("t2", "spleen")):
+        touch(tmp_path / task / "images" / "a.nii", tmp_path / task / "labels" / "a.nii")
+        (tmp_path / task / "dataset.json").write_text(json.dumps({"labels": {name: 1}}))
+    with pytest.raises(DataError, match="class 1 must have one name in all tasks, not 'liver' and 'spleen'"):
+        discover([tmp_path])
+
+
+def test_content_ids(tmp_path):
+    touch(tmp_path / "a", tmp_path / "b")
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert content_id([a]) == "ca978112ca1bbdca"  # SHA-256 of "a", FIPS 180
+    assert content_id([a, b]) == content_id([b, a])
+    assert len({content_id([a]), content_id([b]), content_id([a, b]), content_id([a], [b]), content_id([b], [a])}) == 5
+
+
+def test_key_is_made_once_and_private(tmp_path):
+    private = tmp_path / "s.private"
+    key = load_key(private)
+    assert load_key(private) == key
+    assert len(key) == 32
+    assert (private / "key").stat().st_mode & 0o077 == 0
+    assert private.stat().st_mode & 0o077 == 0
+    assert keyed_hash(key, "P1") != keyed_hash(load_key(tmp_path / "t.private"), "P1")
+
+
+def test_subjects(tmp_path):
+    table = tmp_path / "subjects.csv"
+    table.write_text("file,subject\nx/a.nii,P1\nb.nii,P2\n")
+    found = load_subjects(str(table))
+    assert [found.find("a", place) for place in ("x/a.nii", "y/b.nii", "y/a.nii")] == ["P1", "P2", None]
+    pattern = load_subjects(r"^(sub-\d+)")
+    assert isinstance(pattern, Subjects)
+    assert pattern.find("sub-01_T1", "sub-01_T1.nii") == "sub-01"
+    assert pattern.find("other", "other.nii") is None
+    assert load_subjects(None) is None
+    table.write_text("name,who\na,b\n")
+    for bad in ("no group", "(a)(b)", "(", str(table), "missing.csv"):
+        with pytest.raises(ConfigError, match=r"ingest\.subject must be"):
+            load_subjects(bad)
+
+
+def test_real_nifti_is_found_like_any_other(tmp_path):
+    nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+    assert names(discover([tmp_path])) == ["a.nii.gz"]

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxscale.config import from_dict, to_dict
+from voxscale.contract import InputContract
+from voxscale.errors import ConfigError
+from voxscale.patches import STAGES, Plan, plan_patch
+
+sizes = st.floats(0.5, 2000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget", "patch", "halvings"),
+    [
+        ((35, 50, 35), 48**3, (32, 48, 32), (3, 3, 3)),
+        ((300, 512, 512), 48**3, (48, 48, 48), (3, 3, 3)),
+        ((300, 512, 512), 128**3, (128, 128, 128), (5, 5, 5)),
+        ((20, 256, 256), 48**3, (20, 64, 80), (2, 4, 4)),
+        ((3, 3, 3), 64, (4, 4, 4), (0, 0, 0)),
+        ((9, 4, 200), 48**3, (8, 4, 192), (1, 0, 5)),
+    ],
+)
+def test_worked_cases(shape, budget, patch, halvings):
+    found, strides = plan_patch(shape, budget)
+    assert found == patch
+    assert tuple(sum(stage[axis] == 2 for stage in strides) for axis in range(3)) == halvings
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3))
+def test_invariants(shape, budget):
+    patch, strides = plan_patch(shape, budget)
+    assert len(strides) == STAGES
+    assert math.prod(patch) <= budget
+    left = list(patch)
+    for stage in strides:
+        for axis, stride in enumerate(stage):
+            assert left[axis] % stride == 0
+            assert stride == (2 if left[axis] // 2 >= 4 and left[axis] % 2 == 0 else 1)
+            left[axis] //= stride
+    assert math.prod(left) > 1
+    assert min(left) >= 4
+
+
+@given(st.tuples(sizes, sizes, sizes))
+def test_patch_is_as_near_to_the_shape_as_a_stride_allows(shape):
+    patch, strides = plan_patch(shape, 10**12)
+    for axis, n in enumerate(shape):
+        step = math.prod(stage[axis] for stage in strides)
+        assert abs(patch[axis] - max(n, 4)) <= step
+
+
+def test_bad_input():
+    with pytest.raises(ConfigError, match="budget_voxels must be at least 64, not 63"):
+        plan_patch((10, 10, 10), 63)
+    with pytest.raises(ConfigError, match="three positive numbers"):
+        plan_patch((10, 0, 10), 1000)
+
+
+def test_plan_round_trip_and_check():
+    patch, strides = plan_patch((35, 50, 35), 48**3)
+    plan = Plan(contract=InputContract(), patch=patch, strides=strides)
+    assert from_dict(Plan, to_dict(plan)) == plan
+    with pytest.raises(ConfigError, match=r"plan.patch must be a multiple of its strides \[8, 8, 8\]"):
+        Plan(contract=InputContract(), patch=(33, 48, 32), strides=strides)
