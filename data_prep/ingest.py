@@ -87,6 +87,7 @@ class _Ingest:
         private = store.with_name(f"{store.name}.private")
         self.key = load_key(private)
         decide = {name: value for name, value in to_dict(settings).items() if name in ("modality", "subject", "rules")}
+        decide["table"] = None if subjects is None else subjects.table
         self.store, self.settings, self.subjects = store, settings, subjects
         self.ledger = Ledger(store, private, config_hash(decide))
 
@@ -94,7 +95,10 @@ class _Ingest:
         """Settle every source that is not settled, in the order of discovery."""
         create_store(self.store, found.classes)
         for leftover in [*self.store.glob(".*.tmp"), *self.store.glob(".*.old")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
         todo = [source for source in found.sources if not self.ledger.settled(source)]
         workers = self.settings.workers or os.cpu_count() or 1
         done = len(found.sources) - len(todo)

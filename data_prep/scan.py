@@ -107,7 +107,7 @@ def measure(
     found = np.percentile(values, PERCENTILES)
     percentiles = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
     body = values > foreground_threshold(volume.modality, percentiles)
-    box_z, box_y, box_x = (_range(body.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    box_z, box_y, box_x = (_range(np.asarray(body.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
     counts = None if label is None else np.bincount(label.voxels.reshape(-1))
     return Entry(
         subject=subject,

@@ -225,6 +225,12 @@ def test_subjects(tmp_path):
     found = by_place(tmp_path / "two", source)
     assert found["other.nii"]["entry"]["subject"] == found["p1_a.nii"]["entry"]["subject"]
     assert found["p2_a.nii"]["rule"] == "no_subject"
+    with (tmp_path / "who.csv").open("a") as handle:
+        csv.writer(handle).writerow(("p2_a.nii", "y"))
+    counts = ingest(
+        [source], tmp_path / "two", IngestConfig(workers=2, gigabytes=4.0, subject=str(tmp_path / "who.csv"))
+    )
+    assert counts == Counts(found=6, accepted=5, quarantined=1)
 
 
 def test_second_run_reads_nothing_again(tmp_path, monkeypatch):
