@@ -28,5 +28,5 @@ def demo() -> FinetuneConfig:
         heads=2,
         engine=EngineConfig(zero_stage=1, precision=fast_precision()),
         optim=OptimConfig(lr=2e-3, warmup=0.1),
-        loop=LoopConfig(steps=60, batch=4, log_every=5, checkpoint_every=30),
+        loop=LoopConfig(steps=80, batch=4, log_every=5, checkpoint_every=40),
     )

@@ -60,9 +60,9 @@ def demo() -> PretrainConfig:
     """A STU-Net of width 8 for two CPU cores: 3.6 million weights, minutes instead of days."""
     return PretrainConfig(
         model=ModelConfig(width=8, depth=1),
-        objective=VolumeFusionConfig(block_min=4, block_max=12),
+        objective=VolumeFusionConfig(block_min=6, block_max=16),
         stream=ShardStreamConfig(repeats=8),
         engine=EngineConfig(zero_stage=1, precision=fast_precision()),
-        optim=OptimConfig(lr=2e-3, warmup=0.05),
-        loop=LoopConfig(steps=400, batch=4, log_every=5, checkpoint_every=50),
+        optim=OptimConfig(lr=3e-3, warmup=0.05),
+        loop=LoopConfig(steps=600, batch=4, log_every=10, checkpoint_every=50),
     )

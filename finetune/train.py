@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +31,7 @@ from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.loop import train
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
+from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ContractError, DataError
 from voxscale.files import write_arrays, write_json
 from voxscale.losses.cross_entropy import cross_entropy
@@ -174,7 +174,7 @@ def train_and_test(
     ranks = (config.engine.accumulate, dist.rank(), dist.world_size())
     batches = load(stream, rank_indices(start.step, loop.steps, loop.batch, *ranks), loop.workers, pin=False)
 
-    def objective(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> tuple[Losses, int]:
+    def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
         return segmentation_loss(engine, batch, task.plan.patch, config)
 
     train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker)
@@ -185,7 +185,7 @@ def train_and_test(
 
 
 def segmentation_loss(
-    engine: deepspeed.DeepSpeedEngine, batch: Batch, patch: tuple[int, int, int], config: FinetuneConfig
+    engine: Engine, batch: Batch, patch: tuple[int, int, int], config: FinetuneConfig
 ) -> tuple[Losses, int]:
     """Dice and cross-entropy with deep supervision on augmented patches; outside the scan lies background."""
     images, _, label = resample(batch, patch)
@@ -213,7 +213,7 @@ def change_intensity(
 
 
 @torch.no_grad()
-def predict_cases(engine: Any, config: FinetuneConfig, task: Task, folder: Path, test: Sequence[str]) -> None:
+def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Path, test: Sequence[str]) -> None:
     """Segment the test cases and keep the labels; every rank calls.
 
     Ranks share the cases, but under ZeRO-3 a forward pass is a joint act, so

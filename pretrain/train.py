@@ -2,9 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 
@@ -21,6 +19,7 @@ from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.loop import train
 from voxscale.engine.run import about, find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
+from voxscale.engine.types import Engine
 from voxscale.files import write_arrays
 from voxscale.models.build import ModelConfig, build
 from voxscale.shards import Manifest
@@ -60,7 +59,7 @@ def pretrain(config: PretrainConfig) -> None:
         )
         batches = load(stream, indices, config.loop.workers, pin=engine.device.type == "cuda")
 
-        def objective(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> tuple[Losses, int]:
+        def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             views = make_views(batch, stream.manifest.patch, stream_config.views, config.views)
             return fuse_and_guess(engine, views, config), views.images[:, 0].numel()
 
@@ -80,7 +79,7 @@ def backbone(config: PretrainConfig, manifest: Manifest) -> ModelConfig:
     )
 
 
-def fuse_and_guess(engine: Any, views: Views, config: PretrainConfig) -> Losses:
+def fuse_and_guess(engine: Engine, views: Views, config: PretrainConfig) -> Losses:
     """Volume Fusion's loss with images in the engine's number type."""
     return vf.volume_fusion(
         lambda x: engine(network_input(x, engine, config.engine.channels_last)), views, config.objective
@@ -88,7 +87,7 @@ def fuse_and_guess(engine: Any, views: Views, config: PretrainConfig) -> Losses:
 
 
 @torch.no_grad()
-def save_preview(engine: Any, stream: ShardStream, config: PretrainConfig) -> None:
+def save_preview(engine: Engine, stream: ShardStream, config: PretrainConfig) -> None:
     """Write one fused volume, its label map and the model's guess for the report; every rank calls."""
     patch, contract = stream.manifest.patch, stream.manifest.contract
     samples = -(-2 // stream.config.views)  # two crops: of one scan, or of two

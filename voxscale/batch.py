@@ -1,6 +1,6 @@
 """What flows from disk to loss: `Patch` -> `Batch` -> `Views` -> `Losses`, each checked once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,24 @@ class Batch:
         if self.voxels.ndim != 5 or len(counts) != 1:
             raise DataError(f"batch must hold equally many parts, not {sorted(counts)}", "bad_batch")
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            voxels=change(self.voxels),
+            label=None if self.label is None else change(self.label),
+            sizes=change(self.sizes),
+            matrix=change(self.matrix),
+            scale=change(self.scale),
+            seeds=self.seeds,
+            indices=self.indices,
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with compute where memory is pinned."""
-        move = {name: getattr(self, name) for name in ("voxels", "label", "sizes", "matrix", "scale")}
-        moved = {name: None if part is None else part.to(device, non_blocking=True) for name, part in move.items()}
-        return Batch(**moved, seeds=self.seeds, indices=self.indices)
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory (called by the data loader)."""
-        move = {name: getattr(self, name) for name in ("voxels", "label", "sizes", "matrix", "scale")}
-        pinned = {name: None if part is None else part.pin_memory() for name, part in move.items()}
-        return Batch(**pinned, seeds=self.seeds, indices=self.indices)
+        return self._each(lambda part: part.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)

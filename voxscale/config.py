@@ -117,7 +117,8 @@ def parse(kind: type[T], preset: str | None, args: Sequence[str], prog: str) -> 
         raise ConfigError(f"preset must be one that makes a {kind.__name__}, not a {type(default).__name__}")
     if default is None:
         return tyro.cli(kind, args=list(args), prog=prog)
-    return tyro.cli(tyro.conf.AvoidSubcommands[kind], default=default, args=list(args), prog=prog)
+    # A union of configs keeps the preset's choice and shows its fields as flags.
+    return tyro.cli(kind, default=default, args=list(args), prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 
 def to_flags(value: object, prefix: str = "--") -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as td
+from torch._C._distributed_c10d import TCPStore  # torch.distributed hands it on without declaring it
 
 from voxscale.errors import ConfigError
 
@@ -53,7 +54,7 @@ def start(timeout_s: float = 1800.0) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     store = None
     if world_size() == 1 and os.environ["MASTER_PORT"] == "0":  # alone: any free port will do, nobody else must find it
-        store = td.TCPStore("127.0.0.1", 0, 1, is_master=True)
+        store = TCPStore("127.0.0.1", 0, 1, is_master=True)
         os.environ["MASTER_PORT"] = str(store.port)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if device().type == "cuda":

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def write_json(path: Path, value: object) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays as one compressed `.npz`, as `write_bytes` does."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict(arrays))
+    np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
     write_bytes(path, buffer.getvalue())
 
 
@@ -120,7 +120,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Hold a folder for one process; the lock goes with the process, however it ends.
 
     Raises:

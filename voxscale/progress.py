@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from tqdm import tqdm
 
@@ -31,7 +31,7 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._show = show
         tty = sys.stderr.isatty() or os.environ.get("VOXSCALE_TTY") == "1"
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         if show and tty:
             self._bar = tqdm(
                 total=total, initial=done, desc=f"{stage:<12}", unit=f" {unit}", file=sys.stderr, ncols=100

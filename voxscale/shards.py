@@ -15,8 +15,8 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import webdataset as wds
 from numpy.typing import NDArray
+from webdataset.writer import TarWriter
 
 from voxscale.config import config, from_dict, to_dict
 from voxscale.contract import InputContract
@@ -155,7 +155,7 @@ def write_shard(
     """
     beside = folder / f".{name}.tmp"
     keys: list[tuple[str, BrickInfo]] = []
-    with beside.open("wb") as handle, wds.TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
+    with beside.open("wb") as handle, TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
         counts: dict[str, int] = {}
         for info, voxels in bricks:
             number = counts.get(info.volume, 0)

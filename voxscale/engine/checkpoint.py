@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from voxscale import dist
 from voxscale.engine.config import OptimConfig
 from voxscale.engine.optim import moment_names
 from voxscale.engine.state import read_moments, read_weights, write_moments
+from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, TrainingError
 from voxscale.files import commit_folder, sha256_file, sync_tree
 
@@ -44,7 +44,7 @@ class Position:
 
 def save(
     run: Path,
-    engine: deepspeed.DeepSpeedEngine,
+    engine: Engine,
     optim: OptimConfig,
     position: Position,
     about: dict[str, Any],
@@ -171,7 +171,7 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / "model.safetensors")
 
 
-def restore(checkpoint: Path, engine: deepspeed.DeepSpeedEngine, optim: OptimConfig) -> Position:
+def restore(checkpoint: Path, engine: Engine, optim: OptimConfig) -> Position:
     """Put an engine, already holding the checkpoint's weights, where the run stood; every rank must call."""
     position = Position(**read_about(checkpoint)["position"])
     write_moments(engine, load_file(checkpoint / "optim.safetensors"), moment_names(optim), position.step)

@@ -35,7 +35,11 @@ def compile_ops() -> None:
             stale.unlink()
         from deepspeed.accelerator import get_accelerator  # reads DS_ACCELERATOR when it is imported
 
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+        accelerator = get_accelerator()
+        assert accelerator is not None
+        builder = accelerator.create_op_builder("ShareMemCommBuilder")
+        assert builder is not None
+        builder.load(verbose=False)
 
 
 if __name__ == "__main__":

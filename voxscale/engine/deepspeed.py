@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -12,6 +12,7 @@ from voxscale import dist
 from voxscale.engine.config import EngineConfig, OptimConfig
 from voxscale.engine.optim import build_optimizer
 from voxscale.engine.state import write_weights
+from voxscale.engine.types import Engine
 
 
 def deepspeed_config(config: EngineConfig, micro: int) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def deepspeed_config(config: EngineConfig, micro: int) -> dict[str, Any]:
 
 def start_engine(
     model: nn.Module, weights: Mapping[str, Tensor], engine: EngineConfig, optim: OptimConfig, micro: int
-) -> deepspeed.DeepSpeedEngine:
+) -> Engine:
     """Wrap a model for training and set its fp32 master weights exactly.
 
     DeepSpeed rounds a model to bf16 before it takes its fp32 master copy, so
@@ -57,17 +58,18 @@ def start_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     dist.start()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    made, *_ = deepspeed.initialize(
+    parts = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, optim),
         config=deepspeed_config(engine, micro),
         dist_init_required=False,
     )
+    made = cast(Engine, parts[0])
     write_weights(made, weights)
     return made
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
+def set_learning_rate(engine: Engine, lr: float) -> None:
     """Set the rate of all parameter groups for the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
-
 from voxscale import dist
 from voxscale.batch import Batch, Losses
 from voxscale.engine import checkpoint
@@ -17,16 +15,17 @@ from voxscale.engine.deepspeed import set_learning_rate
 from voxscale.engine.meter import Meter
 from voxscale.engine.schedule import learning_rate
 from voxscale.engine.tracker import Tracker
+from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
 from voxscale.progress import Progress
 
-Objective = Callable[[deepspeed.DeepSpeedEngine, Batch], tuple[Losses, int]]
+Objective = Callable[[Engine, Batch], tuple[Losses, int]]
 """Maps an engine and a batch on its device to losses and the number of voxels the network saw."""
 
 
 def train(
     name: str,
-    engine: deepspeed.DeepSpeedEngine,
+    engine: Engine,
     batches: Iterator[Batch],
     objective: Objective,
     loop: LoopConfig,
@@ -59,37 +58,49 @@ def train(
         for step in range(start.step, loop.steps):
             lr = learning_rate(optim, step, loop.steps)
             set_learning_rate(engine, lr)
+            loss = 0.0
             for _ in range(engine.gradient_accumulation_steps()):
-                began = time.monotonic()
-                batch = next(batches).to(engine.device)
-                meter.waited += time.monotonic() - began
-                losses, voxels = objective(engine, batch)
-                require_finite("loss", float(losses.total.detach()), step, batch.indices)
-                engine.backward(losses.total)
-                engine.step()
-                meter.add(losses, len(batch.seeds), voxels)
+                loss = micro_step(engine, batches, objective, meter, step)
             norm = float(engine.get_global_grad_norm() or 0.0)
-            require_finite("gradient norm", norm, step, batch.indices)
+            require_finite("gradient norm", norm, step)
             done = step + 1
             if done % loop.log_every == 0 or done == loop.steps:
                 row = meter.line(done, lr, norm)
                 if tracker is not None:
                     tracker.log(row)
-                bar.advance(0, note=f"loss {row['loss']:.3f}")
             if done % loop.checkpoint_every == 0 or done == loop.steps:
                 checkpoint.save(run, engine, optim, Position(done, done * loop.batch), about, loop.keep)
-            bar.advance(1, note=f"loss {float(losses.total.detach()):.3f}")
+            bar.advance(1, note=f"loss {loss:.3f}")
 
 
-def require_finite(what: str, value: float, step: int, indices: tuple[int, ...]) -> None:
+def micro_step(engine: Engine, batches: Iterator[Batch], objective: Objective, meter: Meter, step: int) -> float:
+    """Forward and backward of one micro-batch; the engine updates the weights with the last one of a step.
+
+    Returns:
+        This rank's loss.
+    """
+    began = time.monotonic()
+    batch = next(batches).to(engine.device)
+    meter.waited += time.monotonic() - began
+    losses, voxels = objective(engine, batch)
+    loss = float(losses.total.detach())
+    require_finite("loss", loss, step, batch.indices)
+    engine.backward(losses.total)
+    engine.step()
+    meter.add(losses, len(set(batch.indices)), voxels)
+    return loss
+
+
+def require_finite(what: str, value: float, step: int, indices: tuple[int, ...] = ()) -> None:
     """Stop all ranks alike if the value is not finite on any of them.
 
     Raises:
-        TrainingError: Naming the step and the samples of this rank.
+        TrainingError: Naming the step and, if given, the samples of this rank.
     """
     bad, *_ = dist.total([0.0 if math.isfinite(value) else 1.0])
     if bad:
+        samples = f"; this rank had samples {list(indices)}" if indices else ""
         raise TrainingError(
             f"{what} at step {step} must be finite on every rank, not {value} here and not finite on {int(bad)} of "
-            f"{dist.world_size()}; this rank had samples {list(indices)}: lower optim.lr or look at these samples"
+            f"{dist.world_size()}{samples}: lower optim.lr or look at these samples"
         )

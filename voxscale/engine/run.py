@@ -1,7 +1,7 @@
 """A run folder: its config, its lock, and where it goes on."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voxscale import dist
 from voxscale.config import save_json, to_dict
 from voxscale.engine import checkpoint
+from voxscale.engine.types import Engine
 from voxscale.errors import ConfigError
 from voxscale.files import locked
 from voxscale.models.stunet import initialise
@@ -19,7 +20,7 @@ from voxscale.seed import torch_generator
 
 
 @contextmanager
-def open_run(run: Path, config: object) -> Iterator[None]:
+def open_run(run: Path, config: object) -> Generator[None]:
     """Hold a run folder for these ranks and keep its config beside everything in it.
 
     Raises:
@@ -69,7 +70,7 @@ def first_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def network_input(images: Tensor, engine: Any, channels_last: bool) -> Tensor:
+def network_input(images: Tensor, engine: Engine, channels_last: bool) -> Tensor:
     """Images in the number type and memory layout of the engine's weights."""
     ready = images.to(next(engine.module.parameters()).dtype)
     return ready.contiguous(memory_format=torch.channels_last_3d) if channels_last else ready

@@ -19,25 +19,26 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
 
 
-def _sharded(engine: deepspeed.DeepSpeedEngine) -> bool:
+def _sharded(engine: Engine) -> bool:
     return engine.zero_optimization_stage() > 0
 
 
-def _inner(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
+def _inner(engine: Engine) -> torch.optim.Optimizer:
     return engine.optimizer.optimizer if _sharded(engine) else engine.optimizer
 
 
-def _flat_parts(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+def _flat_parts(engine: Engine) -> list[Tensor]:
     """The tensors that the inner optimizer steps on, on this rank."""
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [p for group in _inner(engine).param_groups for p in group["params"]]
 
 
-def _own_part(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> Tensor:
+def _own_part(engine: Engine, param: nn.Parameter, value: Tensor) -> Tensor:
     """This rank's part of a whole tensor under ZeRO-3, zero-padded to equal parts as DeepSpeed keeps it."""
     size = param.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
     flat = value.flatten()
@@ -45,7 +46,7 @@ def _own_part(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Ten
     return padded.narrow(0, size * engine.global_rank, size)
 
 
-def _set_weight(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> None:
+def _set_weight(engine: Engine, param: nn.Parameter, value: Tensor) -> None:
     # DeepSpeed 0.19.8's whole-tensor setter fails under ZeRO-3 where ranks do not divide the tensor.
     if engine.zero_optimization_stage() == 3:
         safe_set_local_fp32_param(param, _own_part(engine, param, value))
@@ -53,7 +54,7 @@ def _set_weight(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: T
         safe_set_full_fp32_param(param, value)
 
 
-def _set_moment(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor, moment: str) -> None:
+def _set_moment(engine: Engine, param: nn.Parameter, value: Tensor, moment: str) -> None:
     if engine.zero_optimization_stage() == 3:
         safe_set_local_optimizer_state(param, _own_part(engine, param, value), moment)
     elif _sharded(engine):
@@ -62,7 +63,7 @@ def _set_moment(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: T
         engine.optimizer.state[param][moment].copy_(value)
 
 
-def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+def _link_moments(engine: Engine) -> None:
     """Point every parameter at its part of the flat moments.
 
     DeepSpeed 0.19.8 does this once, inside the step of the first parameter
@@ -74,7 +75,7 @@ def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def read_weights(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+def read_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, whole fp32 weight on the CPU); a collective call: every rank must iterate to the end."""
     for name, param in engine.module.named_parameters():
         full = safe_get_full_fp32_param(param) if _sharded(engine) else param.detach()
@@ -82,7 +83,7 @@ def read_weights(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Tenso
         yield name, full.float().cpu().clone().contiguous()
 
 
-def read_moments(engine: deepspeed.DeepSpeedEngine, moments: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+def read_moments(engine: Engine, moments: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     """Yield (`moment.name`, whole fp32 tensor on the CPU); collective like `read_weights`."""
     _link_moments(engine)
     for name, param in engine.module.named_parameters():
@@ -95,7 +96,7 @@ def read_moments(engine: deepspeed.DeepSpeedEngine, moments: tuple[str, ...]) ->
             yield f"{moment}.{name}", full.float().cpu().clone().contiguous()
 
 
-def write_weights(engine: deepspeed.DeepSpeedEngine, weights: Mapping[str, Tensor]) -> None:
+def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
     """Set every master weight and the working copy made from it.
 
     Raises:
@@ -115,7 +116,7 @@ def write_weights(engine: deepspeed.DeepSpeedEngine, weights: Mapping[str, Tenso
         _set_weight(engine, param, value)
 
 
-def _write_working_copy(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, value: Tensor) -> None:
+def _write_working_copy(engine: Engine, param: nn.Parameter, value: Tensor) -> None:
     with torch.no_grad():
         if engine.zero_optimization_stage() == 3:
             with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
@@ -125,9 +126,7 @@ def _write_working_copy(engine: deepspeed.DeepSpeedEngine, param: nn.Parameter, 
             param.copy_(value)
 
 
-def write_moments(
-    engine: deepspeed.DeepSpeedEngine, values: Mapping[str, Tensor], moments: tuple[str, ...], step: int
-) -> None:
+def write_moments(engine: Engine, values: Mapping[str, Tensor], moments: tuple[str, ...], step: int) -> None:
     """Set the optimizer's moments and its step count.
 
     The inner optimizer makes its state at its first step, so it is made here
