@@ -90,6 +90,15 @@ def test_make_raw_refuses_a_singular_affine():
     assert error.value.reason == "bad_affine"
 
 
+def test_modality_of_a_crop_without_air_is_guessed_from_fat():
+    inside = np.full((10, 10, 10), 40, np.int16)
+    inside[:1] = -95
+    assert make_raw(inside, np.eye(4)).volume(None).modality == "CT"
+    ringing = np.full((10, 10, 10), 40, np.int16)  # MR after interpolation: a few values below 0
+    ringing[0, 0, :5] = -77
+    assert make_raw(ringing, np.eye(4)).volume(None).modality == "MR"
+
+
 def test_modality_is_guessed_from_air():
     affine = np.eye(4)
     ct = np.full((10, 10, 10), -1000, np.int16)

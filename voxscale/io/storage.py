@@ -18,8 +18,8 @@ SAMPLE = 20_000
 MAX_STEPS = 65_536
 """Most steps of a lattice between the lowest and the highest value."""
 
-CT_AIR = -150.0
-"""A scan whose 0.5th percentile is at most this many units is taken for CT."""
+CT_FAT = -50.0
+"""A scan with one voxel in a hundred at or below this many units is taken for CT: fat is near -100 HU, air at -1000."""
 
 
 def smallest_integer(low: float, high: float) -> np.dtype[Any] | None:
@@ -133,14 +133,14 @@ class Raw:
         return self.voxels.astype(np.float64) * self.slope + self.intercept
 
     def guess_modality(self) -> Modality:
-        """Tell CT from MR by the lowest values: air is near -1000 HU, MR magnitudes are not negative.
+        """Tell CT from MR by the lowest values: fat and air are far below 0 HU, MR magnitudes are not negative.
 
         A CT cropped to an organ, without air or fat, looks like MR; a phase
         or subtraction image of MR may look like CT. Declare the modality
         where such scans occur.
         """
-        low = np.nanpercentile(self.voxels.reshape(-1)[:: max(1, self.voxels.size // 1_000_000)], 0.5)
-        return "CT" if low * self.slope + self.intercept <= CT_AIR else "MR"
+        low = np.nanpercentile(self.voxels.reshape(-1)[:: max(1, self.voxels.size // 1_000_000)], 1)
+        return "CT" if low * self.slope + self.intercept <= CT_FAT else "MR"
 
     def volume(self, modality: Modality | None) -> Volume:
         """The scan as a `Volume`; None guesses the modality from the values."""

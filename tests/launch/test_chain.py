@@ -1,0 +1,185 @@
+"""The whole chain on scans with planted identifiers: killed at several places, it ends with the same result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import pydicom
+import pytest
+from safetensors.torch import load_file
+
+from data_prep.phantom import PhantomConfig, make_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--patch-voxels", "4096", "--pretrain.model.width", "2", "--pretrain.loop.steps", "8"]
+SMALL += ["--pretrain.loop.checkpoint-every", "3", "--finetune.folds", "2", "--finetune.loop.steps", "4"]
+SMALL += ["--finetune.loop.checkpoint-every", "2", "--pretrain.objective.block-min", "2"]
+SMALL += [
+    "--pretrain.objective.block-max",
+    "8",
+    "--finetune.inference.overlap",
+    "0.0",
+    "--finetune.inference.batch",
+    "16",
+]
+
+pytestmark = pytest.mark.slow()
+
+
+def command(scans: Path, out: Path) -> list[str]:
+    words = [sys.executable, "-m", "launch", "demo", "configs/demo.py:reduced", "--out", out]
+    words += ["--data", scans / "CANARY^ward", "--task", scans / "CANARY^study", *SMALL]
+    return list(map(str, words))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """A cohort whose names, headers and folders all hold the word CANARY."""
+    made = tmp_path_factory.mktemp("cohort") / "made"
+    make_cohort(made, PhantomConfig(unlabelled=8, labelled=4))
+    home = tmp_path_factory.mktemp("CANARY-hospital")
+    (made / "unlabelled").rename(home / "CANARY^ward")
+    (made / "task").rename(home / "CANARY^study")
+    for path in sorted(home.rglob("*.nii*")):
+        if "scan_007" not in path.name:  # the damaged one cannot be opened
+            image = nib.load(path)
+            image.header["descrip"] = b"DOE^CANARY 19700101"
+            image.header["db_name"] = b"CANARY"
+            image.header["intent_name"] = b"CANARY"
+            nib.save(nib.Nifti1Image(image.dataobj, image.affine, image.header), path)
+        path.rename(path.with_name(f"CANARY_{path.name}"))
+    for path in sorted(home.rglob("*")):
+        if path.is_file() and "nii" not in path.name and path.suffix != ".json":
+            slice_ = pydicom.dcmread(path)
+            slice_.PatientName, slice_.PatientID = "DOE^CANARY", "CANARY-1"
+            slice_.StudyDescription = slice_.InstitutionName = "CANARY"
+            slice_.add_new((0x0009, 0x0010), "LO", "CANARY private")
+            slice_.save_as(path)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(scans, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done.stdout, done.stderr
+
+
+def folder(out: Path, stage: str) -> Path:
+    (found,) = [p for p in out.glob(f"{stage}-*") if not p.name.endswith(".private")]
+    return found
+
+
+def test_summary_has_what_others_rely_on_and_adds_up(whole):
+    out, said, _ = whole
+    summary = json.loads((out / "summary.json").read_text())
+    volumes = summary["volumes"]
+    assert volumes["found"] == volumes["accepted"] + volumes["rejected"] + volumes["quarantined"] == 12
+    assert volumes["rejected"] == 1
+    for arm in ("scratch", "pretrained", "difference"):
+        assert {"dice_mean", "ci95", "per_label"} <= summary[arm].keys()
+    assert {"p_value", "n_cases"} <= summary["difference"].keys()
+    assert summary["difference"]["n_cases"] == 4
+    stages = ["task", "ingest", "plan", "pack", "pretrain", "finetune"]
+    assert list(summary["seconds"]) == stages
+    assert 0 < summary["peak_rss_gb"] < 6
+    assert len(summary["config_hash"]) == 12
+    assert "scratch  pretrained  difference" in said
+    assert said.rstrip().endswith("report/index.html")
+
+
+def test_no_identifier_leaves_the_private_folders(whole, scans):
+    out, said, complained = whole
+    assert "CANARY" not in said + complained
+    searched = 0
+    for path in out.rglob("*"):
+        if any(part.endswith(".private") for part in path.parts):
+            continue
+        assert "CANARY" not in str(path.relative_to(out))
+        if path.is_file():
+            searched += 1
+            data = path.read_bytes()
+            assert b"CANARY" not in data, path
+            assert b"1970" not in data or path.suffix in {".safetensors", ".tar", ".npz", ".html"} or "/c/" in str(path)
+    assert searched > 50
+    private = b"".join(p.read_bytes() for p in out.glob("*.private/*"))
+    assert b"CANARY" in private  # the search does find it where it may stand
+
+
+def test_a_second_run_finds_everything_done(whole, scans):
+    out, *_ = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stderr.count("done before") == 6
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
+    """SIGKILL of the launcher (its ranks end by themselves) after ever longer times, then a run to the end."""
+    out = tmp_path / "out"
+    for seconds in (3.0, 6.0, 11.0, 17.0, 24.0):
+        victim = subprocess.Popen(
+            command(scans, out),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(seconds)
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+        wait_until_alone(out)
+    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = whole[0], out
+    name = "checkpoints/step-00000008/model.safetensors"
+    first, second = (load_file(folder(o, "pretrain") / name) for o in (a, b))
+    assert all(first[key].equal(second[key]) for key in first)
+    one, two = (json.loads((folder(o, "finetune") / "results.json").read_text()) for o in (a, b))
+    for results in (one, two):
+        for row in results["cases"]:
+            del row["subject"]  # keyed anew in every store
+    assert one == two
+
+
+def wait_until_alone(out: Path) -> None:
+    deadline = time.monotonic() + 20
+    while subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout:
+        assert time.monotonic() < deadline, "processes outlive a killed launcher"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere", "--task", "nowhere"], "DATA and TASK must be folders that exist, not 'nowhere'"),
+        (["--data", "."], "DATA and TASK must be given together"),
+    ],
+)
+def test_wrong_folders_are_one_clear_line(tmp_path, arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "demo", "--out", str(tmp_path / "out"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_folder_ends_with_one_clear_line(tmp_path, scans):
+    (tmp_path / "empty").mkdir()
+    words = [sys.executable, "-m", "launch", "demo", "--out", tmp_path / "out", "--data", tmp_path / "empty"]
+    words += ["--task", scans / "CANARY^study"]
+    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no scan" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
