@@ -1,5 +1,6 @@
 """The house stands: layers, and what an installed wheel contains."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def copy_project(target):
+    names = [
+        "voxscale",
+        "data_prep",
+        "pretrain",
+        "finetune",
+        "launch",
+        "configs",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ]
+    for name in names:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, target / name)
 
 
 def test_imports_point_down_the_layers():
@@ -24,12 +43,7 @@ def test_imports_point_down_the_layers():
 
 def test_a_forbidden_import_would_be_noticed(tmp_path):
     """The check above can fail: a stage that imports another stage breaks the first contract."""
-    import shutil
-
-    for name in ("voxscale", "data_prep", "pretrain", "finetune", "launch", "configs", "pyproject.toml"):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
+    copy_project(tmp_path)
     path = tmp_path / "finetune" / "folds.py"
     path.write_text(path.read_text() + "\nimport pretrain.config\n")
     done = subprocess.run(
@@ -46,8 +60,11 @@ def test_a_forbidden_import_would_be_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    copy_project(source)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
         check=True,
         capture_output=True,
     )

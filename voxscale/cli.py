@@ -1,0 +1,27 @@
+"""Command line of a training stage: preset, overrides, one clear line on failure."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from voxscale.config import parse
+from voxscale.errors import VoxScaleError
+from voxscale.log import setup
+
+T = TypeVar("T")
+
+
+def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], prog: str) -> int:
+    """Parse `[PRESET] [overrides]` and run a stage on this rank.
+
+    Returns:
+        Exit status: 0 done, 1 failed with one line that says why. An unknown flag exits with 2.
+    """
+    setup()
+    preset = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    try:
+        stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET"))
+    except VoxScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
