@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from data_prep.pack import PackConfig
 from data_prep.phantom import PhantomConfig
 from finetune.config import FinetuneConfig
 from launch.cluster import Cluster
+from launch.fit import fit_blocks, fit_folds
 from launch.machine import MemoryWatch, describe
 from launch.report import ReportInputs, result_table, sentence, write_report
 from launch.submit import run_stage
 from pretrain.config import PretrainConfig
-from voxscale.config import config, config_hash, to_dict, to_flags
+from voxscale.config import config, config_hash, load_json, to_dict, to_flags
 from voxscale.errors import ConfigError, DataError
 from voxscale.files import locked, write_json
+from voxscale.patches import Plan
 
 
 @config
@@ -96,6 +99,27 @@ class Chain:
         return folder, known["result"]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the trainings start from.
+
+    Attributes:
+        task_store: Labelled scans.
+        data_store: Unlabelled scans.
+        plan: File with contract, patch and strides.
+        shards: Bricks of the unlabelled scans.
+        pretrain: Pretraining config that fits the plan.
+        finetune: Fine-tuning config that fits the task.
+    """
+
+    task_store: Path
+    data_store: Path
+    plan: Path
+    shards: Path
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+
+
 def demo(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Path) -> Path:
     """Run the whole chain.
 
@@ -125,64 +149,85 @@ def _run(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
     chain = Chain(out)
     synthetic = task is None
     if task is None:
-        flags = to_flags(settings.phantom)
-        folder, _ = chain.stage(
-            "phantom", to_dict(settings.phantom), lambda path: _data_prep("phantom", str(path), *flags)
-        )
-        data, task = [folder / "unlabelled"], folder / "task"
-    flags = to_flags(settings.ingest)
-    checks = to_dict(settings.ingest)
-
-    def ingest(sources: Sequence[Path]) -> Callable[[Path], object]:
-        return lambda store: _data_prep("ingest", *map(str, sources), str(store), *flags)
-
-    task_store, _ = chain.stage("task", [checks, _listing([task])], ingest([task]))
-    data_store, _ = chain.stage("ingest", [checks, _listing(data)], ingest(data))
-    budget = str(settings.patch_voxels)
-    _, plan = chain.stage(
-        "plan", budget, lambda path: _plan(path, _data_prep("plan", str(task_store), "--budget-voxels", budget))
+        data, task = _phantoms(chain, settings)
+    ready = _prepare(chain, settings, data, task)
+    trained, tuned = _train(chain, settings, ready)
+    page = write_report(
+        out,
+        ReportInputs(
+            title="VoxScale: what pretraining bought",
+            synthetic=synthetic,
+            data_store=ready.data_store,
+            task_store=ready.task_store,
+            shards=ready.shards,
+            pretrain_run=trained,
+            finetune_run=tuned,
+            seconds=chain.seconds,
+            peak_rss_gb=round(chain.peak_gb, 3),
+            config_hash=chain.hash,
+            machine=describe(),
+        ),
     )
-    plan_file = out / "done" / f"plan-{chain.hash[:8]}.plan.json"
-    write_json(plan_file, plan)
+    results = json.loads((tuned / "results.json").read_text())
+    print(f"\n{result_table(results)}\n{sentence(results)}\n\nreport: {os.path.relpath(page)}")
+    return page
+
+
+def _phantoms(chain: Chain, settings: DemoConfig) -> tuple[list[Path], Path]:
+    """Write the synthetic cohort; returns its unlabelled and its labelled part."""
+    flags = to_flags(settings.phantom)
+    folder, _ = chain.stage("phantom", to_dict(settings.phantom), lambda path: _data_prep("phantom", str(path), *flags))
+    return [folder / "unlabelled"], folder / "task"
+
+
+def _prepare(chain: Chain, settings: DemoConfig, data: Sequence[Path], task: Path) -> Prepared:
+    """Two stores, the plan that the task asks for, and shards cut for it; what cannot work is refused early."""
+
+    def ingest(name: str, sources: Sequence[Path]) -> Path:
+        flags = to_flags(settings.ingest)
+        store, _ = chain.stage(
+            name,
+            [to_dict(settings.ingest), _listing(sources)],
+            lambda path: _data_prep("ingest", *map(str, sources), str(path), *flags),
+        )
+        return store
+
+    task_store = ingest("task", [task])
+    finetune = fit_folds(settings.finetune, task_store)
+    data_store = ingest("ingest", data)
+    budget = str(settings.patch_voxels)
+    plan_folder, _ = chain.stage("plan", budget, lambda path: _plan(task_store, budget, path))
+    plan = plan_folder / "plan.json"
     flags = to_flags(settings.pack)
     shards, _ = chain.stage(
         "pack",
         to_dict(settings.pack),
-        lambda path: _data_prep("pack", str(data_store), str(path), "--plan", str(plan_file), *flags),
+        lambda path: _data_prep("pack", str(data_store), str(path), "--plan", str(plan), *flags),
     )
-    pretrain_config = to_dict(settings.pretrain)
-    pretrain_run, _ = chain.stage(
-        "pretrain",
-        pretrain_config,
-        lambda run: run_stage(
-            "pretrain", dataclasses.replace(settings.pretrain, shards=shards, run=run), settings.cluster, run / "logs"
-        ),
-    )
+    pretrain = fit_blocks(settings.pretrain, load_json(Plan, plan))
+    return Prepared(task_store, data_store, plan, shards, pretrain, finetune)
 
-    def tune(run: Path) -> None:
-        full = dataclasses.replace(
-            settings.finetune, store=task_store, plan=plan_file, checkpoint=pretrain_run, run=run
-        )
+
+def _train(chain: Chain, settings: DemoConfig, ready: Prepared) -> tuple[Path, Path]:
+    """Pretraining, then fine-tuning and its twin; returns both run folders."""
+
+    def pretrain(run: Path) -> None:
+        full = dataclasses.replace(ready.pretrain, shards=ready.shards, run=run)
+        run_stage("pretrain", full, settings.cluster, run / "logs")
+
+    trained, _ = chain.stage("pretrain", to_dict(ready.pretrain), pretrain)
+
+    def finetune(run: Path) -> None:
+        full = dataclasses.replace(ready.finetune, store=ready.task_store, plan=ready.plan, checkpoint=trained, run=run)
         run_stage("finetune", full, settings.cluster, run / "logs")
 
-    finetune_run, _ = chain.stage("finetune", to_dict(settings.finetune), tune)
-    inputs = ReportInputs(
-        title="VoxScale: what pretraining bought",
-        synthetic=synthetic,
-        data_store=data_store,
-        task_store=task_store,
-        shards=shards,
-        pretrain_run=pretrain_run,
-        finetune_run=finetune_run,
-        seconds=chain.seconds,
-        peak_rss_gb=round(chain.peak_gb, 3),
-        config_hash=chain.hash,
-        machine=describe(),
-    )
-    page = write_report(out, inputs)
-    results = json.loads((finetune_run / "results.json").read_text())
-    print(f"\n{result_table(results)}\n{sentence(results)}\n\nreport: {os.path.relpath(page)}")
-    return page
+    tuned, _ = chain.stage("finetune", to_dict(ready.finetune), finetune)
+    return trained, tuned
+
+
+def _plan(store: Path, budget: str, folder: Path) -> object:
+    folder.mkdir(parents=True, exist_ok=True)
+    return _data_prep("plan", str(store), "--budget-voxels", budget, "--out", str(folder / "plan.json"))
 
 
 def _data_prep(*arguments: str) -> object:
@@ -193,11 +238,6 @@ def _data_prep(*arguments: str) -> object:
     if done.returncode:
         raise DataError(f"data_prep {arguments[0]} must end with status 0, not {done.returncode}; see the lines above")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _plan(folder: Path, plan: object) -> object:
-    del folder  # the plan is small enough to be remembered with the stage
-    return plan
 
 
 def _listing(roots: Sequence[Path]) -> str:
