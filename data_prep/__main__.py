@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from voxscale.errors import VoxScaleError
+from voxscale.errors import VoxScaleError, system_error_text
 
 USAGE = "usage: python -m data_prep {phantom,ingest,plan,pack} [--help] ..."
 
@@ -41,6 +41,9 @@ def main(args: Sequence[str]) -> int:
                 return 0 if stage in ("-h", "--help") else 2
     except VoxScaleError as error:
         log.error("error: %s", error)
+        return 1
+    except OSError as error:
+        log.error("error: %s", system_error_text(error))
         return 1
 
 

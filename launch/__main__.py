@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.cluster import Cluster
 from voxscale.config import parse
-from voxscale.errors import VoxScaleError
+from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.log import setup
 
 USAGE = """python -m launch pretrain PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         commands[arguments[0]](arguments[0], arguments[1:])
     except VoxScaleError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {system_error_text(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -56,7 +56,7 @@ class StageJob:
         # Imported here, so that submitting needs neither torch nor the stage's code.
         import torch
 
-        from voxscale.errors import VoxScaleError
+        from voxscale.errors import VoxScaleError, system_error_text
         from voxscale.log import setup
 
         torch.set_num_threads(self.threads)
@@ -73,6 +73,8 @@ class StageJob:
                     finetune(self.config)
         except VoxScaleError as error:
             return {"error": str(error), "kind": type(error).__name__}
+        except OSError as error:
+            return {"error": system_error_text(error), "kind": "OSError"}
         return {}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from voxscale.config import parse
-from voxscale.errors import VoxScaleError
+from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.log import setup
 
 T = TypeVar("T")
@@ -23,5 +23,8 @@ def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], p
         stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET"))
     except VoxScaleError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {system_error_text(error)}", file=sys.stderr)
         return 1
     return 0

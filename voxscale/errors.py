@@ -44,3 +44,9 @@ class CheckpointError(VoxScaleError, RuntimeError):
 
 class TrainingError(VoxScaleError, RuntimeError):
     """Training cannot go on: a non-finite value, a lost rank, a full disk."""
+
+
+def system_error_text(error: OSError) -> str:
+    """One line for an error of the operating system, such as a full disk; no path, which may name a patient."""
+    what = error.strerror or type(error).__name__
+    return f"files must be readable and writable, but: {what}; free or mount some disk"

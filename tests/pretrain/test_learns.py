@@ -9,7 +9,7 @@ from voxscale.batch import Views
 from voxscale.seed import torch_generator
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_a_tiny_network_names_the_levels_of_a_dark_and_a_bright_crop():
     """With a dark background and a bright foreground the level can be read off the value of a voxel."""
     generator = torch_generator(0, "learns")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,9 +75,9 @@ def save(
         try:
             _write(target, weights, moments, rng, state)
             _prune(folder, keep)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
             shutil.rmtree(_beside(target), ignore_errors=True)
-            problem = error.strerror or type(error).__name__
+            problem = getattr(error, "strerror", None) or str(error)
     problem = dist.from_rank_0(problem)
     if problem:
         raise TrainingError(
