@@ -1,9 +1,12 @@
 """Settings of data preparation, each with its range."""
 
 from dataclasses import field
+from typing import Literal, get_args
 
 from voxscale.config import config, require
 from voxscale.volume import Modality
+
+Labels = Literal["use", "ignore"]
 
 
 @config
@@ -15,6 +18,8 @@ class RulesConfig:
         min_extent: Smallest field of view along each axis in mm.
         spacing: Smallest and largest voxel spacing along each axis in mm.
         max_spacing_ratio: Largest ratio of the largest to the smallest spacing of a scan.
+        label_like: Smallest share of equal neighbours that makes whole numbers from 0 to 255 a segmentation
+            instead of a scan; above 1 accepts every image.
         hu_low: Lowest plausible 0.5th percentile of a CT in HU (padding goes down to about -3000).
         hu_median: Highest plausible median of a CT in HU (higher: the intercept is missing).
         hu_high: Lowest and highest plausible 99.5th percentile of a CT in HU (lower: nothing but air).
@@ -25,6 +30,7 @@ class RulesConfig:
     min_extent: float = 16.0
     spacing: tuple[float, float] = (0.05, 20.0)
     max_spacing_ratio: float = 32.0
+    label_like: float = 0.9
     hu_low: float = -5000.0
     hu_median: float = 500.0
     hu_high: tuple[float, float] = (-500.0, 20000.0)
@@ -36,6 +42,7 @@ class RulesConfig:
         require(self.min_extent >= 0, "rules.min_extent", "at least 0 mm", self.min_extent)
         require(0 < self.spacing[0] < self.spacing[1], "rules.spacing", "two rising positive mm values", self.spacing)
         require(self.max_spacing_ratio >= 1, "rules.max_spacing_ratio", "at least 1", self.max_spacing_ratio)
+        require(self.label_like > 0, "rules.label_like", "positive", self.label_like)
         require(self.hu_high[0] < self.hu_high[1], "rules.hu_high", "two rising HU values", self.hu_high)
         require(self.grid_tolerance >= 0, "rules.grid_tolerance", "at least 0 mm", self.grid_tolerance)
 
@@ -47,17 +54,21 @@ class IngestConfig:
     Attributes:
         modality: Modality of every scan whose file does not state it; None looks for it in `dataset.json` of
             the task, then guesses it from the values.
+        labels: `use` pairs the images of a task with its labels. `ignore` takes every image alone, for scans to
+            pretrain on: folders `labels`, `labelsTr` and `labelsTs` beside image folders are left out, and
+            `dataset.json` is read for the modality only.
         subject: A regular expression with one group, searched in the file name without its ending, or the path
             of a CSV file with columns `file` (name, or path below the source folder) and `subject`. None makes
             each file a subject of its own, but takes the case of nnU-Net names. DICOM series always take their
             PatientID, else their study.
-        workers: Scans read at the same time; None takes one per CPU.
+        workers: Scans read at the same time; None takes one per CPU that this process may use.
         seconds: Time limit for one scan.
         gigabytes: Memory limit for one scan.
         rules: Thresholds of the quality rules.
     """
 
     modality: Modality | None = None
+    labels: Labels = "use"
     subject: str | None = None
     workers: int | None = None
     seconds: float = 600.0
@@ -66,6 +77,8 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
+        choices = get_args(Labels)
+        require(self.labels in choices, "ingest.labels", "known", self.labels, choices)
         require(self.workers is None or self.workers >= 1, "ingest.workers", "at least 1", self.workers)
         require(self.seconds > 0, "ingest.seconds", "positive", self.seconds)
         require(self.gigabytes >= 1, "ingest.gigabytes", "at least 1", self.gigabytes)

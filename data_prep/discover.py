@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_prep.labels import read_task
+from data_prep.config import Labels
+from data_prep.labels import read_modality, read_task
 from voxscale.config import require
 from voxscale.errors import ConfigError, DataError
 from voxscale.io import ITK_SUFFIXES, NIFTI_SUFFIXES, suffix_of
@@ -74,22 +75,33 @@ class Discovery:
 
 @dataclass(slots=True)
 class _Task:
-    """A folder of images with its folder of labels, while it is walked."""
+    """A folder of images with its folder of labels, while it is walked.
+
+    Attributes:
+        images: The folder of images.
+        labels: Files of each label by the case's name; None if labels are ignored.
+        classes: Declared names of label values.
+        modality: Declared modality.
+        used: Cases with an image, and the name of the image that has the label.
+    """
 
     images: Path
-    labels: dict[str, tuple[Path, ...]]
+    labels: dict[str, tuple[Path, ...]] | None
     classes: dict[int, str]
     modality: Modality | None
-    used: set[str] = field(default_factory=set)
+    used: dict[str, str] = field(default_factory=dict)
 
 
-def discover(roots: Sequence[Path], seconds: float = 600.0, gigabytes: float = 8.0) -> Discovery:
+def discover(
+    roots: Sequence[Path], seconds: float = 600.0, gigabytes: float = 8.0, labels: Labels = "use"
+) -> Discovery:
     """Find every scan and label below the given folders.
 
     Args:
         roots: Folders, none inside another.
         seconds: Time limit for reading DICOM headers of one folder.
         gigabytes: Memory limit for the same.
+        labels: Whether to pair images with labels; see `IngestConfig`.
 
     Raises:
         ConfigError: If a root is missing or inside another.
@@ -103,7 +115,7 @@ def discover(roots: Sequence[Path], seconds: float = 600.0, gigabytes: float = 8
         require(not inside, "sources", "folders of which none holds another", f"folder {number} of {len(real)}")
     found = Discovery()
     for root in real:
-        _Walk(root, found, seconds, gigabytes).visit(root, None)
+        _Walk(root, found, seconds, gigabytes, labels).visit(root, None)
     return found
 
 
@@ -115,6 +127,7 @@ class _Walk:
     found: Discovery
     seconds: float
     gigabytes: float
+    labels: Labels
     seen: set[Path] = field(default_factory=set)
 
     def visit(self, folder: Path, task: _Task | None) -> None:
@@ -128,12 +141,26 @@ class _Walk:
             raise DataError(f"source folders must be readable, not fail with {error.strerror}", "unreadable") from None
         folders = {path.name: path for path in entries if path.is_dir() and not path.name.startswith(".")}
         self._files(folder, [path for path in entries if not path.is_dir()], task)
+        if self.labels == "ignore" and not folders.keys().isdisjoint(TASK_FOLDERS):
+            self._unlabelled(folder, folders, task)
+            return
         pairs = {i: j for i, j in TASK_FOLDERS.items() if i in folders and j in folders}
         labels = set(pairs.values())
         for name, path in folders.items():
             if pairs and name in TASK_FOLDERS:
                 self._task(path, folders.get(TASK_FOLDERS[name]))
             elif name not in labels:
+                self.visit(path, task)
+
+    def _unlabelled(self, folder: Path, folders: dict[str, Path], task: _Task | None) -> None:
+        """Visit the folders beside and in a task whose labels are ignored."""
+        modality = read_modality(folder)
+        for name, path in folders.items():
+            if name in TASK_FOLDERS:
+                self.visit(path, _Task(path, None, {}, modality))
+            elif name in TASK_FOLDERS.values():
+                self.found.others += sum(file.is_file() for file in path.rglob("*"))
+            else:
                 self.visit(path, task)
 
     def _task(self, images: Path, labels: Path | None) -> None:
@@ -152,7 +179,7 @@ class _Walk:
             known.setdefault((parts[0].parent.relative_to(labels) / _stem(parts[0])).as_posix(), parts)
         task = _Task(images, known, classes, modality)
         self.visit(images, task)
-        used = {task.labels[key] for key in task.used}
+        used = {known[case] for case in task.used}
         for parts in volumes:
             if parts not in used:
                 reason = ("no_image", "no image of the task has this label's name")
@@ -191,11 +218,15 @@ class _Walk:
             return Source(parts, place, stem, dicom=dicom, person=person)
         below = parts[0].parent.relative_to(task.images)
         own = (below if dicom else below / stem).as_posix()
-        key = own if own in task.labels else CHANNEL.sub("", own)
+        labels = task.labels or {}
+        key = own if own in labels else CHANNEL.sub("", own)
         if key != own:
             person = person or f"case:{key}"
-        label = task.labels.get(key, ())
-        task.used |= {key} if label else set()
+        label, problem = labels.get(key, ()), None
+        if label and task.used.setdefault(key, own) != own:
+            label, problem = (), ("extra_channel", "only the first channel of a case is used, and this is another one")
+        elif not label and task.labels is not None:
+            problem = ("no_label", "no label of the task has this image's name")
         return Source(
             parts,
             place,
@@ -205,7 +236,7 @@ class _Walk:
             person=person,
             classes=task.classes,
             modality=task.modality,
-            problem=None if label else ("no_label", "no label of the task has this image's name"),
+            problem=problem,
         )
 
     def _headers(self, paths: list[Path]) -> list[dict[str, str] | None]:

@@ -40,7 +40,8 @@ class Counts:
         found: Images found.
         accepted: In the store.
         rejected: Unusable, with a reason in the ledger.
-        quarantined: Usable perhaps, but not without a person's decision (duplicate, no label, no subject).
+        quarantined: Usable perhaps, but not without a person's decision (duplicate, no label, no subject, extra
+            channel).
         orphan_labels: Labels without image.
         others: Files that are neither.
     """
@@ -68,7 +69,7 @@ def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts
     home, subjects = store.resolve(), load_subjects(settings.subject)
     outside = not any(root.resolve() in (home, *home.parents) or home in root.resolve().parents for root in roots)
     require(outside, "store", "a folder outside the sources", store.name)
-    found = discover(roots, settings.seconds, settings.gigabytes)
+    found = discover(roots, settings.seconds, settings.gigabytes, settings.labels)
     if not found.sources:
         return Counts(others=found.others)
     try:
@@ -86,7 +87,8 @@ class _Ingest:
     def __init__(self, store: Path, settings: IngestConfig, subjects: Subjects | None) -> None:
         private = store.with_name(f"{store.name}.private")
         self.key = load_key(private)
-        decide = {name: value for name, value in to_dict(settings).items() if name in ("modality", "subject", "rules")}
+        kept = ("modality", "labels", "subject", "rules")
+        decide = {name: value for name, value in to_dict(settings).items() if name in kept}
         decide["table"] = None if subjects is None else subjects.table
         self.store, self.settings, self.subjects = store, settings, subjects
         self.ledger = Ledger(store, private, config_hash(decide))
@@ -100,7 +102,7 @@ class _Ingest:
             else:
                 leftover.unlink()
         todo = [source for source in found.sources if not self.ledger.settled(source)]
-        workers = self.settings.workers or os.cpu_count() or 1
+        workers = self.settings.workers or len(os.sched_getaffinity(0))
         done = len(found.sources) - len(todo)
         with (
             ThreadPoolExecutor(workers) as pool,

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -32,17 +32,12 @@ def read_task(folder: Path) -> tuple[dict[int, str], Modality | None]:
         declared), and the modality if it says CT or MR for all scans.
 
     Raises:
-        DataError: With reason `bad_dataset` if the file is not JSON or a label value is not 1 to 255.
+        DataError: With reason `bad_dataset` if the file is not JSON, a label value is not 0 to 255, or labels or
+            modality are of another form.
     """
-    path = folder / "dataset.json"
-    if not path.is_file():
+    found = _read(folder)
+    if found is None:
         return {}, None
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise DataError("dataset.json must be a readable JSON file", "bad_dataset") from None
-    if not isinstance(found, dict):
-        raise DataError("dataset.json must hold one JSON object", "bad_dataset")
     labels = found.get("labels")
     if not isinstance(labels, dict):
         log.warning("dataset.json declares no classes; any label value from 1 to 255 is taken")
@@ -50,19 +45,47 @@ def read_task(folder: Path) -> tuple[dict[int, str], Modality | None]:
     return _classes(labels), _modality(found.get("modality"))
 
 
+def read_modality(folder: Path) -> Modality | None:
+    """Modality that a folder's `dataset.json` declares for all scans; None, with a warning, if the file is damaged."""
+    try:
+        found = _read(folder)
+        return None if found is None else _modality(found.get("modality"))
+    except DataError as error:
+        log.warning("%s; it is not used", error)
+        return None
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The object in `dataset.json`, or None if there is no such file."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise DataError("dataset.json must be a readable JSON file", "bad_dataset") from None
+    if not isinstance(found, dict):
+        raise DataError("dataset.json must hold one JSON object", "bad_dataset")
+    return found
+
+
 def _classes(labels: Mapping[str, Any]) -> dict[int, str]:
     """Class names by value, from either way round."""
     names: dict[int, str] = {}
     regions: set[int] = set()
     for left, right in labels.items():
-        if isinstance(right, list):
-            regions |= {int(value) for value in right}
-        elif isinstance(right, int):
+        if isinstance(right, list) and all(_is_whole(value) for value in right):
+            regions |= set(right)
+        elif _is_whole(right):
             names[right] = left
-        elif left.isdecimal():
-            names[int(left)] = str(right)
+        elif isinstance(right, str) and left.isdecimal():
+            names[int(left)] = right
         else:
-            raise DataError("dataset.json labels must pair names with numbers", "bad_dataset")
+            raise DataError(
+                f"dataset.json labels must pair each name with a whole number or a list of them, not {left!r} with "
+                f"{json.dumps(right)}",
+                "bad_dataset",
+            )
     names = {value: str(value) for value in regions} | names
     names.pop(0, None)
     if any(not 1 <= value <= 255 for value in names):
@@ -70,10 +93,20 @@ def _classes(labels: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number; Python counts `true` as one."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _modality(declared: object) -> Modality | None:
     """CT or MR if that is what is declared, as a word or for each channel."""
-    words = set(declared.values()) if isinstance(declared, dict) else {declared}
-    if len(words) != 1:
+    values = list(declared.values()) if isinstance(declared, dict) else [declared]
+    if declared is None or not values:
         return None
-    word = str(words.pop()).upper()
-    return next((known for known in MODALITIES if word in (known, f"{known}I")), None)
+    words: set[str] = set()
+    for value in values:
+        if not isinstance(value, str):
+            shown = json.dumps(value)
+            raise DataError(f"dataset.json modality must be a word, or one per channel, not {shown}", "bad_dataset")
+        words.add(value.upper())
+    return next((known for known in MODALITIES if words <= {known, f"{known}I"}), None)

@@ -70,7 +70,7 @@ class PhantomConfig:
     unlabelled: int = 24
     labelled: int = 12
     seed: int = 0
-    workers: int = os.cpu_count() or 1
+    workers: int = len(os.sched_getaffinity(0))
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""

@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep.discover import discover
 from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects
-from data_prep.labels import read_task
+from data_prep.labels import read_modality, read_task
 from voxscale.errors import ConfigError, DataError
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -108,9 +108,58 @@ def test_nnunet_names(tmp_path):
     touch(tmp_path / "labelsTr" / "case_001.nii.gz", tmp_path / "imagesTs" / "case_003_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
     found = discover([tmp_path])
-    assert [source.problem and source.problem[0] for source in found.sources] == [None, None, "no_label", "no_label"]
-    assert {source.label for source in found.sources[:2]} == {(tmp_path.resolve() / "labelsTr" / "case_001.nii.gz",)}
+    problems = [source.problem and source.problem[0] for source in found.sources]
+    assert problems == [None, "extra_channel", "no_label", "no_label"]
+    label = (tmp_path.resolve() / "labelsTr" / "case_001.nii.gz",)
+    assert [source.label for source in found.sources] == [label, (), (), ()]
     assert [source.person for source in found.sources] == [f"case:case_00{n}" for n in (1, 1, 2, 3)]
+
+
+def test_only_further_channels_of_a_labelled_case_are_extra(tmp_path):
+    images = ("a_0001.nii", "a_0002.nii", "b_0000.nii", "b_0001.nii", "b_0002.nii", "c_0001.nii", "c_0002.nii")
+    touch(*(tmp_path / "images" / name for name in images))
+    touch(*(tmp_path / "labels" / name for name in ("a_0001.nii", "a_0002.nii", "b.nii")))
+    assert {source.place[7:13]: source.problem and source.problem[0] for source in discover([tmp_path]).sources} == {
+        "a_0001": None,
+        "a_0002": None,  # these two are cases of their own, as their labels show
+        "b_0000": None,
+        "b_0001": "extra_channel",
+        "b_0002": "extra_channel",
+        "c_0001": "no_label",
+        "c_0002": "no_label",
+    }
+
+
+def test_ignored_labels(tmp_path):
+    task = tmp_path / "task"
+    touch(*(task / folder / "a.nii" for folder in ("imagesTr", "labelsTr", "imagesTs", "more", "imagesTr/labels")))
+    touch(task / "labelsTr" / "deep" / "b.nii", task / "imagesTr" / "b_0000.nii", task / "imagesTr" / "b_0001.nii")
+    touch(tmp_path / "other" / "images" / "a.nii", tmp_path / "lonely" / "labels" / "a.nii")
+    dicom(task / "labelsTr" / "0.dcm", kind=SEG)
+    declared = {"labels": {"whole": ["x"]}, "modality": {"0": "MRI"}}
+    (task / "dataset.json").write_text(json.dumps(declared))
+    found = discover([tmp_path], labels="ignore")
+    assert [(source.place, source.modality) for source in found.sources] == [
+        ("lonely/labels/a.nii", None),  # no folder of images beside it
+        ("other/images/a.nii", None),
+        ("task/imagesTr/a.nii", "MR"),
+        ("task/imagesTr/b_0000.nii", "MR"),
+        ("task/imagesTr/b_0001.nii", "MR"),
+        ("task/imagesTr/labels/a.nii", "MR"),
+        ("task/imagesTs/a.nii", "MR"),
+        ("task/more/a.nii", None),
+    ]
+    assert [source.person for source in found.sources][3:5] == ["case:b", "case:b"]
+    assert all((source.kind, source.label, source.problem) == ("image", (), None) for source in found.sources)
+    assert found.classes == {}
+    assert found.others == 4  # three files in labelsTr, and dataset.json
+
+
+def test_ignored_labels_with_a_damaged_dataset_json(tmp_path, caplog):
+    touch(tmp_path / "images" / "a.nii", tmp_path / "labels" / "a.nii")
+    (tmp_path / "dataset.json").write_text("{")
+    assert names(discover([tmp_path], labels="ignore")) == ["images/a.nii"]
+    assert caplog.messages == ["dataset.json must be a readable JSON file; it is not used"]
 
 
 def test_nested_images_and_series_find_their_labels(tmp_path):
@@ -156,12 +205,40 @@ def test_class_names(tmp_path, labels, classes):
     assert read_task(tmp_path) == (classes, "MR")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"labels": {"liver": "one"}}', '{"labels": {"liver": 300}}'])
-def test_bad_dataset_json(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be a readable JSON file"),
+        ("[]", "must hold one JSON object"),
+        ('{"labels": {"liver": "one"}}', """not 'liver' with "one"$"""),
+        ('{"labels": {"liver": 300}}', r"not \[300\]$"),
+        ('{"labels": {"wt": ["x"]}}', r"""not 'wt' with \["x"\]$"""),
+        ('{"labels": {"wt": [[1]]}}', r"not 'wt' with \[\[1\]\]$"),
+        ('{"labels": {"wt": [1, true]}}', r"not 'wt' with \[1, true\]$"),
+        ('{"labels": {"wt": [1, 300]}}', r"not \[1, 300\]$"),
+        ('{"labels": {"liver": true}}', "not 'liver' with true$"),
+        ('{"labels": {"1": null}}', "not '1' with null$"),
+        ('{"labels": {"liver": 1.0}}', "not 'liver' with 1.0$"),
+        ('{"modality": {"0": ["CT"]}}', r"""one per channel, not \["CT"\]$"""),
+        ('{"modality": [{}]}', r"one per channel, not \[\{\}\]$"),
+        ('{"modality": true}', "one per channel, not true$"),
+    ],
+)
+def test_bad_dataset_json(tmp_path, text, message):
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=rf"^dataset\.json .*{message}") as error:
         read_task(tmp_path)
     assert error.value.reason == "bad_dataset"
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "modality"),
+    [("CT", "CT"), ({"0": "MRI", "1": "mr"}, "MR"), ({"0": "CT", "1": "PET"}, None), ({}, None), (None, None)],
+)
+def test_declared_modality(tmp_path, declared, modality):
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": declared}))
+    assert read_task(tmp_path)[1] == read_modality(tmp_path) == modality
 
 
 def test_classes_of_two_tasks_must_agree(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -123,6 +124,78 @@ def test_task(tmp_path):
         "id": "", "kind": "label", "status": "rejected", "rule": "no_image",
         "reason": "no image of the task has this label's name", "entry": None,
     }  # fmt: skip
+
+
+def test_a_task_as_unlabelled_data(tmp_path):
+    source, store = tmp_path / "task", tmp_path / "store"
+    task(source)
+    nifti(source / "images" / "extra.nii.gz", scan(9))
+    (source / "labels" / "case0.nii.gz").write_text("broken")
+    before = ingest([source], store, SMALL)
+    assert before == Counts(found=4, accepted=2, rejected=1, quarantined=1, others=1)
+    alone = replace(SMALL, labels="ignore")
+    for _ in range(2):
+        assert ingest([source], store, alone) == Counts(found=4, accepted=4, others=4)
+    opened = open_store(store)
+    assert [entry.label for entry in opened.entries.values()] == [None] * 4
+    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == sorted(opened.entries)
+    ingest([source], tmp_path / "fresh", alone)
+    assert open_store(tmp_path / "fresh").classes == {}
+    assert [row["id"] for row in rows(store)] == [row["id"] for row in rows(tmp_path / "fresh")]
+    assert ingest([source], store, SMALL) == before
+
+
+def test_two_tasks_with_other_classes_as_unlabelled_data(tmp_path):
+    for number, name in enumerate(("liver", "spleen")):
+        nifti(tmp_path / "in" / name / "images" / "a.nii", scan(number))
+        nifti(tmp_path / "in" / name / "labels" / "a.nii", scan(number))
+        (tmp_path / "in" / name / "dataset.json").write_text(json.dumps({"labels": {name: 1}, "modality": "MR"}))
+    counts = ingest([tmp_path / "in"], tmp_path / "store", replace(SMALL, labels="ignore"))
+    assert counts == Counts(found=2, accepted=2, others=4)
+    entries = open_store(tmp_path / "store").entries.values()
+    assert [(entry.modality, entry.modality_from) for entry in entries] == [("MR", "config")] * 2
+
+
+def test_further_channels_are_quarantined(tmp_path):
+    source = tmp_path / "task"
+    task(source, 1)
+    for channel in range(3):
+        nifti(source / "imagesTr" / f"a_000{channel}.nii.gz", scan(10 + channel))
+    (source / "labelsTr").mkdir()
+    (source / "labels" / "case0.nii.gz").rename(source / "labelsTr" / "a.nii.gz")
+    counts = ingest([source], tmp_path / "store", SMALL)
+    assert counts == Counts(found=4, accepted=1, quarantined=3, others=1)
+    found = by_place(tmp_path / "store", source)
+    assert {place: row["rule"] for place, row in found.items()} == {
+        "images/case0.nii.gz": "no_label",
+        "imagesTr/a_0000.nii.gz": None,
+        "imagesTr/a_0001.nii.gz": "extra_channel",
+        "imagesTr/a_0002.nii.gz": "extra_channel",
+    }
+    assert "only the first channel" in found["imagesTr/a_0001.nii.gz"]["reason"]
+
+
+def test_segmentations_among_scans_are_rejected(tmp_path):
+    masks = np.zeros((12, 14, 16), np.uint8)
+    masks[2:9, 3:12, 4:12] = 1
+    nifti(tmp_path / "in" / "case_1" / "imaging.nii.gz", scan(0))
+    nifti(tmp_path / "in" / "case_1" / "segmentation.nii.gz", masks)
+    nifti(tmp_path / "in" / "case_2" / "ct.nii.gz", scan(1))
+    nifti(tmp_path / "in" / "case_2" / "segmentations" / "liver.nii.gz", masks[::-1].copy())
+    for store, settings in (("guessed", SMALL), ("declared", replace(SMALL, modality="CT"))):
+        counts = ingest([tmp_path / "in"], tmp_path / store, settings)
+        assert counts == Counts(found=4, accepted=2, rejected=2)
+        assert [row["rule"] for row in rows(tmp_path / store)] == [None, "label_like", None, "label_like"]
+
+
+def test_default_workers_are_the_cpus_it_may_use(tmp_path, monkeypatch):
+    asked = []
+    pool = module.ThreadPoolExecutor
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda workers: asked.append(workers) or pool(workers))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4, 5})
+    nifti(tmp_path / "in" / "a.nii", scan(0))
+    assert ingest([tmp_path / "in"], tmp_path / "store", replace(SMALL, workers=None)).accepted == 1
+    assert asked == [3]
 
 
 def test_every_fault_gets_its_row(tmp_path):
@@ -426,7 +499,7 @@ def test_other_classes_need_another_store(tmp_path):
         ingest([tmp_path / "task"], tmp_path / "store", SMALL)
 
 
-@pytest.mark.parametrize("values", [{"workers": 0}, {"seconds": 0}, {"gigabytes": 0.5}])
+@pytest.mark.parametrize("values", [{"workers": 0}, {"labels": "keep"}, {"seconds": 0}, {"gigabytes": 0.5}])
 def test_bad_settings(values):
     with pytest.raises(ConfigError, match="ingest."):
         IngestConfig(**values)

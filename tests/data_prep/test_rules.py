@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,16 @@ from data_prep.config import RulesConfig
 from data_prep.rules import RULES, first_reason
 from data_prep.rules.scan import Scan
 from voxscale.errors import ConfigError
+from voxscale.io import load_file
 from voxscale.io.storage import make_raw
 from voxscale.volume import Volume
 
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+REAL = sorted(
+    path
+    for pattern in ("??_unlabelled/*.nii.gz", "labelled/*/*/*.nii.gz", "odd/orientation/*.nii.gz")
+    for path in DATA.glob(pattern)
+)
 RULES_BY_NAME = dict(RULES)
 
 
@@ -46,6 +54,18 @@ def stretched(factor):
     return np.diag([2.0, 2.0, 2.0 * factor, 1.0])
 
 
+def blocks(*values):
+    """Neighbouring blocks of 4 voxels along x, within background."""
+    image = np.zeros((12, 12, 20), np.float32)
+    for number, value in enumerate(values):
+        image[2:10, 2:10, 2 + 4 * number : 6 + 4 * number] = value
+    return image
+
+
+def noisy(low, high):
+    return np.random.default_rng(0).integers(low, high, (12, 12, 12))
+
+
 GOOD = [
     make_scan(),
     make_scan(modality="MR"),
@@ -56,6 +76,12 @@ GOOD = [
     make_scan(label=ball(1), label_affine=stretched(1.0004)),  # 11 voxels of 2 mm: 0.0088 mm at the corner
     make_scan(np.random.default_rng(0).normal(size=(8, 8, 8)), spacing=(2, 2, 2), modality="MR"),
     make_scan(spacing=(20.0, 1.5, 1.5)),
+    make_scan(noisy(0, 256), modality="MR"),
+    make_scan(np.where(blocks(1) > 0, noisy(1, 8).repeat(2, 2)[..., :20], 0), modality="MR"),  # 8-bit, coarse steps
+    make_scan(blocks(1, 2, 3) * 100, modality="MR"),  # up to 300
+    make_scan(blocks(1, 2, 3) + 0.5, modality="MR"),
+    make_scan(blocks(1, 2, 3) - 1, modality="CT"),
+    make_scan(blocks(1, 2, 3, 4), modality="MR"),  # 12 of 15 pairs are equal
 ]
 
 BAD = [
@@ -71,6 +97,10 @@ BAD = [
     ("hu_range", make_scan(np.linspace(-32768, 3000, 1728).reshape(12, 12, 12)), "0.5th percentile"),
     ("hu_range", make_scan(np.linspace(-1024, -900, 1728).reshape(12, 12, 12)), "99.5th percentile"),
     ("hu_range", make_scan(np.where(np.arange(1728) > 1700, 1e6, 0).reshape(12, 12, 12)), "99.5th percentile"),
+    ("label_like", make_scan(blocks(1), modality="MR"), "100 % of neighbouring voxels"),
+    ("label_like", make_scan(blocks(255), modality="CT"), "100 %"),
+    ("label_like", make_scan(blocks(7, 7, 1, 1), modality="MR"), "93 %"),  # 14 of 15 pairs are equal
+    ("label_like", make_scan(np.eye(12)[None].repeat(12, 0), modality="MR"), "100 %"),  # no neighbours at all
     ("label_grid", make_scan(label=ball(1)[:-1]), "label has shape"),
     ("label_grid", make_scan(label=ball(1), label_affine=shifted(0.011)), "0.011 mm off"),
     ("label_grid", make_scan(label=ball(1), label_affine=stretched(1.0006)), "off"),
@@ -103,9 +133,22 @@ def test_hu_range_leaves_mr_alone():
 def test_thresholds_are_those_of_the_config():
     scan = make_scan(np.arange(7 * 144).reshape(7, 12, 12), spacing=(3, 2, 2), modality="MR")
     assert first_reason(scan, RulesConfig(min_slices=7)) is None
+    assert first_reason(make_scan(blocks(1), modality="MR"), RulesConfig(label_like=1.01)) is None
+    assert first_reason(make_scan(blocks(1, 2, 3, 4), modality="MR"), RulesConfig(label_like=0.8))[0] == "label_like"
     assert first_reason(make_scan(), RulesConfig(min_extent=25))[0] == "extent"
     assert first_reason(make_scan(), RulesConfig(spacing=(2.5, 20)))[0] == "spacing"
     assert first_reason(make_scan(label=ball(1), label_affine=shifted(0.5)), RulesConfig(grid_tolerance=1)) is None
+
+
+def as_image(path):
+    """A file's values as a CT or MR scan, whichever is likelier."""
+    volume = load_file(path).volume(None)
+    return Scan(volume, volume.values(), None, {})
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: f"{path.parent.parent.name}-{path.name}")
+def test_real_segmentations_are_told_from_real_scans(path):
+    assert (RULES_BY_NAME["label_like"](as_image(path), RulesConfig()) is not None) == (path.parent.name == "labels")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +158,7 @@ def test_thresholds_are_those_of_the_config():
         ({"min_extent": -1}, "rules.min_extent"),
         ({"spacing": (2.0, 1.0)}, "rules.spacing"),
         ({"max_spacing_ratio": 0.5}, "rules.max_spacing_ratio"),
+        ({"label_like": 0.0}, "rules.label_like"),
         ({"hu_high": (1.0, 0.0)}, "rules.hu_high"),
         ({"grid_tolerance": -0.1}, "rules.grid_tolerance"),
     ],
