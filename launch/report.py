@@ -6,24 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.report_data import Ledger, add_counts, data_section, read_ledger
-from launch.report_results import (
-    ARMS,
-    Results,
-    headline_section,
-    overlay_section,
-    result_section,
-    result_table,
-    sentence,
-    transfer_section,
-)
+from launch.report_data import Ledger, add_counts, data_section, left_out_text, read_ledger
+from launch.report_results import headline_section, overlay_section, result_section, transfer_section
 from launch.report_run import config_section, cost_section, curves_section, limits_section, pretext_section
+from launch.report_text import ARMS, Results, fine_print, result_table, sentence
 from voxscale.errors import DataError
 from voxscale.files import write_json, write_text
 from voxscale.report.page import render_page
 from voxscale.report.table import duration
 
-__all__ = ["ReportInputs", "result_table", "sentence", "summarise", "write_report"]
+__all__ = ["ReportInputs", "fine_print", "result_table", "sentence", "summarise", "write_report"]
 
 SYNTHETIC = (
     "All scans in this report are digital phantoms: synthetic volumes drawn by a program. No patient was scanned. The"
@@ -84,7 +76,7 @@ def write_report(out: Path, inputs: ReportInputs) -> Path:
     }
     sections = [
         headline_section(results, add_counts(ledgers), duration(sum(inputs.seconds.values()))),
-        result_section(results),
+        result_section(results, left_out_text(manifest) if manifest.get("in_task") else ""),
         overlay_section(results, inputs.finetune_run / "previews"),
         pretext_section(inputs.pretrain_run),
         curves_section(inputs.pretrain_run, inputs.finetune_run, ARMS),

@@ -95,7 +95,16 @@ def _shards_text(manifest: Mapping[str, Any]) -> str:
     return (
         f"Pretraining read {quantity(manifest['samples'])} bricks from {shards}, cut for patches of"
         f" {_times(manifest['patch'])} voxels (z, y, x); {manifest['skipped_air']} bricks of air were left out."
+        f" {left_out_text(manifest)}"
     )
+
+
+def left_out_text(manifest: Mapping[str, Any]) -> str:
+    """How many unlabelled scans pretraining did not read because the task holds the same scan."""
+    number = manifest.get("in_task", 0)
+    if number == 1:
+        return "1 unlabelled scan that is also in the task was left out of pretraining."
+    return f"{number} unlabelled scans that are also in the task were left out of pretraining."
 
 
 def _times(values: Sequence[float]) -> str:

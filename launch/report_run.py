@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from launch.report_text import case_count
 from voxscale.files import read_lines
 from voxscale.report import charts, page
 from voxscale.report.charts import Points
@@ -17,8 +18,10 @@ from voxscale.report.table import duration, quantity, table
 NOT_LOSSES = frozenset(
     ("step", "lr", "grad_norm", "samples_per_s", "voxels_per_s", "data_wait", "seconds", "rss_gb", "gpu_gb")
 )
-"""Keys of a metrics line that are neither the loss nor one of its terms."""
+"""Keys of a metrics line that are neither the loss, one of its terms nor watched."""
 
+WATCHED = "pretext_"
+"""How the keys of watched figures start: shares from 0 to 1 that no gradient comes from."""
 
 CROPS = {
     "background": "Background crop",
@@ -72,33 +75,9 @@ def pretext_section(run: Path) -> Section:
 
 
 def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) -> Section:
-    """Losses of pretraining and, for both arms, of fine-tuning."""
+    """Losses of pretraining and of both arms of fine-tuning; how well the pretext task is solved."""
     rows = read_lines(pretrain_run / "metrics.jsonl")
-    names = ["loss", *sorted({key for row in rows for key in row} - NOT_LOSSES - {"loss"})]
-    lines = {name: points for name in names if (points := _points(rows, name))[0]}
-    figures: list[str] = []
-    if lines:
-        rate = _points(rows, "lr")
-        figures.append(
-            charts.loss_curves(
-                lines,
-                rate if rate[0] else None,
-                name="pretraining",
-                title="Pretraining",
-                alt=f"Pretraining loss from {lines['loss'][1][0]:.3g} to {lines['loss'][1][-1]:.3g}"
-                if "loss" in lines
-                else "Pretraining losses",
-            )
-        )
-    runs = {arm: sorted((finetune_run / arm).glob("seed-*/fold-*/metrics.jsonl")) for arm in arms}
-    losses = {arm: [p for f in files if (p := _points(read_lines(f), "loss"))[0]] for arm, files in runs.items()}
-    if any(losses.values()):
-        alt = "Training loss of " + " and ".join(
-            f"{arm}, at the end {np.mean([values[-1] for _, values in runs]):.3g}"
-            for arm, runs in losses.items()
-            if runs
-        )
-        figures.append(charts.arm_curves(losses, name="finetuning", title="Fine-tuning, training loss", alt=alt))
+    figures = [*_pretraining_charts(rows), *_finetuning_charts(finetune_run, arms)]
     if not figures:
         return Section("Curves", page.paragraph("No metrics were written."))
     note = page.paragraph(
@@ -107,6 +86,38 @@ def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) 
         "note",
     )
     return Section("Curves", page.grid(page.chart(svg) for svg in figures) + note)
+
+
+def _pretraining_charts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Losses in one chart; in another, as they run from 0 to 1, the figures that are watched."""
+    names = ["loss", *sorted({key for row in rows for key in row} - NOT_LOSSES - {"loss"})]
+    lines = {name: points for name in names if (points := _points(rows, name))[0]}
+    losses = {name: points for name, points in lines.items() if not name.startswith(WATCHED)}
+    watched = {name.replace("_", " "): points for name, points in lines.items() if name.startswith(WATCHED)}
+    figures: list[str] = []
+    if losses:
+        rate = _points(rows, "lr")
+        alt = "Pretraining losses"
+        if "loss" in losses:
+            alt = f"Pretraining loss from {losses['loss'][1][0]:.3g} to {losses['loss'][1][-1]:.3g}"
+        look = {"name": "pretraining", "title": "Pretraining", "alt": alt}
+        figures.append(charts.loss_curves(losses, rate if rate[0] else None, **look))
+    if watched:
+        alt = "At the end of pretraining: " + ", ".join(f"{name} {v[-1]:.2f}" for name, (_, v) in watched.items())
+        title = "Pretext task, 1 is solved"
+        figures.append(charts.share_curves(watched, name="watched", title=title, alt=alt))
+    return figures
+
+
+def _finetuning_charts(run: Path, arms: Sequence[str]) -> list[str]:
+    files = {arm: sorted((run / arm).glob("seed-*/fold-*/metrics.jsonl")) for arm in arms}
+    losses = {arm: [p for f in files[arm] if (p := _points(read_lines(f), "loss"))[0]] for arm in arms}
+    if not any(losses.values()):
+        return []
+    alt = "Training loss of " + " and ".join(
+        f"{arm}, at the end {np.mean([values[-1] for _, values in runs]):.3g}" for arm, runs in losses.items() if runs
+    )
+    return [charts.arm_curves(losses, name="finetuning", title="Fine-tuning, training loss", alt=alt)]
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
@@ -174,14 +185,16 @@ def strip_paths(value: Any) -> Any:
 
 def limits_section(results: Mapping[str, Any], synthetic: bool) -> Section:
     """What must not be read out of this page."""
-    cases = results["summary"]["difference"]["n_cases"]
     items = [
         "Not for clinical use. Nothing here has been validated for diagnosis or treatment, and no person has reviewed"
         " the predictions.",
-        f"One network, one task, {cases} labelled cases. Another task, scanner or hospital may give another answer.",
+        f"One network, one task, {case_count(results, 'labelled')}. Another task, scanner or hospital may give another"
+        " answer.",
         f"Both arms had {results['steps']} steps per fold. With more steps or more labels the difference may shrink,"
         " vanish or turn.",
         "Dice measures overlap only. It says little about borders, small lesions or whether a finding was missed.",
+        "A label predicted in a case whose reference does not show it is not counted against either arm, and cases"
+        " without any labelled voxel are refused at ingest: false alarms of a whole structure are not measured.",
         "Intervals and p values describe these cases and seeds, not a population of patients.",
     ]
     if synthetic:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launch.report import ReportInputs, result_table, sentence, write_report
+from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
+from launch.report_data import left_out_text
 from launch.report_results import case_scores, headline_section, result_section
-from launch.report_run import strip_paths
+from launch.report_run import curves_section, limits_section, strip_paths
 from voxscale.errors import DataError
 from voxscale.files import append_line
 from voxscale.report.table import MINUS, MISSING
@@ -140,6 +141,7 @@ def write_metrics(path: Path, steps: int, start: float, end: float) -> None:
     for step in range(steps):
         loss = end + (start - end) * np.exp(-4 * step / steps) + draw.normal(0, 0.03)
         row = {"step": 10 * step, "loss": loss, "dice": 0.6 * loss, "ce": 0.4 * loss, "lr": 1e-3 * (1 - step / steps)}
+        row |= {"pretext_accuracy": 0.25 + 0.5 * step / steps, "pretext_dice": 0.5}
         row |= {"grad_norm": 1.0, "samples_per_s": 3.2, "voxels_per_s": 2.5e6, "seconds": step, "rss_gb": 2.0}
         lines.append(json.dumps(row) + "\n")
     path.write_text("".join(lines))
@@ -265,7 +267,8 @@ def test_every_picture_is_described(made: tuple[Path, str]) -> None:
     images, charts = page.all("img"), page.all("svg")
     # Three cases of three pictures, five of the pretext task, four scans of each store.
     assert len(images) == 9 + 5 + 8
-    assert len(charts) == 2 + 2 + 4
+    # Two of the result, three curves, two of the geometry of each store.
+    assert len(charts) == 2 + 3 + 4
     assert all(image["alt"] for image in images)
     assert all(chart["aria-label"] and chart["role"] == "img" for chart in charts)
 
@@ -280,7 +283,9 @@ def test_numbers_of_the_files_stand_in_the_page(made: tuple[Path, str]) -> None:
         "p = 0.001",
         "0.0005",  # least p
         "label without a scan",
-        "12 cases, 4 folds, 1 seed (0)",
+        "12 cases (one per subject), 4 folds, 1 seed (0)",
+        "0.03 to 0.11, p = 0.001",  # small print of the tile
+        "0 unlabelled scans that are also in the task were left out",
         "11 scans found: 8 accepted, 2 rejected and 1 set aside",
         "42 bricks",
         "7 bricks of air",
@@ -370,7 +375,7 @@ def test_summary_holds_counts_arms_and_cost(made: tuple[Path, str]) -> None:
         ),
     ],
 )
-def test_sentence_says_what_the_interval_says(change: Any, p_value: float, wanted: str) -> None:
+def test_sentence_says_what_interval_and_test_say(change: Any, p_value: float, wanted: str) -> None:
     assert sentence(make_results(change, p_value)) == wanted
 
 
@@ -379,11 +384,133 @@ def test_headline_writes_true_minus_signs() -> None:
     assert f"difference {MINUS}0.07" in headline_section(results, {"accepted": 1, "found": 1}, "1 s").lead
 
 
+@pytest.mark.parametrize("change", [(0.07, 0.03, 0.11), (-0.07, -0.11, -0.03)])
+@pytest.mark.parametrize(("p_value", "shown"), [(0.049, True), (0.05, False), (0.2, False)])
+def test_sentence_claims_no_change_that_the_test_does_not_bear_out(
+    change: tuple[float, float, float], p_value: float, shown: bool
+) -> None:
+    found = sentence(make_results(change, p_value))
+    assert found.startswith("Pretraining did not change mean Dice measurably: 0.61 from scratch") != shown
+    assert found.startswith(f"Pretraining {'raised' if change[0] > 0 else 'lowered'} mean Dice from 0.61 to") == shown
+
+
+def test_a_test_without_the_interval_claims_no_change_either() -> None:
+    found = sentence(make_results((0.01, -0.02, 0.04), 0.04))
+    assert found.startswith("Pretraining did not change mean Dice measurably")
+
+
+@pytest.mark.parametrize("bounds", [(-0.013, -0.002), (0.002, 0.013), (-0.011, 0.004)])
+@pytest.mark.parametrize("least_p", [0.05, 0.25])
+def test_sentence_says_when_there_are_too_few_cases_to_tell(bounds: tuple[float, float], least_p: float) -> None:
+    results = make_results((-0.007, *bounds), least_p)
+    results["summary"]["difference"] |= {"least_p": least_p, "n_cases": 3}
+    low, high = (f"{bound:.3f}" for bound in bounds)
+    assert sentence(results) == (
+        "Too few cases to tell whether pretraining helped: mean Dice 0.610 from scratch, 0.603 pretrained"
+        f" (difference -0.007, 95 % interval {low} to {high}, p = {least_p:g}, 3 cases)."
+    )
+
+
+def test_equal_results_of_many_cases_are_no_change() -> None:
+    results = make_results((0.0, 0.0, 0.0), 1.0)
+    results["summary"]["difference"]["least_p"] = 1.0  # zeros cannot tell patterns apart
+    assert sentence(results).startswith("Pretraining did not change mean Dice measurably")
+
+
 def test_sentence_of_a_single_case_claims_nothing() -> None:
     results = make_results()
-    results["summary"]["difference"] |= {"ci95": [None, None], "n_cases": 1, "p_value": 1.0}
-    assert sentence(results).startswith("Pretraining did not change mean Dice measurably")
+    results["summary"]["difference"] |= {"ci95": [None, None], "n_cases": 1, "p_value": 1.0, "least_p": 1.0}
+    assert sentence(results).startswith("Too few cases to tell whether pretraining helped: mean Dice 0.61 from scratch")
     assert sentence(results).endswith("(difference +0.07, no interval: too few cases, p = 1, 1 case).")
+
+
+def test_headline_tiles_and_summary_tell_the_same(tmp_path: Path) -> None:
+    results = make_results((-0.007, -0.013, -0.002), 0.25)
+    results["summary"]["difference"] |= {"least_p": 0.25, "n_cases": 3, "n_subjects": 3}
+    text = write_report(tmp_path / "out", make_run(tmp_path, size=12, results=results)).read_text()
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())["sentence"]
+    assert told == sentence(results)
+    assert told.startswith("Too few cases to tell")
+    words = Page(text).text
+    assert re.sub(r"\s+", " ", told.replace("-", MINUS)) in words
+    assert f"Difference {MINUS}0.007 {MINUS}0.013 to {MINUS}0.002, p = 0.25" in words
+    assert not re.search("raised|lowered", words)
+
+
+def test_fine_print_tells_test_cases_folds_and_seeds() -> None:
+    results = make_results() | {"seeds": [0, 7]}
+    assert fine_print(results) == (
+        "Paired sign-flip test over cases: p = 0.001; least p attainable with so many cases: 0.0005."
+        " 12 cases (one per subject), 4 folds, 2 seeds (0, 7), 120 steps per fold and arm."
+    )
+    results["summary"]["difference"]["n_subjects"] = 12
+    assert "12 cases (one per subject), 4 folds" in fine_print(results)
+
+
+def test_cases_of_one_subject_are_told_apart_from_subjects() -> None:
+    results = make_results()
+    results["summary"]["difference"] |= {"n_subjects": 5, "least_p": 0.0625}
+    assert fine_print(results) == (
+        "Paired sign-flip test over subjects: p = 0.001; least p attainable with so many subjects: 0.062."
+        " 12 cases of 5 subjects, 4 folds, 1 seed (0), 120 steps per fold and arm."
+        " Cases of one subject are averaged before means, intervals and test."
+    )
+    assert fine_print(results) in result_section(results).html
+    weighs = "which weighs a subject by its number of cases"
+    assert weighs in result_section(results).html
+    assert weighs not in result_section(make_results()).html
+    assert "12 cases of 5 subjects)." in sentence(results)
+    assert "12 labelled cases of 5 subjects" in limits_section(results, False).html
+    results["summary"]["difference"]["n_subjects"] = 1
+    assert "12 cases of 1 subject, 4 folds" in fine_print(results)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "wanted"),
+    [
+        ({}, "0 unlabelled scans that are also in the task were left out of pretraining."),
+        ({"in_task": 1}, "1 unlabelled scan that is also in the task was left out of pretraining."),
+        ({"in_task": 3}, "3 unlabelled scans that are also in the task were left out of pretraining."),
+    ],
+)
+def test_scans_left_out_of_pretraining_are_counted(manifest: dict[str, int], wanted: str) -> None:
+    assert left_out_text(manifest) == wanted
+
+
+@pytest.mark.parametrize(("in_task", "sections"), [(None, ["data"]), (0, ["data"]), (2, ["result", "data"])])
+def test_scans_left_out_are_told_near_the_result_if_there_are_any(
+    tmp_path: Path, in_task: int | None, sections: list[str]
+) -> None:
+    inputs = make_run(tmp_path, size=12)
+    file = inputs.shards / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ({} if in_task is None else {"in_task": in_task})))
+    text = write_report(tmp_path / "out", inputs).read_text()
+    parts = re.findall(r'<section id="([^"]*)".*?</section>', text, flags=re.DOTALL)
+    told = f"{in_task or 0} unlabelled scans that are also in the task were left out of pretraining"
+    bodies = re.findall(r"<section .*?</section>", text, flags=re.DOTALL)
+    assert [name for name, body in zip(parts, bodies, strict=True) if told in body] == sections
+
+
+def test_limits_tell_what_dice_does_not_count() -> None:
+    html = limits_section(make_results(), False).html
+    assert "A label predicted in a case whose reference does not show it is not counted against either arm" in html
+    assert "cases without any labelled voxel are refused at ingest" in html
+
+
+def test_watched_figures_do_not_squeeze_the_losses(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.jsonl", 30, 2.0, 0.9)
+    html = curves_section(tmp_path, tmp_path / "none", ()).html
+    losses, watched = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert "pretext" not in losses
+    assert {"loss", "dice", "ce"} <= set(re.findall(r">([^<>]+)</text>", losses))
+    assert {"pretext accuracy", "pretext dice"} <= set(re.findall(r">([^<>]+)</text>", watched))
+    assert "pretext accuracy 0.73, pretext dice 0.50" in watched
+    assert "pretext_" not in html
+
+
+def test_a_run_that_watches_nothing_has_no_chart_of_it(tmp_path: Path) -> None:
+    append_line(tmp_path / "metrics.jsonl", {"step": 10, "loss": 1.0, "lr": 0.1})
+    assert curves_section(tmp_path, tmp_path / "none", ()).html.count("<svg") == 1
 
 
 def test_three_decimals_where_two_do_not_add_up() -> None:

@@ -16,6 +16,9 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "loss": lambda name: charts.loss_curves(
         {"loss": (STEPS, LOSSES), "ce": (STEPS, STEPS)}, (STEPS, LOSSES), name=name, title="T<", alt='A "b"'
     ),
+    "share": lambda name: charts.share_curves(
+        {"pretext accuracy": (STEPS, LOSSES)}, name=name, title="T<", alt='A "b"'
+    ),
     "arms": lambda name: charts.arm_curves(
         {"scratch": [(STEPS, LOSSES)], "pretrained": [(STEPS, LOSSES), (STEPS[:9], LOSSES[:9])]},
         name=name,
@@ -62,6 +65,15 @@ def test_forest_draws_values_to_scale_and_from_top_to_bottom() -> None:
     assert (ax - bx) / (mx - bx) == pytest.approx(0.30 / 0.24, rel=1e-4)
     assert ay < by < my
     assert by - ay == pytest.approx(my - by, rel=1e-4)
+
+
+def test_shares_are_drawn_on_the_same_axis_whatever_they_are() -> None:
+    def ticks(values: list[float]) -> list[str]:
+        svg = charts.share_curves({"a": ([0.0, 1.0], values)}, name="s", title="", alt="")
+        return re.findall(r">([\d.]+)</text>", svg)
+
+    assert ticks([0.5, 0.52]) == ticks([0.0, 1.0])
+    assert {"0.0", "1.0"} <= set(ticks([0.5, 0.52]))
 
 
 def test_paired_joins_both_results_of_each_case() -> None:

@@ -33,6 +33,8 @@ def test_interval_is_missing_when_a_bound_is() -> None:
         (0.001, "p = 0.001"),
         (0.03125, "p = 0.031"),
         (0.00099, "p < 0.001"),
+        (0.0496, "p = 0.0496"),
+        (0.05, "p = 0.05"),
         (1.0, "p = 1"),
         (None, "p not available"),
         (float("nan"), "p not available"),

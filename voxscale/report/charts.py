@@ -88,6 +88,27 @@ def loss_curves(lines: Mapping[str, Points], rate: Points | None, *, name: str, 
         return _svg(figure, name, alt)
 
 
+def share_curves(lines: Mapping[str, Points], *, name: str, title: str, alt: str) -> str:
+    """Shares over steps on an axis that always runs from 0 to 1, thin and thick as in `loss_curves`.
+
+    Args:
+        lines: Steps and values of each share.
+        name: As in `loss_curves`.
+        title: Short title.
+        alt: As in `loss_curves`.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (key, points) in enumerate(lines.items()):
+            _line(axes, key, points, SEQUENCE[number % len(SEQUENCE)], "-")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.legend()
+        return _svg(figure, name, alt)
+
+
 def arm_curves(arms: Mapping[str, Sequence[Points]], *, name: str, title: str, alt: str) -> str:
     """One value over steps for both arms: every run thin, the mean over runs thick.
 

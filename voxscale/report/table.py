@@ -36,7 +36,10 @@ def p_text(value: float | None) -> str:
     """A p value with its relation: `p = 0.031`, `p < 0.001`, or `p not available`."""
     if value is None or value != value:
         return "p not available"
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+    if value < 0.001:
+        return "p < 0.001"
+    digits = 3 if 0.045 <= value < 0.05 else 2  # 0.0496 must not read as 0.05
+    return f"p = {value:.{digits}g}"
 
 
 def quantity(value: float | None) -> str:
