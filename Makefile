@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 help:
 	@echo "make demo                                   synthetic scans -> pretraining -> fine-tuning -> out/demo/report"
 	@echo "make demo DATA=<folders> TASK=<folder> OUT=<folder>   the same on your scans"
+	@echo "  DATA takes several folders; quote one with spaces: DATA='\"my scans\" more'. ARGS='--ingest.subject ...' overrides."
 	@echo "make test                                   all tests"
 	@echo "make check                                  format, lint, types, layers, fast tests"
 	@echo "make bench ONLY=<name>                      one benchmark, one JSON line"
@@ -36,7 +37,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 demo: install
-	$(PY) -m launch demo configs/demo.py:$(PRESET) --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK))
+	$(PY) -m launch demo configs/demo.py:$(PRESET) --out "$(OUT)" $(if $(DATA),--data $(DATA)) $(if $(TASK),--task "$(TASK)") $(ARGS)
 
 test: install-dev
 	$(PY) -m pytest

@@ -65,9 +65,9 @@ def demo() -> PretrainConfig:
     """
     return PretrainConfig(
         model=ModelConfig(width=8, depth=1),
-        objective=VolumeFusionConfig(block_min=8, block_max=16),
+        objective=VolumeFusionConfig(block_min=6, block_max=16),
         stream=ShardStreamConfig(repeats=8),
         engine=EngineConfig(zero_stage=1, precision=fast_precision()),
         optim=OptimConfig(lr=3e-3, warmup=0.05),
-        loop=LoopConfig(steps=800, batch=4, log_every=10, checkpoint_every=50),
+        loop=LoopConfig(steps=600, batch=4, log_every=10, checkpoint_every=50),
     )

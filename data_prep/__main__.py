@@ -1,10 +1,12 @@
 """`python -m data_prep {phantom,ingest,plan,pack} ...`: one entry for all stages of data preparation."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from voxscale.errors import VoxScaleError, system_error_text
+from voxscale.parent import VARIABLE, end_with
 
 USAGE = "usage: python -m data_prep {phantom,ingest,plan,pack} [--help] ..."
 
@@ -17,6 +19,7 @@ def main(args: Sequence[str]) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     log = logging.getLogger("voxscale")
+    end_with(os.environ.get(VARIABLE, ""))
     stage, rest = (args[0], args[1:]) if args else ("", [])
     try:
         match stage:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,11 @@ def describe(volume: str, entry: Entry, box: Box) -> BrickInfo:
     )
 
 
+def _fingerprint(entry: Entry) -> str:
+    """Equal for the same scan in two stores: its grid and its values' percentiles, not the keyed ids."""
+    return config_hash([list(entry.shape), entry.affine, dict(entry.percentiles)])
+
+
 def pack(
     store_path: Path,
     folder: Path,
@@ -136,6 +142,7 @@ def pack(
     patch: tuple[int, int, int],
     strides: Strides,
     config: PackConfig,
+    exclude: Path | None = None,
 ) -> Manifest:
     """Write all shards that are not there yet, then the manifest.
 
@@ -146,6 +153,7 @@ def pack(
         patch: Patch size (z, y, x) of the training to come, in voxels of the contract's spacing.
         strides: (z, y, x) stride of each downsampling step that this patch allows; handed on.
         config: How to cut.
+        exclude: Store of a task: scans that are also in it are left out, as they would be tested on.
 
     Raises:
         DataError: If the store has no accepted volume, or no brick shows any body.
@@ -153,6 +161,14 @@ def pack(
     store = open_store(store_path)
     if not store.entries:
         raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
+    tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
+    chosen = {key: e for key, e in store.entries.items() if _fingerprint(e) not in tested}
+    if not chosen:
+        raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
+    in_task = len(store.entries) - len(chosen)
+    if in_task:
+        log.warning("pack: %d scans are left out because they are in the task as well", in_task)
+    store = replace(store, entries=chosen)
     made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
     indexes: list[ShardIndex] = []
     with locked(folder):
@@ -174,6 +190,7 @@ def pack(
             samples=samples,
             volumes=len({sample.volume for index in indexes for sample in index.samples}),
             skipped_air=sum(index.skipped_air for index in indexes),
+            in_task=in_task,
             shards=tuple(
                 ManifestShard(
                     name=index.name,
@@ -223,10 +240,12 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--exclude", type=Path)
     known, rest = parser.parse_known_args(args)
     options = parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
     plan = load_json(Plan, known.plan)
-    manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options)
+    manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options, known.exclude)
     summary = {"samples": manifest.samples, "volumes": manifest.volumes, "skipped_air": manifest.skipped_air}
+    summary |= {"in_task": manifest.in_task}
     print(json.dumps(summary | {"shards": len(manifest.shards)}))
     return 0

@@ -28,37 +28,48 @@ def by_case(rows: Sequence[Mapping[str, Any]], arm: str, label: str | None) -> d
     return {case: fmean(values) for case, values in sorted(scores.items())}
 
 
-def _mean(values: Sequence[float], seed: int) -> dict[str, Any]:
+def by_subject(scores: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Average over the cases of each subject, which are not independent of one another."""
+    subjects = {row["case"]: row["subject"] for row in rows}
+    values: dict[str, list[float]] = {}
+    for case in sorted(scores):
+        values.setdefault(subjects[case], []).append(scores[case])
+    return [fmean(found) for found in values.values()]  # in the order of the subjects' first cases
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
     if not values:
         return {"dice_mean": None, "ci95": [None, None]}
-    found = mean_ci(values, seed)
+    found = mean_ci(values, 0)
     return {"dice_mean": found.mean, "ci95": [found.low, found.high]}
 
 
 def _arm(rows: Sequence[Mapping[str, Any]], arm: str, labels: Sequence[str]) -> dict[str, Any]:
-    return _mean(list(by_case(rows, arm, None).values()), 0) | {
-        "per_label": {label: _mean(list(by_case(rows, arm, label).values()), 0) for label in labels}
-    }
+    each = {label: _mean(by_subject(by_case(rows, arm, label), rows)) for label in labels}
+    return _mean(by_subject(by_case(rows, arm, None), rows)) | {"per_label": each}
 
 
-def _differences(rows: Sequence[Mapping[str, Any]], label: str | None) -> list[float]:
+def _differences(rows: Sequence[Mapping[str, Any]], label: str | None) -> dict[str, float]:
     scratch, pretrained = (by_case(rows, arm, label) for arm in ARMS)
-    return [pretrained[case] - scratch[case] for case in scratch if case in pretrained]
+    return {case: pretrained[case] - scratch[case] for case in scratch if case in pretrained}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], labels: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Summaries of both arms and of their paired difference.
 
-    Intervals are 95 % bootstrap intervals over cases; the test flips the signs
-    of the paired differences.
+    Seeds are averaged within a case and cases within a subject; intervals are
+    95 % bootstrap intervals over subjects, and the test flips the signs of the
+    subjects' differences.
     """
-    differences = _differences(rows, None)
+    cases = _differences(rows, None)
+    differences = by_subject(cases, rows)
     test = paired_test(differences, 0)
-    difference = _mean(differences, 0) | {
-        "per_label": {label: _mean(_differences(rows, label), 0) for label in labels},
+    difference = _mean(differences) | {
+        "per_label": {label: _mean(by_subject(_differences(rows, label), rows)) for label in labels},
         "p_value": test.p_value,
         "least_p": test.least_p,
-        "n_cases": test.n,
+        "n_cases": len(cases),
+        "n_subjects": test.n,
         "n_seeds": len(seeds),
     }
     return {arm: _arm(rows, arm, labels) for arm in ARMS} | {"difference": difference}

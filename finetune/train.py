@@ -33,7 +33,7 @@ from voxscale.engine.run import find_checkpoint, first_weights, network_input, o
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ContractError, DataError
-from voxscale.files import write_arrays, write_json
+from voxscale.files import sha256_file, write_arrays, write_json
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
@@ -41,6 +41,7 @@ from voxscale.models.build import ModelConfig, build
 from voxscale.models.stunet import HEAD_PREFIX
 from voxscale.models.transfer import transfer
 from voxscale.patches import Plan
+from voxscale.progress import Progress
 from voxscale.seed import derive, rng
 from voxscale.store import Store, open_store
 from voxscale.stream import CaseStream, load, rank_indices
@@ -59,6 +60,7 @@ class Task:
         classes: Names by label, background left out.
         model: Backbone of the checkpoint with this task's outputs.
         weights: The checkpoint's weights.
+        inputs: Hash of store, plan and checkpoint.
     """
 
     store: Store
@@ -67,6 +69,7 @@ class Task:
     classes: dict[int, str]
     model: ModelConfig
     weights: dict[str, Tensor]
+    inputs: dict[str, str]
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -81,8 +84,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConfigError: If the task has too few subjects for the folds.
     """
     dist.start()
-    with open_run(config.run, config):
-        task = open_task(config)
+    task = open_task(config)
+    with open_run(config.run, config, task.inputs):
         tests = split({case: task.store.entries[case].subject for case in task.cases}, config.folds)
         rows: list[dict[str, Any]] = []
         for seed, (fold, test), arm in itertools.product(config.seeds, enumerate(tests), ARMS):
@@ -93,6 +96,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 if dist.rank() == 0:
                     place = {"fold": fold, "seed": seed, "arm": arm}
                     write_json(done, score_cases(task.store, sorted(task.classes), folder, test, place))
+                    checkpoint.keep_weights_only(folder)
                 dist.barrier()
             rows += json.loads(done.read_text())
         results = collect(config, task.classes, rows)
@@ -124,7 +128,12 @@ def open_task(config: FinetuneConfig) -> Task:
         heads=config.heads,
         strides=plan.strides,
     )
-    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_weights(source))
+    inputs = {
+        "store": config_hash({case: to_dict(store.entries[case]) for case in cases}),
+        "plan": config_hash(plan),
+        "checkpoint": sha256_file(source / "manifest.json"),
+    }
+    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_weights(source), inputs)
 
 
 def find_pretrained(path: Path) -> Path:
@@ -226,10 +235,11 @@ def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Pa
     def predict(images: Tensor) -> Tensor:
         return engine(network_input(images, engine, config.engine.channels_last))[0]
 
-    for case in mine:
-        labels = segment(
-            predict, task.store, case, task.plan.contract, task.plan.patch, config.inference, engine.device
-        )
-        if not together or dist.rank() == 0:
-            write_arrays(folder / f"{case}.npz", {"labels": labels})
+    plan = task.plan
+    with Progress("test", len(mine), "cases", show=dist.rank() == 0) as bar:
+        for case in mine:
+            labels = segment(predict, task.store, case, plan.contract, plan.patch, config.inference, engine.device)
+            if not together or dist.rank() == 0:
+                write_arrays(folder / f"{case}.npz", {"labels": labels})
+            bar.advance()
     dist.barrier()

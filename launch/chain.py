@@ -10,11 +10,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import IngestConfig
 from data_prep.pack import PackConfig
@@ -22,13 +20,14 @@ from data_prep.phantom import PhantomConfig
 from finetune.config import FinetuneConfig
 from launch.cluster import Cluster
 from launch.fit import fit_blocks, fit_folds
-from launch.machine import MemoryWatch, describe
-from launch.report import ReportInputs, result_table, sentence, write_report
+from launch.machine import StageWatch, describe
+from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
 from launch.submit import run_stage
 from pretrain.config import PretrainConfig
+from voxscale import parent
 from voxscale.config import config, config_hash, load_json, to_dict, to_flags
 from voxscale.errors import ConfigError, DataError
-from voxscale.files import locked, write_json
+from voxscale.files import locked, sha256_file, write_json
 from voxscale.patches import Plan
 
 
@@ -55,48 +54,63 @@ class DemoConfig:
     cluster: Cluster
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished stage.
+
+    Attributes:
+        folder: Where its files are.
+        digest: Hash of its config and of the stages it was made from.
+    """
+
+    folder: Path
+    digest: str
+
+
 class Chain:
-    """Runs stages in order and remembers which are done.
+    """Runs stages and remembers which are done.
 
     Attributes:
         out: Folder of everything.
-        seconds: Duration of each stage, also of those done before.
+        seconds: Duration of each stage, of all attempts together, also of those done before.
         peak_gb: Largest memory of all processes together, over all stages, in GB.
-        hash: Of everything up to the last stage.
     """
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self.seconds: dict[str, float] = {}
         self.peak_gb = 0.0
-        self.hash = ""
 
-    def stage(self, name: str, depends: object, work: Callable[[Path], object]) -> tuple[Path, Any]:
+    def stage(
+        self, name: str, settings: object, work: Callable[[Path], object], after: Sequence[Done] = (), found: str = ""
+    ) -> Done:
         """Run one stage, or find it done.
 
         Args:
             name: Of the stage.
-            depends: Plain values that its result depends on, besides the stages before.
-            work: Does it, given the stage's own folder; returns plain values to remember.
-
-        Returns:
-            The stage's folder and what `work` returned, now or then.
+            settings: Plain values that its result depends on.
+            work: Does it, given the stage's own folder; goes on where it was cut off.
+            after: Stages whose files it reads.
+            found: Hash of files from outside; the folder stays the same when it changes, so that only
+                what is new needs to be read.
         """
-        self.hash = config_hash({"stage": name, "depends": depends, "before": self.hash})
-        folder = self.out / f"{name}-{self.hash[:8]}"
-        marker = self.out / "done" / f"{folder.name}.json"
-        if marker.is_file():
+        base = config_hash({"stage": name, "settings": settings, "after": [done.digest for done in after]})
+        digest = config_hash([base, found]) if found else base
+        folder = self.out / f"{name}-{base[:8]}"
+        marker = self.out / "done" / f"{name}-{digest}.json"
+        running = marker.with_suffix(".running")
+        if marker.is_file() and folder.is_dir():
             known = json.loads(marker.read_text())
             print(f"{name}: done before in {known['seconds']:.1f} s, skipped", file=sys.stderr, flush=True)
         else:
-            began = time.monotonic()
-            with MemoryWatch() as memory:
-                result = work(folder)
-            known = {"seconds": time.monotonic() - began, "peak_gb": memory.peak_gb, "result": result}
+            with StageWatch(running) as watch:
+                work(folder)
+            known = watch.known()
             write_json(marker, known)
+            running.unlink(missing_ok=True)
         self.seconds[name] = known["seconds"]
         self.peak_gb = max(self.peak_gb, known["peak_gb"])
-        return folder, known["result"]
+        return Done(folder, digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +118,18 @@ class Prepared:
     """What the trainings start from.
 
     Attributes:
-        task_store: Labelled scans.
-        data_store: Unlabelled scans.
-        plan: File with contract, patch and strides.
+        task: Store of labelled scans.
+        data: Store of unlabelled scans.
+        plan: Folder with `plan.json`: contract, patch and strides.
         shards: Bricks of the unlabelled scans.
         pretrain: Pretraining config that fits the plan.
         finetune: Fine-tuning config that fits the task.
     """
 
-    task_store: Path
-    data_store: Path
-    plan: Path
-    shards: Path
+    task: Done
+    data: Done
+    plan: Done
+    shards: Done
     pretrain: PretrainConfig
     finetune: FinetuneConfig
 
@@ -136,13 +150,23 @@ def demo(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
         ConfigError: If only one of `data` and `task` is given, or a folder is not there.
         VoxScaleError: Whatever stops a stage, in one line.
     """
+    out = out.resolve()
+    _check_folders(data, task, out)
+    with locked(out):
+        return _run(settings, [p.resolve() for p in data], task and task.resolve(), out)
+
+
+def _check_folders(data: Sequence[Path], task: Path | None, out: Path) -> None:
     if bool(data) != (task is not None):
         raise ConfigError("DATA and TASK must be given together, or neither for synthetic scans")
     for folder in [*data, *([task] if task else [])]:
         if not folder.is_dir():
             raise ConfigError(f"DATA and TASK must be folders that exist, not {folder.name!r}")
-    with locked(out):
-        return _run(settings, [p.resolve() for p in data], task and task.resolve(), out)
+        if out.is_relative_to(folder.resolve()):
+            raise ConfigError("OUT must lie outside DATA and TASK, else its files would be taken for scans")
+    pairs = (("images", "labels"), ("imagesTr", "labelsTr"))
+    if task and not any((task / image).is_dir() and (task / label).is_dir() for image, label in pairs):
+        raise ConfigError("TASK must be a folder that holds images/ and labels/ (or imagesTr/ and labelsTr/)")
 
 
 def _run(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Path) -> Path:
@@ -157,87 +181,97 @@ def _run(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
         ReportInputs(
             title="VoxScale: what pretraining bought",
             synthetic=synthetic,
-            data_store=ready.data_store,
-            task_store=ready.task_store,
-            shards=ready.shards,
-            pretrain_run=trained,
-            finetune_run=tuned,
+            data_store=ready.data.folder,
+            task_store=ready.task.folder,
+            shards=ready.shards.folder,
+            pretrain_run=trained.folder,
+            finetune_run=tuned.folder,
             seconds=chain.seconds,
             peak_rss_gb=round(chain.peak_gb, 3),
-            config_hash=chain.hash,
+            config_hash=tuned.digest,
             machine=describe(),
         ),
     )
-    results = json.loads((tuned / "results.json").read_text())
-    print(f"\n{result_table(results)}\n{sentence(results)}\n\nreport: {os.path.relpath(page)}")
+    results = json.loads((tuned.folder / "results.json").read_text())
+    print(f"\n{result_table(results)}\n{sentence(results)}\n{fine_print(results)}\n\nreport: {os.path.relpath(page)}")
     return page
 
 
 def _phantoms(chain: Chain, settings: DemoConfig) -> tuple[list[Path], Path]:
     """Write the synthetic cohort; returns its unlabelled and its labelled part."""
     flags = to_flags(settings.phantom)
-    folder, _ = chain.stage("phantom", to_dict(settings.phantom), lambda path: _data_prep("phantom", str(path), *flags))
-    return [folder / "unlabelled"], folder / "task"
+    made = chain.stage("phantom", to_dict(settings.phantom), lambda path: _data_prep("phantom", path, *flags))
+    return [made.folder / "unlabelled"], made.folder / "task"
 
 
 def _prepare(chain: Chain, settings: DemoConfig, data: Sequence[Path], task: Path) -> Prepared:
     """Two stores, the plan that the task asks for, and shards cut for it; what cannot work is refused early."""
 
-    def ingest(name: str, sources: Sequence[Path]) -> Path:
-        flags = to_flags(settings.ingest)
-        store, _ = chain.stage(
-            name,
-            [to_dict(settings.ingest), _listing(sources)],
-            lambda path: _data_prep("ingest", *map(str, sources), str(path), *flags),
+    def ingest(name: str, sources: Sequence[Path], checks: IngestConfig) -> Done:
+        flags = to_flags(checks)
+        return chain.stage(
+            name, to_dict(checks), lambda path: _data_prep("ingest", *sources, path, *flags), found=_listing(sources)
         )
-        return store
 
-    task_store = ingest("task", [task])
-    finetune = fit_folds(settings.finetune, task_store)
-    data_store = ingest("ingest", data)
-    budget = str(settings.patch_voxels)
-    plan_folder, _ = chain.stage("plan", budget, lambda path: _plan(task_store, budget, path))
-    plan = plan_folder / "plan.json"
-    flags = to_flags(settings.pack)
-    shards, _ = chain.stage(
+    labelled = ingest("task", [task], settings.ingest)
+    finetune = fit_folds(settings.finetune, labelled.folder)
+    unlabelled = ingest("ingest", data, dataclasses.replace(settings.ingest, labels="ignore"))
+    budget = settings.patch_voxels
+    plan = chain.stage("plan", budget, lambda path: _plan(labelled.folder, budget, path), after=[labelled])
+    file = plan.folder / "plan.json"
+    # What the plan says counts below, not what it was made from: another labelled case need not mean new shards.
+    plan = Done(plan.folder, config_hash(json.loads(file.read_text())))
+    flags = ["--plan", file, "--exclude", labelled.folder, *to_flags(settings.pack)]
+    shards = chain.stage(
         "pack",
         to_dict(settings.pack),
-        lambda path: _data_prep("pack", str(data_store), str(path), "--plan", str(plan), *flags),
+        lambda path: _data_prep("pack", unlabelled.folder, path, *flags),
+        after=[unlabelled, plan],
+        found=labelled.digest,
     )
-    pretrain = fit_blocks(settings.pretrain, load_json(Plan, plan))
-    return Prepared(task_store, data_store, plan, shards, pretrain, finetune)
+    content = sha256_file(shards.folder / "manifest.json")
+    pretrain = fit_blocks(settings.pretrain, load_json(Plan, file))
+    return Prepared(labelled, unlabelled, plan, Done(shards.folder, content), pretrain, finetune)
 
 
-def _train(chain: Chain, settings: DemoConfig, ready: Prepared) -> tuple[Path, Path]:
-    """Pretraining, then fine-tuning and its twin; returns both run folders."""
+def _train(chain: Chain, settings: DemoConfig, ready: Prepared) -> tuple[Done, Done]:
+    """Pretraining, then fine-tuning and its twin."""
 
     def pretrain(run: Path) -> None:
-        full = dataclasses.replace(ready.pretrain, shards=ready.shards, run=run)
+        full = dataclasses.replace(ready.pretrain, shards=ready.shards.folder, run=run)
         run_stage("pretrain", full, settings.cluster, run / "logs")
 
-    trained, _ = chain.stage("pretrain", to_dict(ready.pretrain), pretrain)
+    trained = chain.stage("pretrain", to_dict(ready.pretrain), pretrain, after=[ready.shards])
 
     def finetune(run: Path) -> None:
-        full = dataclasses.replace(ready.finetune, store=ready.task_store, plan=ready.plan, checkpoint=trained, run=run)
+        full = dataclasses.replace(
+            ready.finetune,
+            store=ready.task.folder,
+            plan=ready.plan.folder / "plan.json",
+            checkpoint=trained.folder,
+            run=run,
+        )
         run_stage("finetune", full, settings.cluster, run / "logs")
 
-    tuned, _ = chain.stage("finetune", to_dict(ready.finetune), finetune)
+    tuned = chain.stage("finetune", to_dict(ready.finetune), finetune, after=[ready.task, ready.plan, trained])
     return trained, tuned
 
 
-def _plan(store: Path, budget: str, folder: Path) -> object:
+def _plan(store: Path, budget: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    return _data_prep("plan", str(store), "--budget-voxels", budget, "--out", str(folder / "plan.json"))
+    _data_prep("plan", store, "--budget-voxels", budget, "--out", folder / "plan.json")
 
 
-def _data_prep(*arguments: str) -> object:
-    """Run one command of data_prep and return the JSON line that it ends with."""
+def _data_prep(*arguments: object) -> None:
+    """Run one command of data_prep; it ends when this process does."""
     done = subprocess.run(
-        [sys.executable, "-m", "data_prep", *arguments], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {parent.VARIABLE: parent.current()},
+        check=False,
     )
     if done.returncode:
         raise DataError(f"data_prep {arguments[0]} must end with status 0, not {done.returncode}; see the lines above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _listing(roots: Sequence[Path]) -> str:

@@ -1,9 +1,12 @@
 """The machine a run was measured on, and how much memory it took."""
 
+import contextlib
+import json
 import os
 import platform
 import subprocess
 import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -11,20 +14,31 @@ from typing import Self
 
 import psutil
 
+from voxscale.files import write_json
+
 SAMPLE_S = 0.5
+KEEP_EVERY = 4
 
 
-class MemoryWatch:
-    """Samples the resident memory of this process and all its descendants together.
+class StageWatch:
+    """Measures one stage: seconds, and the resident memory of this process and all its descendants together.
 
-    Attributes:
-        peak_gb: Largest sum seen, in GB (10^9 bytes); pages that processes share count once per process.
+    What is known is kept in a file while the stage runs, so that an attempt
+    that was killed is counted when the next one ends. Pages that processes
+    share count once per process.
     """
 
-    def __init__(self) -> None:
-        self.peak_gb = 0.0
+    def __init__(self, running: Path) -> None:
+        self._path = running
+        before = json.loads(running.read_text()) if running.is_file() else {"seconds": 0.0, "peak_gb": 0.0}
+        self._seconds, self._peak_gb = float(before["seconds"]), float(before["peak_gb"])
+        self._began = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def known(self) -> dict[str, float]:
+        """Seconds and peak memory in GB (10^9 bytes) so far, earlier attempts included."""
+        return {"seconds": self._seconds + time.monotonic() - self._began, "peak_gb": self._peak_gb}
 
     def __enter__(self) -> Self:
         """Start sampling."""
@@ -33,15 +47,24 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         me = psutil.Process()
+        number = 0
         while not self._stop.wait(SAMPLE_S):
-            self.peak_gb = max(self.peak_gb, sum(_resident(p) for p in [me, *me.children(recursive=True)]) / 1e9)
+            now = sum(_resident(p) for p in [me, *me.children(recursive=True)]) / 1e9
+            self._peak_gb = max(self._peak_gb, now)
+            number += 1
+            if number % KEEP_EVERY == 0:
+                with contextlib.suppress(OSError):  # a full disk is the stage's own trouble, and it will say so
+                    write_json(self._path, self.known())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop sampling."""
+        """Stop sampling; a stage that failed is remembered too."""
         self._stop.set()
         self._thread.join()
+        if kind is not None:
+            with contextlib.suppress(OSError):
+                write_json(self._path, self.known())
 
 
 def _resident(process: psutil.Process) -> int:

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import submitit
 
 from launch.cluster import Cluster
 from launch.job import Stage, StageJob
+from voxscale import parent
 from voxscale.errors import TrainingError
 
 log = logging.getLogger("voxscale")
@@ -34,14 +34,13 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
     """
     local = cluster.cluster == "local"
     executor = _executor(cluster, logs)
-    me = psutil.Process()
     job = executor.submit(
         StageJob(
             stage=stage,
             config=config,
             threads=cluster.threads,
             port=_free_port() if local else 0,
-            parent=(me.pid, me.create_time()) if local else None,
+            parent=parent.current() if local else "",
             tty=sys.stderr.isatty(),
         )
     )
@@ -105,18 +104,17 @@ def _shown(text: str) -> str:
 
 
 def _check(stage: Stage, job: submitit.Job[Any]) -> None:
-    """Raise the first error among the ranks."""
+    """Raise the first error among the ranks; a message of the stage's own says it best."""
     problems: list[str] = []
     for task in range(job.num_tasks):
         try:
             answer = job.task(task).result()
-        except submitit.core.utils.FailedJobError as error:
-            problems.append(f"rank {task} failed: {str(error).strip().splitlines()[-1]}")
         except submitit.core.utils.UncompletedJobError:
             problems.append(f"rank {task} ended without an answer (killed, or out of memory)")
         else:
-            if "error" in answer:  # the stage's own message says it best
+            if answer.get("kind", "Exception") != "Exception":
                 raise TrainingError(str(answer["error"]))
+            problems += [f"rank {task}: {answer['error']}"] if "error" in answer else []
     if problems:
         logs = os.path.relpath(job.paths.folder)
-        raise TrainingError(f"{stage} must end on every rank, but {'; '.join(problems)}; see {logs} for its output")
+        raise TrainingError(f"{stage} must end well on every rank, but {'; '.join(problems)}; see {logs}")

@@ -77,7 +77,7 @@ def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path):
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(DataError, match="not in use by another live process"), files.locked(tmp_path):
+        with pytest.raises(DataError, match="not in use by another live process"), files.locked(tmp_path, 0.3):
             pass
         holder.kill()
     with files.locked(tmp_path):

@@ -182,3 +182,16 @@ def test_bricks_never_leave_the_scan(tmp_path):
 def test_bad_config_is_refused(values):
     with pytest.raises(ConfigError, match="pack."):
         PackConfig(**values)
+
+
+def test_scans_of_the_task_are_left_out_and_counted(tmp_path):
+    make_store(tmp_path / "store", 4, labelled=False)
+    make_store(tmp_path / "task", 2, labelled=True)  # the same scans 0 and 1, with labels
+    manifest = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL, exclude=tmp_path / "task")
+    assert manifest.in_task == 2
+    assert manifest.volumes == 2
+    _, bricks = everything(tmp_path / "shards")
+    assert {info.volume for (info, _), _ in bricks} == {f"{2:016x}", f"{3:016x}"}
+    make_store(tmp_path / "all", 4, labelled=True)
+    with pytest.raises(DataError, match="not in the task as well"):
+        pack(tmp_path / "store", tmp_path / "s2", CONTRACT, PATCH, STRIDES, SMALL, exclude=tmp_path / "all")

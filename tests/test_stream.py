@@ -177,3 +177,14 @@ def test_bad_config_is_refused():
     with pytest.raises(ConfigError, match="stream.foreground"):
         CaseStreamConfig(foreground=1.5)
     assert dataclasses.replace(ShardStreamConfig(), views=1).views == 1
+
+
+def test_scans_beyond_the_cache_give_the_same_patches(task):
+    ids = sorted(open_store(task).entries)
+    for index in range(6):
+        one, two = (
+            CaseStream(task, ids, (8, 8, 8), CONTRACT, CaseStreamConfig(cache_gb=gb), seed=1).sample(index)[0]
+            for gb in (0.0, 1.0)
+        )
+        assert same(one, two)
+        assert np.array_equal(one.label, two.label)

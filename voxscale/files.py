@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,18 +121,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
+def locked(folder: Path, patience_s: float = 10.0) -> Generator[None]:
     """Hold a folder for one process; the lock goes with the process, however it ends.
 
+    Args:
+        folder: Made if it is not there.
+        patience_s: Seconds to wait for a holder that is just ending, such as the child of a killed launcher.
+
     Raises:
-        DataError: If another live process holds it.
+        DataError: If another live process still holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{folder.name} must be free, not in use by another live process; wait for it or end it", "busy"
-            ) from None
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise DataError(
+                        f"{folder.name} must be free, not in use by another live process; wait for it or end it", "busy"
+                    ) from None
+                time.sleep(0.1)
         yield

@@ -127,6 +127,7 @@ class Manifest:
         samples: Bricks in all shards.
         volumes: Scans that gave at least one brick.
         skipped_air: Bricks left out because they show nearly only air.
+        in_task: Scans left out because they are in the task that will be tested on.
         shards: All tars.
     """
 
@@ -138,6 +139,7 @@ class Manifest:
     samples: int
     volumes: int
     skipped_air: int
+    in_task: int = 0
     shards: tuple[ManifestShard, ...]
 
 
@@ -154,9 +156,29 @@ def write_shard(
         skipped_air: Function without arguments, called at the end, that counts what was left out.
     """
     beside = folder / f".{name}.tmp"
+    try:
+        keys = _write_tar(beside, bricks)
+        index = ShardIndex(
+            name=name,
+            inputs=inputs,
+            bytes=beside.stat().st_size,
+            sha256=sha256_file(beside),
+            skipped_air=skipped_air(),
+            samples=tuple(_locate(beside, keys)),
+        )
+        sync(beside)
+        beside.replace(folder / name)
+    finally:
+        beside.unlink(missing_ok=True)
+    write_json(index_path(folder, name), to_dict(index))
+    return index
+
+
+def _write_tar(path: Path, bricks: Iterable[tuple[BrickInfo, NDArray[Any]]]) -> list[tuple[str, BrickInfo]]:
+    """Write the members; returns the key of every brick."""
     keys: list[tuple[str, BrickInfo]] = []
-    with beside.open("wb") as handle, TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
-        counts: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    with path.open("wb") as handle, TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
         for info, voxels in bricks:
             number = counts.get(info.volume, 0)
             counts[info.volume] = number + 1
@@ -166,19 +188,7 @@ def write_shard(
             meta = json.dumps(to_dict(info), sort_keys=True).encode()
             tar.write({"__key__": key, "json": meta, "npy": payload.getvalue()})
             keys.append((key, info))
-    samples = tuple(_locate(beside, keys))
-    index = ShardIndex(
-        name=name,
-        inputs=inputs,
-        bytes=beside.stat().st_size,
-        sha256=sha256_file(beside),
-        skipped_air=skipped_air(),
-        samples=samples,
-    )
-    sync(beside)
-    beside.replace(folder / name)
-    write_json(index_path(folder, name), to_dict(index))
-    return index
+    return keys
 
 
 def index_path(folder: Path, name: str) -> Path:

@@ -25,6 +25,7 @@ from voxscale.store import Entry, open_store
 from voxscale.volume import Triple
 
 Size = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 
 class PatchStream(Protocol):
@@ -61,15 +62,18 @@ class CaseStreamConfig:
 
     Attributes:
         foreground: Share of patches centred on a voxel of a random class of the case.
+        cache_gb: Scans and labels kept in memory per process, in GB; of the others only the box is read.
         spatial: Zoom, mirroring and rotation of crops.
     """
 
     foreground: float = 0.5
+    cache_gb: float = 1.0
     spatial: SpatialConfig = SpatialConfig(zoom=(0.85, 1.2), flip=(0.0, 0.0, 0.0), rotate=(15.0, 0.0, 0.0))
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
         require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
+        require(self.cache_gb >= 0, "stream.cache_gb", "at least 0", self.cache_gb)
 
 
 def place(generator: np.random.Generator, shape: Sequence[int], size: Sequence[int]) -> Triple:
@@ -80,7 +84,7 @@ def place(generator: np.random.Generator, shape: Sequence[int], size: Sequence[i
     return float(z), float(y), float(x)
 
 
-def cut(shape: Sequence[int], size: Sequence[int], centre: Triple) -> tuple[slice, slice, slice]:
+def cut(shape: Sequence[int], size: Sequence[int], centre: Triple) -> Box:
     """The box of a given size around a centre, clipped to the scan."""
     start = np.floor(np.asarray(centre) - (np.asarray(size) - 1) / 2).astype(int)
     low = np.clip(start, 0, np.asarray(shape) - 1)
@@ -127,9 +131,16 @@ class ShardStream:
         drawn = spatial.sample(generator, self.config.spatial)
         size = spatial.extent(drawn, patch, contract.spacing, info.spacing)
         centre = place(generator, voxels.shape, size)
-        own_seed = derive(self.seed, "sample", index, view)
-        scale = intensity_scale(info, contract)
-        return _patch(voxels, None, drawn, patch, contract, info.spacing, centre, scale, own_seed, index, info.volume)
+        box = cut(voxels.shape, size, centre)
+        return Patch(
+            voxels=np.ascontiguousarray(voxels[box]),
+            label=None,
+            matrix=_matrix(drawn, patch, contract, info.spacing, centre, box),
+            scale=intensity_scale(info, contract),
+            seed=derive(self.seed, "sample", index, view),
+            index=index,
+            volume=info.volume,
+        )
 
 
 class CaseStream:
@@ -149,6 +160,8 @@ class CaseStream:
         self.store, self.cases, self.patch = open_store(store), tuple(cases), patch
         self.contract, self.config, self.seed = contract, config, seed
         self._scans: dict[str, tuple[NDArray[Any], NDArray[np.uint8]]] = {}
+        self._room_gb = config.cache_gb
+        self._places: dict[str, dict[int, NDArray[np.int64]]] = {}
 
     def sample(self, index: int) -> list[Patch]:
         """One labelled patch."""
@@ -161,23 +174,40 @@ class CaseStream:
         centre = place(generator, entry.shape, size)
         if generator.random() < self.config.foreground:
             centre = self._on_label(generator, volume, centre, entry.shape, size)
-        voxels, label = self._scan(volume)
-        seed = derive(self.seed, "sample", index)
-        scale = intensity_scale(entry, self.contract)
-        spacing = entry.spacing
-        return [_patch(voxels, label, drawn, self.patch, self.contract, spacing, centre, scale, seed, index, volume)]
+        box = cut(entry.shape, size, centre)
+        voxels, label = self._read(volume, box)
+        return [
+            Patch(
+                voxels=np.ascontiguousarray(voxels),
+                label=np.ascontiguousarray(label),
+                matrix=_matrix(drawn, self.patch, self.contract, entry.spacing, centre, box),
+                scale=intensity_scale(entry, self.contract),
+                seed=derive(self.seed, "sample", index),
+                index=index,
+                volume=volume,
+            )
+        ]
 
-    def _scan(self, volume: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """A scan and its label, kept in memory as stored: fine-tuning reads few scans many times."""
+    def _read(self, volume: str, box: Box) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """A box of a scan and of its label; whole scans are kept in memory while there is room for them."""
         if volume not in self._scans:
+            entry = self.store.entries[volume]
+            size = int(np.prod(entry.shape)) * (np.dtype(entry.dtype).itemsize + 1) / 1e9
+            if size > self._room_gb:
+                where = [(s.start, s.stop) for s in box]
+                return self.store.read(volume, where), self.store.read_label(volume, where)
+            self._room_gb -= size
             self._scans[volume] = self.store.read(volume), self.store.read_label(volume)
-        return self._scans[volume]
+        voxels, label = self._scans[volume]
+        return voxels[box], label[box]
 
     def _on_label(
         self, generator: np.random.Generator, volume: str, otherwise: Triple, shape: Sequence[int], size: Sequence[int]
     ) -> Triple:
         """Centre on a labelled voxel, but keep the box inside the scan where it fits."""
-        places = self.store.label_locations(volume)
+        if volume not in self._places:
+            self._places[volume] = self.store.label_locations(volume)
+        places = self._places[volume]
         if not places:
             return otherwise
         label = sorted(places)[int(generator.integers(len(places)))]
@@ -189,32 +219,12 @@ class CaseStream:
         return z, y, x
 
 
-def _patch(
-    voxels: NDArray[Any],
-    label: NDArray[np.uint8] | None,
-    drawn: Spatial,
-    patch: Size,
-    contract: InputContract,
-    spacing: Triple,
-    centre: Triple,
-    scale: tuple[float, float],
-    seed: int,
-    index: int,
-    volume: str,
-) -> Patch:
-    """Cut the box that a drawn transform needs, and nothing more."""
-    size = spatial.extent(drawn, patch, contract.spacing, spacing)
-    box = cut(voxels.shape, size, centre)
+def _matrix(
+    drawn: Spatial, patch: Size, contract: InputContract, spacing: Triple, centre: Triple, box: Box
+) -> NDArray[np.float64]:
+    """Map patch voxels to voxels of the box that was cut."""
     z, y, x = (c - s.start for c, s in zip(centre, box, strict=True))
-    return Patch(
-        voxels=np.ascontiguousarray(voxels[box]),
-        label=None if label is None else np.ascontiguousarray(label[box]),
-        matrix=spatial.matrix(drawn, patch, contract.spacing, spacing, (z, y, x)),
-        scale=scale,
-        seed=seed,
-        index=index,
-        volume=volume,
-    )
+    return spatial.matrix(drawn, patch, contract.spacing, spacing, (z, y, x))
 
 
 @lru_cache(maxsize=2)

@@ -34,6 +34,21 @@ def test_labels_are_averaged_first_then_seeds_then_cases():
     assert low <= found["difference"]["dice_mean"] <= high
 
 
+def test_cases_of_one_subject_count_once():
+    """Three scans of one patient that all improve by 0.1 are one observation, not three."""
+    rows = [
+        row(case, arm, 0.5 + 0.1 * (arm == "pretrained"), None) for case in "abc" for arm in ("scratch", "pretrained")
+    ]
+    rows += [row("d", "scratch", 0.5, None), row("d", "pretrained", 0.4, None)]
+    for found in rows:
+        found["subject"] = "one" if found["case"] in "abc" else "two"
+    difference = summarise(rows, ["1"], [0])["difference"]
+    assert difference["n_cases"] == 4
+    assert difference["n_subjects"] == 2
+    assert difference["dice_mean"] == pytest.approx(0.0)
+    assert difference["least_p"] == pytest.approx(0.5)
+
+
 def test_a_label_that_no_case_shows_has_no_mean():
     found = summarise(ROWS, ["1", "2", "3"], [0])
     assert found["scratch"]["per_label"]["3"] == {"dice_mean": None, "ci95": [None, None]}

@@ -121,9 +121,9 @@ def test_a_second_run_finds_everything_done(whole, scans):
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
-    """SIGKILL of the launcher (its ranks end by themselves) after ever longer times, then a run to the end."""
+    """SIGKILL after ever longer times, of the launcher alone or of its whole group, then a run to the end."""
     out = tmp_path / "out"
-    for seconds in (3.0, 6.0, 11.0, 17.0, 24.0):
+    for number, seconds in enumerate((3.0, 6.0, 11.0, 17.0, 24.0)):
         victim = subprocess.Popen(
             command(scans, out),
             cwd=ROOT,
@@ -132,9 +132,11 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
             start_new_session=True,
         )
         time.sleep(seconds)
-        os.killpg(victim.pid, signal.SIGKILL)
+        if number % 2:
+            os.killpg(victim.pid, signal.SIGKILL)
+        else:
+            os.kill(victim.pid, signal.SIGKILL)  # the next run follows at once and waits for what is ending
         victim.wait()
-        wait_until_alone(out)
     done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = whole[0], out
@@ -148,18 +150,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
     assert one == two
 
 
-def wait_until_alone(out: Path) -> None:
-    deadline = time.monotonic() + 20
-    while subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout:
-        assert time.monotonic() < deadline, "processes outlive a killed launcher"
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--data", "nowhere", "--task", "nowhere"], "DATA and TASK must be folders that exist, not 'nowhere'"),
         (["--data", "."], "DATA and TASK must be given together"),
+        (["--data", "tests", "--task", "configs"], "TASK must be a folder that holds images/ and labels/"),
     ],
 )
 def test_wrong_folders_are_one_clear_line(tmp_path, arguments, said):
@@ -173,6 +169,15 @@ def test_wrong_folders_are_one_clear_line(tmp_path, arguments, said):
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_out_inside_data_is_refused(tmp_path, scans):
+    words = [sys.executable, "-m", "launch", "demo", "--out", tmp_path / "scans" / "out", "--data", tmp_path / "scans"]
+    (tmp_path / "scans").mkdir()
+    words += ["--task", scans / "CANARY^study"]
+    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "OUT must lie outside DATA and TASK" in done.stderr
 
 
 def test_an_empty_folder_ends_with_one_clear_line(tmp_path, scans):

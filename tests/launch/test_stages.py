@@ -25,6 +25,7 @@ CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
 TINY = ["--model.width", "2", "--objective.block-min", "2", "--objective.block-max", "6", "--loop.batch", "2"]
 TINY += ["--loop.log-every", "1", "--loop.checkpoint-every", "2", "--tracker.no-wandb", "--engine.precision", "bf16"]
 TUNE = ["--folds", "2", "--loop.steps", "3", "--loop.batch", "2", "--tracker.no-wandb", "--loop.checkpoint-every", "2"]
+TUNE += ["--loop.log-every", "1"]
 
 pytestmark = pytest.mark.slow()
 
@@ -157,14 +158,39 @@ def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tmp_pa
     assert done.stat().st_mtime_ns == stamp
 
 
-def test_the_twins_differ_in_the_transferred_weights_only(world, tmp_path):
-    """With a checkpoint that was never trained, both arms see the same batches and heads."""
+def test_finished_trainings_keep_their_weights_only(world, tmp_path):
     run = tmp_path / "tune"
     finetune(world, run)
-    a, b = ((run / arm / "seed-0" / "fold-0") for arm in ("scratch", "pretrained"))
-    first = [json.loads((f / "checkpoints" / "step-00000002" / "state.json").read_text()) for f in (a, b)]
-    assert first[0]["position"] == first[1]["position"]
-    assert first[0]["config"] == first[1]["config"]
+    for arm in ("scratch", "pretrained"):
+        fold = run / arm / "seed-0" / "fold-0"
+        assert sorted(p.name for p in (fold / "weights").iterdir()) == ["model.safetensors", "state.json"]
+        assert not (fold / "checkpoints").exists()
+    a, b = (
+        json.loads((run / arm / "seed-0" / "fold-0" / "weights" / "state.json").read_text())
+        for arm in ("scratch", "pretrained")
+    )
+    assert a["position"] == b["position"]  # twins: same steps, same samples, same config
+    assert a["config"] == b["config"]
+
+
+def test_a_finished_run_may_be_moved(world, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(world, moved)
+    said = pretrain(moved, moved / "pre", 6, processes=2)
+    assert "step 6 of 6" in said
+
+
+def test_other_shards_are_refused_in_an_old_run(world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world / "pre", run)
+    shards = tmp_path / "shards"
+    shutil.copytree(world / "shards", shards)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["skipped_air"] += 1
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    arguments = ["--shards", shards, "--run", run, "--loop.steps", 6, *TINY]
+    said = launch("pretrain", "configs/pretrain.py:demo", *arguments, expect=1)
+    assert "this one differs in inputs.shards" in said
 
 
 def test_data_prepared_under_another_contract_are_refused(world, tmp_path):

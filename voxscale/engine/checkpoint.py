@@ -163,8 +163,29 @@ def latest(run: Path) -> Path | None:
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: position, model config, input contract, stage config."""
-    return json.loads((checkpoint / "state.json").read_text())
+    """What a checkpoint says of itself: position, model config, input contract, stage config.
+
+    Raises:
+        CheckpointError: If it does not say all of it.
+    """
+    about: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    missing = sorted({"position", "model", "contract"} - about.keys())
+    if missing:
+        raise CheckpointError(f"{checkpoint.name}/state.json must name {', '.join(missing)}; it is not one of ours")
+    return about
+
+
+def keep_weights_only(run: Path) -> None:
+    """Reduce a finished run to its newest weights, in `run/weights`; the moments take twice their room."""
+    found = latest(run)
+    if found is not None:
+        beside = run / ".weights.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for name in ("model.safetensors", "state.json"):
+            shutil.copy2(found / name, beside / name)
+        commit_folder(beside, run / "weights")
+        shutil.rmtree(run / "checkpoints")
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -13,37 +13,49 @@ from voxscale import dist
 from voxscale.config import save_json, to_dict
 from voxscale.engine import checkpoint
 from voxscale.engine.types import Engine
-from voxscale.errors import ConfigError
-from voxscale.files import locked
+from voxscale.errors import CheckpointError, ConfigError, DataError, system_error_text
+from voxscale.files import locked, write_json
 from voxscale.models.stunet import initialise
 from voxscale.seed import torch_generator
 
 
 @contextmanager
-def open_run(run: Path, config: object) -> Generator[None]:
+def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[None]:
     """Hold a run folder for these ranks and keep its config beside everything in it.
 
+    Args:
+        run: The run folder.
+        config: The stage's config; its paths may differ when the run goes on, as folders may be moved.
+        inputs: Hash of each thing that the run reads, which may not differ.
+
     Raises:
-        ConfigError: On every rank, if the folder belongs to a run with another config.
-        DataError: If another live process holds it.
+        ConfigError: On every rank, if the folder belongs to a run with another config or other inputs.
+        DataError: On every rank, if another live process holds it.
     """
     with ExitStack() as stack:
         problem = ""
         if dist.rank() == 0:
-            stack.enter_context(locked(run))
-            problem = _same_config(run / "config.json", config)
+            try:
+                stack.enter_context(locked(run))
+                problem = _claim(run, config, inputs)
+            except (DataError, OSError) as error:
+                problem = str(error) if isinstance(error, DataError) else system_error_text(error)
         problem = dist.from_rank_0(problem)
         if problem:
             raise ConfigError(problem)
         yield
 
 
-def _same_config(path: Path, config: object) -> str:
-    if not path.exists():
-        save_json(config, path)
+def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
+    """Write config and inputs into a new run folder, or say how they differ from an older run's."""
+    if not (run / "config.json").exists():
+        write_json(run / "inputs.json", dict(inputs))
+        save_json(config, run / "config.json")
         return ""
-    have, want = json.loads(path.read_text()), to_dict(config)
-    wrong = sorted(_differences(have, want))
+    have = json.loads((run / "config.json").read_text()) | {"inputs": json.loads((run / "inputs.json").read_text())}
+    want = to_dict(config) | {"inputs": dict(inputs)}
+    paths = {field for field in want if isinstance(getattr(config, field, None), Path)}
+    wrong = sorted(where for where in _differences(have, want) if where not in paths)
     if not wrong:
         return ""
     return f"run must be a folder of its own for each config; this one differs in {', '.join(wrong)}; choose another"
@@ -58,9 +70,21 @@ def _differences(have: Any, want: Any, where: str = "") -> Iterator[str]:
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The checkpoint to go on from, the same on every rank."""
-    found = checkpoint.latest(run) if dist.rank() == 0 else None
-    name = dist.from_rank_0("" if found is None else found.name)
+    """The checkpoint to go on from, the same on every rank.
+
+    Raises:
+        CheckpointError: On every rank, if all checkpoints are damaged.
+    """
+    name, problem = "", ""
+    if dist.rank() == 0:
+        try:
+            found = checkpoint.latest(run)
+            name = "" if found is None else found.name
+        except CheckpointError as error:
+            problem = str(error)
+    name, problem = dist.from_rank_0(name), dist.from_rank_0(problem)
+    if problem:
+        raise CheckpointError(problem)
     return run / "checkpoints" / name if name else None
 
 

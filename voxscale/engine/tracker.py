@@ -25,6 +25,7 @@ class Tracker:
     """
 
     def __init__(self, run: Path, config: TrackerConfig, about: dict[str, Any], step: int) -> None:
+        run.mkdir(parents=True, exist_ok=True)
         self._path = run / "metrics.jsonl"
         self._forget_after(step)
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_LINES)
