@@ -158,23 +158,12 @@ def pack(
     Raises:
         DataError: If the store has no accepted volume, or no brick shows any body.
     """
-    store = open_store(store_path)
-    if not store.entries:
-        raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
-    tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
-    chosen = {key: e for key, e in store.entries.items() if _fingerprint(e) not in tested}
-    if not chosen:
-        raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
-    in_task = len(store.entries) - len(chosen)
-    if in_task:
-        log.warning("pack: %d scans are left out because they are in the task as well", in_task)
-    store = replace(store, entries=chosen)
+    store, in_task = _chosen(open_store(store_path), exclude)
     made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
     indexes: list[ShardIndex] = []
     with locked(folder):
-        plan = groups(store, patch, contract, config)
         with Progress("pack", len(store.entries), unit="scans") as bar:
-            for number, volumes in enumerate(plan):
+            for number, volumes in enumerate(groups(store, patch, contract, config)):
                 indexes.append(_shard(folder, f"shard-{number:05d}.tar", store, volumes, contract, patch, config))
                 bar.advance(len(volumes))
         samples = sum(len(index.samples) for index in indexes)
@@ -191,19 +180,34 @@ def pack(
             volumes=len({sample.volume for index in indexes for sample in index.samples}),
             skipped_air=sum(index.skipped_air for index in indexes),
             in_task=in_task,
-            shards=tuple(
-                ManifestShard(
-                    name=index.name,
-                    bytes=index.bytes,
-                    sha256=index.sha256,
-                    index_sha256=sha256_file(index_path(folder, index.name)),
-                    samples=len(index.samples),
-                )
-                for index in indexes
-            ),
+            shards=tuple(_line(folder, index) for index in indexes),
         )
         write_json(folder / "manifest.json", to_dict(manifest))
     return manifest
+
+
+def _chosen(store: Store, exclude: Path | None) -> tuple[Store, int]:
+    """The store without the scans of a task, and how many those are."""
+    if not store.entries:
+        raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
+    tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
+    chosen = {key: e for key, e in store.entries.items() if _fingerprint(e) not in tested}
+    if not chosen:
+        raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
+    in_task = len(store.entries) - len(chosen)
+    if in_task:
+        log.warning("pack: %d scans are left out because they are in the task as well", in_task)
+    return replace(store, entries=chosen), in_task
+
+
+def _line(folder: Path, index: ShardIndex) -> ManifestShard:
+    return ManifestShard(
+        name=index.name,
+        bytes=index.bytes,
+        sha256=index.sha256,
+        index_sha256=sha256_file(index_path(folder, index.name)),
+        samples=len(index.samples),
+    )
 
 
 def _shard(

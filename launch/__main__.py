@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cluster import Cluster
+from voxscale.cli import guarded
 from voxscale.config import parse
-from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.log import setup
 
 USAGE = """python -m launch pretrain PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
@@ -25,15 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in commands:
         print(USAGE, file=sys.stderr)
         return 2
-    try:
-        commands[arguments[0]](arguments[0], arguments[1:])
-    except VoxScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {system_error_text(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda: commands[arguments[0]](arguments[0], arguments[1:]))
 
 
 def _stage(name: str, arguments: Sequence[str]) -> None:

@@ -11,16 +11,14 @@ from voxscale.log import setup
 T = TypeVar("T")
 
 
-def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], prog: str) -> int:
-    """Parse `[PRESET] [overrides]` and run a stage on this rank.
+def guarded(work: Callable[[], object]) -> int:
+    """Do something and turn what a user can mend into one line.
 
     Returns:
-        Exit status: 0 done, 1 failed with one line that says why. An unknown flag exits with 2.
+        Exit status: 0 done, 1 failed with one line that says why.
     """
-    setup()
-    preset = arguments[0] if arguments and not arguments[0].startswith("-") else None
     try:
-        stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET"))
+        work()
     except VoxScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -28,3 +26,14 @@ def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], p
         print(f"error: {system_error_text(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], prog: str) -> int:
+    """Parse `[PRESET] [overrides]` and run a stage on this rank.
+
+    Returns:
+        Exit status as of `guarded`; an unknown flag exits with 2.
+    """
+    setup()
+    preset = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    return guarded(lambda: stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET")))
