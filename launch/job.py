@@ -54,6 +54,7 @@ class StageJob:
         # Imported here, so that submitting needs neither torch nor the stage's code.
         import torch
 
+        from voxscale import dist
         from voxscale.errors import VoxScaleError, system_error_text
         from voxscale.log import setup
 
@@ -76,6 +77,8 @@ class StageJob:
         except Exception as error:  # a defect: the trace goes to this rank's log, one line to the launcher
             logging.getLogger("voxscale").exception("%s failed", self.stage)
             return {"error": f"{self.stage} failed with {type(error).__name__}: {error}", "kind": "Exception"}
+        finally:
+            dist.stop()  # threads of a group left open can abort the process at its end, answer or not
         return {}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

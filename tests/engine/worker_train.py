@@ -99,11 +99,15 @@ def until(source: Iterator[Batch], n: int) -> Iterator[Batch]:
 
 tracker = Tracker(folder, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
 cut = until(batches(start.step, micro, loop.batch), int(steps) - start.step)
-with contextlib.suppress(CutError):
-    train("test", engine, cut, objective, loop, optim, folder, start, {"model": "test", "contract": "none"}, tracker)
-final = dict(read_weights(engine))
-if dist.rank() == 0:
-    save_file(final, folder / "final.safetensors")
-    print(json.dumps({"start": start.step}))
-dist.barrier()
-dist.stop()
+try:
+    with contextlib.suppress(CutError):
+        train(
+            "test", engine, cut, objective, loop, optim, folder, start, {"model": "test", "contract": "none"}, tracker
+        )
+    final = dict(read_weights(engine))
+    if dist.rank() == 0:
+        save_file(final, folder / "final.safetensors")
+        print(json.dumps({"start": start.step}))
+    dist.barrier()
+finally:
+    dist.stop()

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests_stores import make_store
 
+from configs.pretrain import demo as pretrain_preset
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from voxscale.config import save_json
@@ -82,7 +83,7 @@ def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
     assert state["model"]["width"] == 2
     assert state["model"]["heads"] == 1
     assert state["position"] == {"step": 6, "samples": 12}
-    assert state["config"]["optim"]["lr"] == 2e-3
+    assert state["config"]["optim"]["lr"] == pretrain_preset().optim.lr
     assert (world / "pre" / "preview.npz").is_file()
     assert not [p for p in (world / "pre").rglob("*") if p.suffix in (".pt", ".pth", ".bin")]
 
