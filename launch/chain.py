@@ -5,7 +5,6 @@ by the hash of its config and of everything before it, and is skipped.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from data_prep.phantom import PhantomConfig
 from finetune.config import FinetuneConfig
 from launch.cluster import Cluster
 from launch.fit import fit_blocks, fit_folds
+from launch.inputs import generation, list_files
 from launch.machine import StageWatch, describe
 from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
 from launch.submit import run_stage
@@ -209,8 +209,13 @@ def _prepare(chain: Chain, settings: DemoConfig, data: Sequence[Path], task: Pat
 
     def ingest(name: str, sources: Sequence[Path], checks: IngestConfig) -> Done:
         flags = to_flags(checks)
+        files = list_files(sources)
+        settings = config_hash([to_dict(checks), [str(source) for source in sources]])
         return chain.stage(
-            name, to_dict(checks), lambda path: _data_prep("ingest", *sources, path, *flags), found=_listing(sources)
+            name,
+            [settings, generation(chain.out, f"{name}-{settings}", files)],
+            lambda path: _data_prep("ingest", *sources, path, *flags),
+            found=config_hash(files),
         )
 
     labelled = ingest("task", [task], settings.ingest)
@@ -272,13 +277,3 @@ def _data_prep(*arguments: object) -> None:
     )
     if done.returncode:
         raise DataError(f"data_prep {arguments[0]} must end with status 0, not {done.returncode}; see the lines above")
-
-
-def _listing(roots: Sequence[Path]) -> str:
-    """Hash of names, sizes and times of all files, so that changed input is read again."""
-    digest = hashlib.sha256()
-    for root in roots:
-        for path in sorted(p for p in root.rglob("*") if p.is_file()):
-            known = path.stat()
-            digest.update(f"{path.relative_to(root)}|{known.st_size}|{known.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
