@@ -88,6 +88,12 @@ def _classes(labels: Mapping[str, Any]) -> dict[int, str]:
             )
     names = {value: str(value) for value in regions} | names
     names.pop(0, None)
+    if "ignore" in names.values():  # nnU-Net leaves such voxels out of the loss; trained as a class they would mislead
+        raise DataError(
+            "dataset.json labels must be classes, not nnU-Net's `ignore`; "
+            "give those voxels a class, or leave the cases out",
+            "bad_dataset",
+        )
     if any(not 1 <= value <= 255 for value in names):
         raise DataError(f"dataset.json label values must be 0 to 255, not {sorted(names)}", "bad_dataset")
     return dict(sorted(names.items()))

@@ -218,6 +218,7 @@ def test_class_names(tmp_path, labels, classes):
         ('{"labels": {"wt": [1, 300]}}', r"not \[1, 300\]$"),
         ('{"labels": {"liver": true}}', "not 'liver' with true$"),
         ('{"labels": {"1": null}}', "not '1' with null$"),
+        ('{"labels": {"liver": 1, "ignore": 2}}', "leave the cases out$"),
         ('{"labels": {"liver": 1.0}}', "not 'liver' with 1.0$"),
         ('{"modality": {"0": ["CT"]}}', r"""one per channel, not \["CT"\]$"""),
         ('{"modality": [{}]}', r"one per channel, not \[\{\}\]$"),
