@@ -4,7 +4,7 @@ import sys
 
 from finetune.config import FinetuneConfig
 from finetune.train import finetune
-from voxscale.cli import run
+from voxscale.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run(FinetuneConfig, finetune, sys.argv[1:], "python -m finetune"))
+    leave(run(FinetuneConfig, finetune, sys.argv[1:], "python -m finetune"))

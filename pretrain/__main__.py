@@ -4,7 +4,7 @@ import sys
 
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
-from voxscale.cli import run
+from voxscale.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run(PretrainConfig, pretrain, sys.argv[1:], "python -m pretrain"))
+    leave(run(PretrainConfig, pretrain, sys.argv[1:], "python -m pretrain"))

@@ -1,8 +1,10 @@
 """Command line of a training stage: preset, overrides, one clear line on failure."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from voxscale.config import parse
 from voxscale.errors import VoxScaleError, system_error_text
@@ -37,3 +39,16 @@ def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], p
     setup()
     preset = arguments[0] if arguments and not arguments[0].startswith("-") else None
     return guarded(lambda: stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET")))
+
+
+def leave(status: int) -> NoReturn:
+    """End this rank at once, with everything said written out.
+
+    A rank that failed leaves threads of torch's and DeepSpeed's behind, whose
+    destruction at the interpreter's own end can abort the process and so hide
+    the status. All that must be kept (metrics, checkpoints) is on disk by then.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from voxscale.engine import tracker as module
 from voxscale.engine.config import TrackerConfig
 from voxscale.engine.tracker import Tracker
 
@@ -28,6 +29,7 @@ def test_lines_of_undone_steps_are_forgotten(tmp_path):
 def test_wandb_gets_the_metrics_offline_and_nothing_about_the_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("CANARY_PATH", "/hospital/DOE^CANARY")
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 300.0)  # a busy machine is not what is tested
     tracker = Tracker(tmp_path, TrackerConfig(), {"config_hash": "abc123def456"}, 0)
     for step in range(1, 6):
         tracker.log({"step": step, "loss": 0.125 * step})
@@ -57,8 +59,6 @@ def test_a_failing_wandb_never_stops_the_run(tmp_path, monkeypatch, caplog):
 @pytest.mark.filterwarnings("ignore")
 def test_a_hanging_wandb_never_stops_the_run(tmp_path, monkeypatch, caplog):
     import wandb
-
-    from voxscale.engine import tracker as module
 
     release = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **_: release.wait(30))

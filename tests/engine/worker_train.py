@@ -19,6 +19,7 @@ from torch import nn
 
 from voxscale import dist, seed
 from voxscale.batch import Batch, Losses, Patch, collate
+from voxscale.cli import guarded, leave
 from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig, micro_batch
@@ -72,20 +73,6 @@ if full_at >= 0:
         write(target, *parts)
 
     checkpoint._write = fill_up
-dist.start()
-folder = Path(run)
-loop = LoopConfig(steps=int(total), batch=int(batch), log_every=1, checkpoint_every=3)
-optim = OptimConfig(kind=kind, lr=1e-2, momentum=0.9, weight_decay=1e-2)
-config = EngineConfig(zero_stage=int(stage), precision=precision, channels_last=False, clip=1.0)
-net = model()
-found = checkpoint.latest(folder)
-with torch.no_grad():
-    for name, p in net.named_parameters():
-        p.copy_(torch.randn(p.shape, generator=seed.torch_generator(1, name)) * 0.3)
-weights = checkpoint.load_weights(found) if found else {n: p.detach().clone() for n, p in net.named_parameters()}
-micro = micro_batch(loop.batch, 1, dist.world_size())
-engine = start_engine(net, weights, config, optim, micro)
-start = checkpoint.restore(found, engine, optim) if found else Position()
 
 
 class CutError(Exception):
@@ -97,17 +84,34 @@ def until(source: Iterator[Batch], n: int) -> Iterator[Batch]:
     raise CutError
 
 
-tracker = Tracker(folder, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
-cut = until(batches(start.step, micro, loop.batch), int(steps) - start.step)
-try:
-    with contextlib.suppress(CutError):
-        train(
-            "test", engine, cut, objective, loop, optim, folder, start, {"model": "test", "contract": "none"}, tracker
-        )
-    final = dict(read_weights(engine))
-    if dist.rank() == 0:
-        save_file(final, folder / "final.safetensors")
-        print(json.dumps({"start": start.step}))
-    dist.barrier()
-finally:
-    dist.stop()
+def work() -> None:
+    dist.start()
+    folder = Path(run)
+    loop = LoopConfig(steps=int(total), batch=int(batch), log_every=1, checkpoint_every=3)
+    optim = OptimConfig(kind=kind, lr=1e-2, momentum=0.9, weight_decay=1e-2)
+    config = EngineConfig(zero_stage=int(stage), precision=precision, channels_last=False, clip=1.0)
+    net = model()
+    found = checkpoint.latest(folder)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=seed.torch_generator(1, name)) * 0.3)
+    weights = checkpoint.load_weights(found) if found else {n: p.detach().clone() for n, p in net.named_parameters()}
+    micro = micro_batch(loop.batch, 1, dist.world_size())
+    engine = start_engine(net, weights, config, optim, micro)
+    start = checkpoint.restore(found, engine, optim) if found else Position()
+    tracker = Tracker(folder, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
+    cut = until(batches(start.step, micro, loop.batch), int(steps) - start.step)
+    about = {"model": "test", "contract": "none"}
+    try:
+        with contextlib.suppress(CutError):
+            train("test", engine, cut, objective, loop, optim, folder, start, about, tracker)
+        final = dict(read_weights(engine))
+        if dist.rank() == 0:
+            save_file(final, folder / "final.safetensors")
+            print(json.dumps({"start": start.step}))
+        dist.barrier()
+    finally:
+        dist.stop()
+
+
+leave(guarded(work))

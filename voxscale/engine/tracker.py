@@ -13,7 +13,7 @@ from voxscale.files import append_line, read_lines
 log = logging.getLogger("voxscale")
 
 QUEUE_LINES = 1000
-CLOSE_SECONDS = 15.0
+CLOSE_SECONDS = 60.0
 
 
 class Tracker:
@@ -77,7 +77,7 @@ class Tracker:
                 disable_code=True,
                 console="off",
                 silent=True,
-                init_timeout=20,
+                init_timeout=90,
                 mode="online" if online else "offline",
             )
             mirror = wandb.init(project=config.project, dir=str(run), config=about, settings=settings)
