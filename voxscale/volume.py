@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from voxscale.errors import DataError, GeometryError
 
-Modality = Literal["CT", "MR"]
+Modality = Literal["CT", "MR", "XR", "US", "OT"]
+"""CT, MR, projection radiography (CR, DX, mammography), ultrasound, and everything else (photographs, microscopy)."""
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Unit = Literal["HU", "arbitrary"]
 Triple = tuple[float, float, float]
@@ -51,9 +52,10 @@ class Volume:
     """One scan.
 
     Attributes:
-        voxels: (z, y, x) in the stored number type; `slope * voxels + intercept` are the values.
+        voxels: (z, y, x) in the stored number type; `slope * voxels + intercept` are the values. A 2D image has
+            one slice; a colour image is (3, 1, y, x), red, green and blue first.
         affine: 4x4; maps (z, y, x, 1) indices to (S, A, R, 1) in mm, voxel centres.
-        modality: `CT` or `MR`.
+        modality: See `Modality`.
         slope: Values per stored step.
         intercept: Value of a stored zero.
     """
@@ -71,7 +73,8 @@ class Volume:
             DataError: With reason `not_3d`, `bad_dtype` or `bad_modality`.
             GeometryError: With reason `bad_affine` or `sheared`.
         """
-        if self.voxels.ndim != 3 or 0 in self.voxels.shape:
+        colour = self.voxels.ndim == 4 and self.voxels.shape[:2] == (3, 1)
+        if not (self.voxels.ndim == 3 or colour) or 0 in self.voxels.shape:
             raise DataError(f"volume.voxels must be 3D and not empty, not of shape {self.voxels.shape}", "not_3d")
         if self.voxels.dtype.kind not in "iuf":
             raise DataError(f"volume.voxels must be integers or floats, not {self.voxels.dtype}", "bad_dtype")
@@ -83,6 +86,17 @@ class Volume:
         if not (np.isfinite([self.slope, self.intercept]).all() and self.slope != 0):
             raise DataError(f"volume.slope must be finite and not 0, not {self.slope}", "bad_scaling")
         check_affine(self.affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
+        z, y, x = self.voxels.shape[-3:]
+        return z, y, x
+
+    @property
+    def channels(self) -> int:
+        """Numbers per voxel: 1, or 3 for colour."""
+        return 1 if self.voxels.ndim == 3 else self.voxels.shape[0]
 
     @property
     def spacing(self) -> Triple:

@@ -117,7 +117,7 @@ class Raw:
     """A grid of numbers as read from a file, oriented as `Volume`, before its modality is known.
 
     Attributes:
-        voxels: (z, y, x) in the stored number type.
+        voxels: (z, y, x), or (3, 1, y, x) for a colour image, in the stored number type.
         affine: 4x4, see `Volume`.
         slope: Values per stored step.
         intercept: Value of a stored zero.
