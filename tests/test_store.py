@@ -231,8 +231,8 @@ def test_what_is_not_a_store(tmp_path):
     assert error.value.reason == "not_a_store"
     create_store(tmp_path, {})
     text = (tmp_path / "zarr.json").read_text()
-    (tmp_path / "zarr.json").write_text(text.replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 1, not"):
+    (tmp_path / "zarr.json").write_text(text.replace('"schema": 2', '"schema": 99'))
+    with pytest.raises(DataError, match="schema 2, not"):
         open_store(tmp_path)
 
 

@@ -9,13 +9,20 @@ import numpy as np
 from voxscale.volume import LabelMap, Volume
 
 
-def multiscales(volume: Volume) -> list[dict[str, Any]]:
-    """OME-Zarr 0.5 geometry: scale and translation; the rotation stands in our own attributes alone."""
+def multiscales(volume: Volume, label: bool = False) -> list[dict[str, Any]]:
+    """OME-Zarr 0.5 geometry: scale and translation; the rotation stands in our own attributes alone.
+
+    Args:
+        volume: The scan.
+        label: Whether this is for its label, which never has a colour axis.
+    """
+    colour = volume.channels > 1 and not label
     moves: list[dict[str, Any]] = [
-        {"type": "scale", "scale": list(volume.spacing)},
-        {"type": "translation", "translation": list(volume.origin)},
+        {"type": "scale", "scale": [1.0] * colour + list(volume.spacing)},
+        {"type": "translation", "translation": [0.0] * colour + list(volume.origin)},
     ]
-    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    axes = [{"name": "c", "type": "channel"}] * colour
+    axes += [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
     return [{"name": "0", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": moves}]}]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,84 +14,59 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from voxscale.config import from_dict, to_dict
 from voxscale.contract import InputContract
+from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import commit_folder, write_json
+from voxscale.index import INDEX, Index
 from voxscale.ome import image_label, multiscales
-from voxscale.volume import LabelMap, Modality, Volume
+from voxscale.volume import LabelMap, Volume
 
-SCHEMA = 1
+SCHEMA = 2
 LEDGER = "ledger.jsonl"
 CHUNK = 32
 """Voxels along an axis of an inner chunk: the unit that is decoded."""
 SHARD = 256
 """Voxels along an axis of a shard, at most: the unit that is a file."""
+CHUNK_2D, SHARD_2D = 256, 2048
+"""The same for 2D images."""
 LOCATIONS = 1000
 """Voxels of each class whose places are kept."""
 
 Box = Sequence[tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What the ledger and the scan's own attributes tell about an accepted scan.
-
-    Attributes:
-        subject: Keyed hash of the patient.
-        modality: `CT` or `MR`.
-        modality_from: What the modality was learnt from: `header`, `config` or `values`.
-        shape: Voxels along z, y, x.
-        spacing: mm along z, y, x.
-        affine: 4x4, see `voxscale.volume.Volume`.
-        dtype: Stored number type.
-        slope: Values per stored step.
-        intercept: Value of a stored zero.
-        percentiles: Value at each of `voxscale.contract.PERCENTILES`, keyed by `str(percentile)`.
-        foreground_box: Half-open index ranges along z, y, x around the body.
-        foreground: Fraction of voxels in the foreground.
-        label: Voxels of each class, keyed by `str(class)`; None without a label.
-        bytes: Size of all chunk files, which a reader checks.
-    """
-
-    subject: str
-    modality: Modality
-    modality_from: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    affine: list[list[float]]
-    dtype: str
-    slope: float
-    intercept: float
-    percentiles: dict[str, float]
-    foreground_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    foreground: float
-    label: dict[str, int] | None
-    bytes: int = 0
-
-
-def create_store(path: Path, classes: Mapping[int, str]) -> None:
+def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[int, str] | None = None) -> None:
     """Make an empty store, or add classes to the one that is there.
 
     Args:
         path: The store's folder.
         classes: Names of the label values, background left out. A value
             named by its own number may be renamed later.
+        image_classes: Names of the classes of whole images.
 
     Raises:
         DataError: With reason `class_conflict` if a value has another name in the store.
     """
-    if not (path / "zarr.json").exists():
-        write_root(path, {"schema": SCHEMA, "kind": "store", "classes": _named(classes)})
-        return
-    root = read_root(path)
-    known = {int(value): name for value, name in root["classes"].items()}
-    for value, name in classes.items():
+    fresh: dict[str, Any] = {"schema": SCHEMA, "kind": "store", "classes": {}}
+    root = read_root(path) if (path / "zarr.json").exists() else fresh
+    merged = root | {
+        "classes": _merged(root["classes"], classes, "classes"),
+        "image_classes": _merged(root.get("image_classes", {}), image_classes or {}, "image_classes"),
+    }
+    if merged != root:
+        write_root(path, merged)
+
+
+def _merged(before: Mapping[str, str], new: Mapping[int, str], what: str) -> dict[str, str]:
+    """Names of values, those of the store first."""
+    known = {int(value): name for value, name in before.items()}
+    for value, name in new.items():
         if known.get(value, str(value)) not in (str(value), name):
             raise DataError(
-                f"store.classes.{value} must be {known[value]!r}, not {name!r}; give them another store",
+                f"store.{what}.{value} must be {known[value]!r}, not {name!r}; give them another store",
                 "class_conflict",
             )
-    if known != (merged := known | dict(classes)):
-        write_root(path, {**root, "classes": _named(merged)})
+    return _named(known | dict(new))
 
 
 def _named(classes: Mapping[int, str]) -> dict[str, str]:
@@ -125,7 +100,13 @@ def stamp_contract(path: Path, contract: InputContract) -> None:
 
 
 def write_volume(
-    store: Path, key: str, volume: Volume, label: LabelMap | None, entry: Entry, classes: Mapping[int, str]
+    store: Path,
+    key: str,
+    volume: Volume,
+    label: LabelMap | None,
+    entry: Entry,
+    classes: Mapping[int, str],
+    removed: NDArray[np.bool_] | None = None,
 ) -> Entry:
     """Write one scan so that it appears whole or not at all.
 
@@ -136,6 +117,7 @@ def write_volume(
         label: Its label on the same grid.
         entry: What is known of it.
         classes: Names of the label values.
+        removed: (z, y, x), true where voxels were blanked; kept as a label of its own.
 
     Returns:
         The entry with `bytes` filled in.
@@ -145,13 +127,24 @@ def write_volume(
     _write_array(beside / "0", volume.voxels)
     if label is not None:
         _write_array(beside / "labels" / "task" / "0", label.voxels)
+    masked = None if removed is None else LabelMap(removed.astype(np.uint8), volume.affine)
+    if masked is not None:
+        _write_array(beside / "labels" / "removed" / "0", masked.voxels)
     entry = replace(entry, bytes=chunk_bytes(beside))
     grid = multiscales(volume)
     _write_group(beside, {"ome": {"version": "0.5", "multiscales": grid}, "voxscale": asdict(entry)})
-    if label is not None:
-        _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": ["task"]}})
-        ome = {"version": "0.5", "multiscales": grid, "image-label": image_label(label, classes)}
-        _write_group(beside / "labels" / "task", {"ome": ome, "voxscale": _count(label)})
+    maps = {"task": (label, classes), "removed": (masked, {1: "removed"})}
+    present = [name for name, (found, _) in maps.items() if found is not None]
+    if present:
+        _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": present}})
+    for name, (found, names) in maps.items():
+        if found is not None:
+            ome = {
+                "version": "0.5",
+                "multiscales": multiscales(volume, label=True),
+                "image-label": image_label(found, names),
+            }
+            _write_group(beside / "labels" / name, {"ome": ome, "voxscale": _count(found)})
     commit_folder(beside, store / key)
     return entry
 
@@ -162,8 +155,9 @@ def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
 
 def _write_array(folder: Path, voxels: NDArray[Any]) -> None:
     """Write one sharded array; empty chunks too, so that a missing one is always damage."""
-    chunks = tuple(min(CHUNK, n) for n in voxels.shape)
-    shards = tuple(min(-(-n // c) * c, SHARD // c * c) for n, c in zip(voxels.shape, chunks, strict=True))
+    chunk, shard = (CHUNK, SHARD) if voxels.shape[-3] > 1 else (CHUNK_2D, SHARD_2D)
+    chunks = tuple(min(chunk, n) for n in voxels.shape)
+    shards = tuple(min(-(-n // c) * c, shard // c * c) for n, c in zip(voxels.shape, chunks, strict=True))
     array = zarr.create_array(
         store=folder,
         shape=voxels.shape,
@@ -171,7 +165,7 @@ def _write_array(folder: Path, voxels: NDArray[Any]) -> None:
         chunks=chunks,
         shards=shards,
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        dimension_names=("z", "y", "x"),
+        dimension_names=("z", "y", "x") if voxels.ndim == 3 else ("c", "z", "y", "x"),
         config={"write_empty_chunks": True},
     )
     array[...] = voxels
@@ -181,7 +175,7 @@ def chunk_bytes(folder: Path) -> int:
     """Size of all chunk files of one scan and its label."""
     return sum(
         file.stat().st_size
-        for part in ("0/c", "labels/task/0/c")
+        for part in ("0/c", "labels/task/0/c", "labels/removed/0/c")
         for file in (folder / part).rglob("*")
         if file.is_file()
     )
@@ -209,16 +203,18 @@ class Store:
         classes: Names of the label values.
         contract: How scans shall become network input, once planned.
         entries: The accepted scans by id, in the order of the ledger.
+        image_classes: Names of the classes of whole images.
     """
 
     path: Path
     classes: dict[int, str]
     contract: InputContract | None
-    entries: dict[str, Entry]
+    entries: Mapping[str, Entry]
+    image_classes: dict[int, str] = field(default_factory=lambda: cast(dict[int, str], {}))
     _arrays: dict[str, Any] = field(default_factory=lambda: cast(dict[str, Any], {}), repr=False, compare=False)
 
     def read(self, key: str, box: Box | None = None) -> NDArray[Any]:
-        """Stored numbers of one scan, (z, y, x).
+        """Stored numbers of one scan, (z, y, x); (3, 1, y, x) for a colour image.
 
         Args:
             key: Id of the scan.
@@ -234,6 +230,10 @@ class Store:
         if self._entry(key).label is None:
             raise DataError(f"scan {key} must have a label", "no_label")
         return self._read(key, "labels/task/0", box)
+
+    def read_removed(self, key: str, box: Box | None = None) -> NDArray[np.uint8] | None:
+        """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if nothing was; arguments as in `read`."""
+        return self._read(key, "labels/removed/0", box) if self._entry(key).privacy.removed else None
 
     def label_locations(self, key: str) -> dict[int, NDArray[np.int64]]:
         """Places of some voxels of each class present, (n, 3) indices along z, y, x."""
@@ -265,7 +265,7 @@ class Store:
         if len(where) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(where, entry.shape, strict=True)):
             raise DataError(f"box must lie inside {entry.shape} and not be empty, not {where}", "bad_box")
         try:
-            return np.asarray(self._array(key, part)[tuple(slice(a, b) for a, b in where)])
+            return np.asarray(self._array(key, part)[(..., *(slice(a, b) for a, b in where))])
         except DataError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError):
@@ -292,21 +292,31 @@ def open_store(path: Path) -> Store:
     """
     root = read_root(path)
     contract = root.get("contract")
-    ledger = path / LEDGER
-    lines = ledger.read_bytes().splitlines(keepends=True) if ledger.exists() else []
-    entries: dict[str, Entry] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break  # the writer is not done with it
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise DataError(f"{LEDGER} line {number} must be JSON", "corrupt") from None
-        if row["status"] == "accepted":
-            entries[row["id"]] = from_dict(Entry, row["entry"], "entry")
     return Store(
         path=path,
         classes={int(value): name for value, name in root["classes"].items()},
         contract=None if contract is None else from_dict(InputContract, contract, "store.contract"),
-        entries=entries,
+        entries=Index(path / INDEX) if (path / INDEX).exists() else dict(accepted(path)),
+        image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
     )
+
+
+def accepted(path: Path) -> Iterator[tuple[str, Entry]]:
+    """Id and entry of every accepted scan, from the ledger.
+
+    Raises:
+        DataError: With reason `corrupt`.
+    """
+    ledger = path / LEDGER
+    if not ledger.exists():
+        return
+    with ledger.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break  # the writer is not done with it
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise DataError(f"{LEDGER} line {number} must be JSON", "corrupt") from None
+            if row["status"] == "accepted":
+                yield row["id"], from_dict(Entry, row["entry"], "entry")

@@ -1,0 +1,153 @@
+"""`Entry`: what the store knows of one accepted scan, so that nobody needs to open it to choose."""
+
+import base64
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.volume import Modality
+
+CELL = 32
+"""Voxels along an axis of an occupancy cell, unless that made more than `MOST_CELLS` cells."""
+MOST_CELLS = 16
+"""Most occupancy cells along an axis."""
+
+Face = Literal["none", "defaced", "allowed", "unchecked"]
+Text = Literal["none", "allowed", "unchecked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How much of each cell of a coarse grid is body.
+
+    Attributes:
+        cell: Voxels along z, y, x of a cell; the last cell of an axis may be cut by the scan's end.
+        grid: Cells along z, y, x.
+        shares: Share of body of each cell in 255ths, rounded up so that 0 means none at all; zlib, then base64.
+    """
+
+    cell: tuple[int, int, int]
+    grid: tuple[int, int, int]
+    shares: str
+
+    @classmethod
+    def measure(cls, body: NDArray[np.bool_]) -> "Occupancy":
+        """Measure a body mask, (z, y, x)."""
+        cells = [max(CELL, -(-n // MOST_CELLS)) for n in body.shape]
+        counts, volume = body.astype(np.int32), np.ones(body.shape, dtype=np.int32)
+        for axis, (n, cell) in enumerate(zip(body.shape, cells, strict=True)):
+            starts = np.arange(0, n, cell)
+            counts, volume = (np.add.reduceat(part, starts, axis=axis) for part in (counts, volume))
+        shares = np.ceil(255 * counts / volume).astype(np.uint8)
+        packed = base64.b64encode(zlib.compress(shares.tobytes(), 9)).decode()
+        z, y, x = counts.shape
+        return cls((cells[0], cells[1], cells[2]), (z, y, x), packed)
+
+    def decode(self) -> NDArray[np.float32]:
+        """Share of body of each cell, 0 to 1, shape `grid`."""
+        flat = np.frombuffer(zlib.decompress(base64.b64decode(self.shares)), dtype=np.uint8)
+        return flat.reshape(self.grid).astype(np.float32) / np.float32(255)
+
+    def most(self, box: tuple[slice, slice, slice]) -> float:
+        """Largest share of body among the cells that a box of voxels touches; 0 means the box is air."""
+        where = tuple(slice(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.cell, strict=True))
+        return float(self.decode()[where].max())
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """Verdicts of the privacy gate on one scan.
+
+    Attributes:
+        face: `none` found, `defaced`, or left in because the settings `allowed` it; `unchecked` without the gate.
+        text: `none` found in the pixels, or left in because the settings `allowed` it; `unchecked` without the gate.
+        ocr: Whether a text recogniser had its say.
+        removed: Voxels that were blanked; their mask is kept beside the scan.
+    """
+
+    face: Face = "unchecked"
+    text: Text = "unchecked"
+    ocr: bool = False
+    removed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the scan went through the gate."""
+        return "unchecked" not in (self.face, self.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the ledger, the index and the scan's own attributes tell about an accepted scan.
+
+    Attributes:
+        subject: Keyed hash of the patient.
+        study: Keyed hash of the study, if the input names one.
+        series: Keyed hash of the series, if the input names one; volumes of one series share it.
+        day: Day of the study, counted so that only differences within a subject mean anything.
+        modality: See `voxscale.volume.Modality`.
+        modality_from: What the modality was learnt from: `header`, `config` or `values`.
+        shape: Voxels along z, y, x.
+        channels: Numbers per voxel: 1, or 3 for colour.
+        spacing: mm along z, y, x.
+        spacing_known: False where the input states no voxel size and 1 mm was taken.
+        affine: 4x4, see `voxscale.volume.Volume`.
+        dtype: Stored number type.
+        slope: Values per stored step.
+        intercept: Value of a stored zero.
+        percentiles: Value at each of `voxscale.contract.PERCENTILES`, keyed by `str(percentile)`.
+        histogram: Share of voxels in 64 equal bins from the first to the last of those percentiles.
+        body_mean: Mean value of the body.
+        body_std: Standard deviation of the body's values.
+        foreground_box: Half-open index ranges along z, y, x around the body.
+        foreground: Fraction of voxels in the foreground.
+        occupancy: Where the body is, coarsely.
+        padding: Value that marks voxels outside the scan, if there are such.
+        padded: Fraction of voxels with that value.
+        label: Voxels of each class, keyed by `str(class)`; None without a label.
+        image_class: Class of the whole image, if it has one.
+        technique: Whitelisted header values, see `voxscale.io.loaded.Technique`.
+        privacy: Verdicts of the privacy gate.
+        part: Which volume of its input this is.
+        parts: Volumes in its input.
+        bytes: Size of all chunk files, which a reader checks.
+    """
+
+    subject: str
+    study: str | None = None
+    series: str | None = None
+    day: int | None = None
+    modality: Modality
+    modality_from: str
+    shape: tuple[int, int, int]
+    channels: int = 1
+    spacing: tuple[float, float, float]
+    spacing_known: bool = True
+    affine: list[list[float]]
+    dtype: str
+    slope: float
+    intercept: float
+    percentiles: dict[str, float]
+    histogram: tuple[float, ...] = ()
+    body_mean: float = 0.0
+    body_std: float = 0.0
+    foreground_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    foreground: float
+    occupancy: Occupancy | None = None
+    padding: float | None = None
+    padded: float = 0.0
+    label: dict[str, int] | None
+    image_class: int | None = None
+    technique: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    privacy: Privacy = Privacy()
+    part: int = 0
+    parts: int = 1
+    bytes: int = 0
+
+    @property
+    def planar(self) -> bool:
+        """Whether it is a 2D image."""
+        return self.shape[0] == 1
