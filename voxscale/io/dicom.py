@@ -1,4 +1,4 @@
-"""DICOM series of single-frame CT or MR images, stacked along their own slice normal."""
+"""DICOM series: CT and MR volumes from files, enhanced files and mosaics; radiographs and other 2D images."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,96 +9,86 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from voxscale.errors import DataError, GeometryError
+from voxscale.errors import DataError
+from voxscale.io.dicom_frames import Frame, frames_of
+from voxscale.io.dicom_group import volumes_of
+from voxscale.io.dicom_header import PLANAR, SECONDARY, VOLUMES, class_name, class_uid, read_headers
+from voxscale.io.dicom_pixels import decode, same_pixels
+from voxscale.io.dicom_stack import Stack, axes_of, regrid, stack
+from voxscale.io.dicom_technique import image_type, technique
+from voxscale.io.loaded import Loaded, ReadConfig
 from voxscale.io.storage import Raw, make_raw
-from voxscale.volume import Affine, Modality, Volume, lps_to_sar
+from voxscale.volume import Modality, Volume
 
-MODALITY_OF_CLASS: dict[str, Modality] = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
-}
-"""Storage classes that are read: one slice per file."""
+__all__ = ["load_series", "read_headers", "read_series"]
 
-SLICE_TOLERANCE_MM = 0.01
-SLICE_TOLERANCE = 0.01
-"""A slice may lie off its place on the regular grid by 0.01 mm or by 1 % of the spacing, whichever is more:
-room for positions written with two decimals, and far below what a network could see."""
-
-HEADER_TAGS = ["SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"]
-
-
-def read_headers(paths: Sequence[str]) -> list[dict[str, str] | None]:
-    """Read what sorts files into series, without pixels.
-
-    Args:
-        paths: DICOM files, with or without the 128-byte preamble.
-
-    Returns:
-        Per file None if it is not DICOM, else its `HEADER_TAGS` (empty where
-        absent) and `kind`: `image`, or `other` for storage classes that hold no image.
-    """
-    return [_read_header(path) for path in paths]
-
-
-def _read_header(path: str) -> dict[str, str] | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(HEADER_TAGS))
-            row = {tag: str(found.get(tag) or "") for tag in HEADER_TAGS} | {"SOPClassUID": _class_uid(found)}
-    except MemoryError:
-        raise
-    except Exception:  # whatever a damaged file makes pydicom raise
-        return None
-    if not any(row.values()):
-        return None
-    known = row["SOPClassUID"]
-    row["kind"] = "image" if not known or "Image Storage" in UID(known).name else "other"
-    return row
-
-
-def _class_uid(item: Dataset) -> str:
-    """Storage class, from the file's preface where the data set itself leaves it empty."""
-    meta: Any = getattr(item, "file_meta", None)
-    return str(item.get("SOPClassUID") or (meta and meta.get("MediaStorageSOPClassUID")) or "")
+OUTSIDE_HU = -1024.0
 
 
 def read_series(paths: Sequence[Path]) -> Volume:
-    """Read one series; see `load_series`. The modality is that of the storage class."""
-    raw, modality = load_series(paths)
-    return raw.volume(modality)
+    """Read the first volume of a series; see `load_series`."""
+    return load_series(paths).volume()
 
 
-def load_series(paths: Sequence[Path]) -> tuple[Raw, Modality]:
-    """Read and check the files of one series, in any order.
+def load_series(paths: Sequence[Path], part: int = 0, settings: ReadConfig | None = None) -> Loaded:
+    """Read and check one volume of one series.
+
+    A series may hold several volumes (echoes, phases, diffusion directions,
+    planes of a scout); radiographs, ultrasound and photographs make one 2D
+    image per frame. Headers of all files are read, pixels only of the volume
+    asked for.
 
     Args:
-        paths: One file per slice.
+        paths: Its files, in any order.
+        part: Which volume.
+        settings: What may be mended; None takes the defaults.
 
     Raises:
-        DataError: With reason `unreadable`, `not_an_image`, `bad_modality`,
-            `multiframe`, `burned_in`, `bad_dtype`, `mixed_series`,
-            `missing_geometry`, `single_slice`, `duplicate_slices`,
-            `uneven_slices`, `bad_scaling`, `truncated` or `undecodable`.
+        DataError: With reason `unreadable`, `not_an_image`, `bad_modality`, `secondary_capture`, `localizer`,
+            `projection`, `burned_in`, `bad_dtype`, `mixed_series`, `missing_geometry`, `single_slice`,
+            `bad_header`, `duplicate_slices`, `uneven_slices`, `missing_slices`, `bad_scaling`, `truncated`,
+            `undecodable` or `no_such_volume`.
         GeometryError: With reason `bad_affine`, or `sheared` for a tilted gantry.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes header values in its warnings
-        slices = [_read_file(path) for path in paths]
-        modalities: list[Modality] = [_check_class(item) for item in slices]
-        _same("the same storage class", [_class_uid(item) for item in slices])
-        _same("one SeriesInstanceUID", [str(item.get("SeriesInstanceUID") or "") for item in slices])
-        _same("one image size", [(int(item.Rows), int(item.Columns)) for item in slices])
-        order, affine = _geometry(slices)
-        slices = [slices[index] for index in order]
-        scales = [_rescale(item) for item in slices]
-        frames = [_decode(item) for item in slices]
-    if len(set(scales)) == 1:
-        return make_raw(np.stack(frames), affine, *scales[0]), modalities[0]
-    scaled = [frame.astype(np.float64) * slope + start for frame, (slope, start) in zip(frames, scales, strict=True)]
-    return make_raw(np.stack(scaled), affine), modalities[0]
+        try:
+            return _load(paths, part, settings or ReadConfig())
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # pydicom reads a value when it is asked for, and a damaged one raises anything
+            kind = type(error).__name__
+            raise DataError(f"dicom header must hold allowed values, not fail with {kind}", "bad_header") from None
+
+
+def _load(paths: Sequence[Path], part: int, settings: ReadConfig) -> Loaded:
+    headers = [_read(path, pixels=False) for path in paths]
+    modalities: list[Modality] = [_check_class(item) for item in headers]
+    _same("one kind of storage class", modalities)
+    _same("the same storage class", [class_uid(item) for item in headers])
+    _same("one SeriesInstanceUID", [str(item.get("SeriesInstanceUID") or "") for item in headers])
+    frames = [frame for file, item in enumerate(headers) for frame in frames_of(item, file)]
+    if class_uid(headers[0]) in PLANAR:
+        return _planar(paths, headers, frames, part, modalities[0], [])
+    _check_geometry(frames)
+    volumes, notes = volumes_of(frames, lambda a, b: _same_slices(paths, a, b))
+    chosen = _choose(volumes, part)
+    if len(chosen) == 1 and settings.single_slice == "accept":
+        found = _planar(paths, headers, chosen, 0, modalities[0], notes)
+        return Loaded(found.raw, found.modality, part, len(volumes), True, found.notes, found.technique)
+    if "LOCALIZER" in image_type(headers[chosen[0].file]):
+        raise DataError("dicom series must be a scan, not a localizer", "localizer")
+    found = stack(chosen, settings.irregular)
+    raw, more = _assemble(paths, found, modalities[0])
+    told = technique(headers[chosen[0].file])
+    return Loaded(raw, modalities[0], part, len(volumes), notes=(*notes, *more), technique=told)
+
+
+def _choose(volumes: Sequence[list[Frame]], part: int) -> list[Frame]:
+    if not 0 <= part < len(volumes):
+        raise DataError(f"dicom.part must be 0 to {len(volumes) - 1}, not {part}", "no_such_volume")
+    return volumes[part]
 
 
 def _same(what: str, found: Sequence[object]) -> None:
@@ -106,9 +96,9 @@ def _same(what: str, found: Sequence[object]) -> None:
         raise DataError(f"dicom series must have {what}, not {len(set(found))} different ones", "mixed_series")
 
 
-def _read_file(path: Path) -> Dataset:
+def _read(path: Path, pixels: bool) -> Dataset:
     try:
-        return pydicom.dcmread(path, force=True)
+        return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file makes pydicom raise
@@ -117,115 +107,106 @@ def _read_file(path: Path) -> Dataset:
 
 def _check_class(item: Dataset) -> Modality:
     """The modality of one file, after checks that need neither geometry nor pixels."""
-    known = _class_uid(item)
-    name = UID(known).name
+    known = class_uid(item)
+    kinds = image_type(item)
     if not known:
         raise DataError("dicom file must name its storage class", "unreadable")
-    if "Image Storage" not in name:
-        raise DataError(f"dicom file must be an image, not {_class_name(known)}", "not_an_image")
-    mosaic = "MOSAIC" in [str(part).upper() for part in item.get("ImageType") or []]
-    if mosaic or "Enhanced" in name or int(item.get("NumberOfFrames") or 1) > 1:
-        raise DataError("dicom file must hold one slice, not several frames or a mosaic", "multiframe")
-    if known not in MODALITY_OF_CLASS:
-        raise DataError(f"dicom file must be CT or MR Image Storage, not {_class_name(known)}", "bad_modality")
-    if str(item.get("BurnedInAnnotation") or "").upper() == "YES":
+    if known in SECONDARY:
+        raise DataError("dicom file must be a scan, not a secondary capture", "secondary_capture")
+    if "Image Storage" not in class_name(known):
+        raise DataError(f"dicom file must be an image, not {class_name(known)}", "not_an_image")
+    if known not in VOLUMES and known not in PLANAR:
+        raise DataError(f"dicom file must be a CT, MR or 2D image, not {class_name(known)}", "bad_modality")
+    if str(item.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         raise DataError("dicom image must not have text burned in, which may name the patient", "burned_in")
-    if "Rows" not in item or "Columns" not in item:
-        raise DataError("dicom image must have Rows and Columns", "not_an_image")
-    if int(item.get("SamplesPerPixel") or 1) != 1:
+    if {"PROJECTION IMAGE", "MIP", "MINIP", "SCREEN SAVE", "SCREENSHOT"} & set(kinds):
+        raise DataError("dicom series must show slices, not projections or screenshots", "projection")
+    if known in VOLUMES and int(item.get("SamplesPerPixel") or 1) != 1:
         raise DataError("dicom image must have one sample per pixel, not colour", "bad_dtype")
-    return MODALITY_OF_CLASS[known]
-
-
-def _class_name(known: str) -> str:
-    """Public name of a storage class; a private or false UID is not repeated."""
-    name = UID(known).name
-    return name if name != known else "an unknown storage class"
-
-
-def _numbers(item: Dataset, tag: str, count: int) -> NDArray[np.float64]:
-    """A numeric header field, (count,) float64."""
-    try:
-        found = np.asarray([float(part) for part in item[tag].value], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):
-        found = np.empty(0)
-    if found.shape != (count,) or not np.isfinite(found).all():
-        raise DataError(f"dicom.{tag} must be {count} numbers in every slice", "missing_geometry")
-    return found
-
-
-def _geometry(slices: Sequence[Dataset]) -> tuple[list[int], Affine]:
-    """Order of the slices along their normal, and the affine of the stack."""
-    corners = np.stack([_numbers(item, "ImagePositionPatient", 3) for item in slices])
-    turns = np.stack([_numbers(item, "ImageOrientationPatient", 6) for item in slices])
-    sizes = np.stack([_numbers(item, "PixelSpacing", 2) for item in slices])
-    if not (np.allclose(turns, turns[0], atol=1e-4) and np.allclose(sizes, sizes[0], rtol=1e-4)):
-        raise DataError("dicom series must have one orientation and one pixel spacing", "mixed_series")
-    right, down = turns[0, :3], turns[0, 3:]
-    if (sizes[0] <= 0).any() or not np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-3):
-        raise GeometryError("dicom orientation must be two unit vectors at right angles", "bad_affine")
-    if len(slices) < 2:
-        raise DataError("dicom series must have at least 2 slices to know their spacing", "single_slice")
-    along = corners @ np.cross(right, down)
-    order = np.argsort(along, kind="stable")
-    gaps = np.diff(along[order])
-    if (gaps < max(1e-3, SLICE_TOLERANCE * float(np.median(gaps)))).any():
-        raise DataError(
-            "dicom series must have one slice per position, not several phases, echoes or copies", "duplicate_slices"
-        )
-    first, last = corners[order[0]], corners[order[-1]]
-    step = (last - first) / (len(slices) - 1)
-    off = corners[order] - (first + np.arange(len(slices))[:, None] * step)
-    spacing = float(np.median(gaps))
-    error = max(float(np.abs(gaps - spacing).max()), float(np.abs(off).max()))
-    if error > max(SLICE_TOLERANCE_MM, SLICE_TOLERANCE * spacing):
-        raise DataError(f"dicom slices must be evenly spaced, not off by {error:.3g} mm", "uneven_slices")
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = right * sizes[0, 1], down * sizes[0, 0]
-    affine[:3, 2], affine[:3, 3] = step, first
-    return [int(index) for index in order], lps_to_sar(affine)
-
-
-def _rescale(item: Dataset) -> tuple[float, float]:
-    """Slope and intercept of one slice."""
     if item.get("ModalityLUTSequence"):
         raise DataError("dicom image must be scaled by slope and intercept, not by a table", "bad_scaling")
+    return VOLUMES.get(known) or PLANAR[known]
+
+
+def _check_geometry(frames: Sequence[Frame]) -> None:
+    fields = {"ImagePositionPatient": "corner", "ImageOrientationPatient": "turn", "PixelSpacing": "size"}
+    for tag, name in fields.items():
+        missing = sum(getattr(frame, name) is None for frame in frames)
+        if missing:
+            text = f"dicom.{tag} must be given as numbers for every slice; it is not for {missing} of {len(frames)}"
+            raise DataError(text, "missing_geometry")
+    for frame in frames:
+        axes_of(frame)
+
+
+def _same_slices(paths: Sequence[Path], one: Frame, other: Frame) -> bool:
+    """Whether two frames of different files hold the same pixels."""
+    return one.file != other.file and same_pixels(_read(paths[one.file], True), _read(paths[other.file], True))
+
+
+def _assemble(paths: Sequence[Path], found: Stack, modality: Modality) -> tuple[Raw, list[str]]:
+    """Decode the slices of a volume and bring them onto its grid."""
+    slices: list[NDArray[Any]] = []
+    opened: tuple[int, Dataset] | None = None
+    for frame in found.frames:
+        if opened is None or opened[0] != frame.file:  # frames of one file are usually neighbours
+            opened = frame.file, _read(paths[frame.file], pixels=True)
+        image = decode(opened[1], frame)
+        if image.shape != frame.shape:
+            raise DataError(f"dicom frame must be {frame.shape}, not {image.shape}", "bad_dtype")
+        slices.append(image)
+    scales = [frame.scale for frame in found.frames]
+    regular = found.places is None and found.shifts is None
+    if regular and len(set(scales)) == 1:
+        return make_raw(np.stack(slices), found.affine, *scales[0]), []
+    values = np.stack([image * slope + start for image, (slope, start) in zip(slices, scales, strict=True)])
+    if regular:
+        return make_raw(values, found.affine), []
+    outside = OUTSIDE_HU if modality == "CT" else 0.0
+    resampled, notes = regrid(values, found, outside)
+    if modality == "CT":
+        resampled = np.rint(resampled)  # HU are whole numbers, and whole numbers are stored small
+    return make_raw(resampled, found.affine), notes
+
+
+def _planar(
+    paths: Sequence[Path],
+    headers: Sequence[Dataset],
+    frames: Sequence[Frame],
+    part: int,
+    modality: Modality,
+    notes: list[str],
+) -> Loaded:
+    """One frame as a 2D image."""
+    frame = _choose([[each] for each in sorted(frames, key=lambda f: (f.instance, f.index, f.uid))], part)[0]
+    item = _read(paths[frame.file], pixels=True)
+    pixels = decode(item, frame)
+    notes = list(notes)
+    header = headers[frame.file]
+    size = frame.size
+    if size is None:
+        size = _sizes(header.get("ImagerPixelSpacing"))
+        if size is not None:
+            notes.append("the pixel size is that at the detector, larger than in the patient")
+    affine = np.eye(4)
+    if size is not None:
+        affine[1, 1], affine[2, 2] = size
+    slope, intercept = frame.scale
+    if pixels.ndim == 3:
+        array, slope, intercept = pixels.transpose(2, 0, 1)[:, None], 1.0, 0.0
+    elif str(header.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1":
+        notes.append("dark and bright were exchanged, as the file asks for")
+        array = (int(pixels.max()) + int(pixels.min()) - pixels.astype(np.int64))[None]
+    else:
+        array = pixels[None]
+    raw = make_raw(np.ascontiguousarray(array), affine, slope, intercept)
+    told = technique(header)
+    return Loaded(raw, modality, part, len(frames), size is not None, tuple(notes), told)
+
+
+def _sizes(value: Any) -> NDArray[np.float64] | None:
     try:
-        return float(item.get("RescaleSlope", 1.0)), float(item.get("RescaleIntercept", 0.0))
+        found = np.asarray([float(part) for part in value], dtype=np.float64)
     except (TypeError, ValueError):
-        raise DataError("dicom.RescaleSlope and RescaleIntercept must be numbers", "bad_scaling") from None
-
-
-def _decode(item: Dataset) -> NDArray[Any]:
-    """The stored integers of one slice, (rows, columns)."""
-    if "PixelData" not in item:
-        raise DataError("dicom image must hold pixel data", "truncated")
-    meta: Any = getattr(item, "file_meta", None)
-    syntax = UID(str(getattr(meta, "TransferSyntaxUID", "") or ImplicitVRLittleEndian))
-    if meta is None or "TransferSyntaxUID" not in meta:
-        item.ensure_file_meta()
-        item.file_meta.TransferSyntaxUID = syntax  # DICOM's default where none is given
-    expected = int(item.Rows) * int(item.Columns) * int(item.get("BitsAllocated") or 0) // 8
-    if not syntax.is_compressed and len(item.PixelData) < expected:
-        raise DataError(f"dicom.PixelData must have {expected} bytes, not {len(item.PixelData)}", "truncated")
-    try:
-        frame = np.asarray(item.pixel_array)
-        bits, signed = int(item.BitsStored), int(item.PixelRepresentation) == 1
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise whatever they like on damaged streams
-        name = syntax.name if syntax.name != syntax else "unknown transfer syntax"
-        message = f"dicom pixel data ({name}) must decode, not fail with {type(error).__name__}"
-        raise DataError(message, "undecodable") from None
-    if frame.ndim != 2 or frame.dtype.kind not in "iu":
-        raise DataError(f"dicom pixels must be one 2D integer image, not {frame.ndim}D {frame.dtype}", "bad_dtype")
-    return _stored_bits(frame, bits, signed)
-
-
-def _stored_bits(frame: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
-    """Keep the low `bits` of each pixel; old files hide overlays in the others."""
-    spare = frame.dtype.itemsize * 8 - bits
-    if spare <= 0 or bits <= 0:
-        return frame
-    kind = np.dtype(f"{'i' if signed else 'u'}{frame.dtype.itemsize}")
-    return np.right_shift(np.left_shift(frame.astype(kind), spare), spare)
+        return None
+    return found if found.shape == (2,) and np.isfinite(found).all() and (found > 0).all() else None

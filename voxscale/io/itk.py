@@ -1,19 +1,25 @@
 """NRRD and MetaImage files (.nrrd, .mha, .mhd), read through SimpleITK after a look at their text header."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the name its manual uses)
 
 from voxscale.errors import DataError
-from voxscale.io.storage import Raw, make_raw
+from voxscale.io.loaded import Loaded
+from voxscale.io.storage import make_raw
 from voxscale.volume import Affine, Modality, Volume, lps_to_sar
 
 HEADER_BYTES = 1 << 16
 """Longest text header looked at."""
 
+BLOCK = 1 << 22
+"""Bytes read at a time."""
+
 SPACING_KEYS = {"space directions", "spacings", "elementspacing", "elementsize"}
+ORIENTATION_KEYS = {"space", "space dimension", "transformmatrix", "rotation", "orientation", "anatomicalorientation"}
 DATA_KEYS = ("data file", "datafile", "elementdatafile")
 
 
@@ -22,14 +28,15 @@ def read_itk(path: Path, modality: Modality | None) -> Volume:
     return load_itk(path).volume(modality)
 
 
-def load_itk(path: Path) -> Raw:
-    """Read and check one NRRD or MetaImage file.
+def load_itk(path: Path, part: int = 0) -> Loaded:
+    """Read and check one volume of a NRRD or MetaImage file; a fourth axis counts volumes.
 
     Args:
         path: The .nrrd, .mha or .mhd.
+        part: Which volume along the fourth axis.
 
     Raises:
-        DataError: With reason `unreadable`, `no_geometry`, `unsafe_path`,
+        DataError: With reason `unreadable`, `no_geometry`, `unsafe_path`, `truncated`, `corrupt`,
             `not_3d`, `bad_dtype` or `undecodable`.
         GeometryError: With reason `bad_affine` or `sheared`.
     """
@@ -37,18 +44,48 @@ def load_itk(path: Path) -> Raw:
     data_file(path)
     if not SPACING_KEYS & header.keys():
         raise DataError("itk header must state a voxel spacing", "no_geometry")
+    _check_stream(path, header)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # warnings name the file
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        _check_grid(reader)
+        parts = _check_grid(reader)
+        if not 0 <= part < parts:
+            raise DataError(f"itk.part must be 0 to {parts - 1}, not {part}", "no_such_volume")
         image = reader.Execute()
     except RuntimeError as error:
         if "alloc" in str(error).lower():
             raise MemoryError from None
         raise DataError("itk data must be complete and decodable", "undecodable") from None
-    return make_raw(sitk.GetArrayFromImage(image), _affine(image))
+    notes = () if _oriented(header) else ("the file states no orientation; left and right are by convention only",)
+    array = sitk.GetArrayFromImage(image)
+    raw = make_raw(array[part] if array.ndim == 4 else array, _affine(image))
+    return Loaded(raw, part=part, parts=parts, notes=notes)
+
+
+def _oriented(header: dict[str, str]) -> bool:
+    """Whether the header says which way the axes run in the patient."""
+    return bool(ORIENTATION_KEYS & header.keys())
+
+
+def _check_stream(path: Path, header: dict[str, str]) -> None:
+    """Verify length and checksum of a compressed MetaImage, which ITK takes as it comes."""
+    if header.get("compresseddata", "").lower() != "true":
+        return
+    beside = data_file(path)
+    expand = zlib.decompressobj()
+    with (beside or path).open("rb") as handle:
+        if beside is None:
+            head = handle.read(HEADER_BYTES)
+            handle.seek(head.index(b"\n", head.lower().index(b"elementdatafile")) + 1)
+        try:
+            while not expand.eof and (block := handle.read(BLOCK)):
+                expand.decompress(block)
+        except zlib.error:
+            raise DataError("itk data must match its checksum", "corrupt") from None
+    if not expand.eof:
+        raise DataError("itk data must be complete, not cut short", "truncated")
 
 
 def data_file(path: Path) -> Path | None:
@@ -88,20 +125,22 @@ def _text_header(path: Path) -> dict[str, str]:
     return fields
 
 
-def _check_grid(reader: sitk.ImageFileReader) -> None:
-    """Check what the header announces before any voxel is read."""
+def _check_grid(reader: sitk.ImageFileReader) -> int:
+    """Check what the header announces before any voxel is read; returns the number of volumes."""
     size = reader.GetSize()
-    if len(size) != 3 or 0 in size:
-        raise DataError(f"itk image must have 3 axes, not {list(size)}", "not_3d")
+    if len(size) not in (3, 4) or 0 in size:
+        raise DataError(f"itk image must have 3 axes, or 4 for several volumes, not {list(size)}", "not_3d")
     kind = reader.GetPixelID()
     scalar = kind not in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
     if reader.GetNumberOfComponents() != 1 or not scalar:
         raise DataError("itk image must have one real number per voxel", "bad_dtype")
+    return size[3] if len(size) == 4 else 1
 
 
 def _affine(image: sitk.Image) -> Affine:
-    """ITK's geometry in our axes and mm."""
+    """ITK's geometry in our axes and mm; of a fourth axis nothing is kept."""
+    axes = image.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    affine[:3, :3] = np.reshape(image.GetDirection(), (axes, axes))[:3, :3] * np.asarray(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
     return lps_to_sar(affine)

@@ -129,7 +129,7 @@ class Raw:
     intercept: float
 
     def values(self) -> NDArray[np.float64]:
-        """The values, (z, y, x)."""
+        """The values, in the shape of `voxels`."""
         return self.voxels.astype(np.float64) * self.slope + self.intercept
 
     def guess_modality(self) -> Modality:
@@ -137,8 +137,10 @@ class Raw:
 
         A CT cropped to an organ, without air or fat, looks like MR; a phase
         or subtraction image of MR may look like CT. Declare the modality
-        where such scans occur.
+        where such scans occur. A 2D image is neither.
         """
+        if self.voxels.shape[-3] == 1:
+            return "OT"
         low = np.nanpercentile(self.voxels.reshape(-1)[:: max(1, self.voxels.size // 1_000_000)], 1)
         return "CT" if low * self.slope + self.intercept <= CT_FAT else "MR"
 
@@ -151,7 +153,7 @@ def make_raw(array: NDArray[Any], affine: Affine, slope: float = 1.0, intercept:
     """Bring a decoded array into canonical orientation and its smallest exact number type.
 
     Args:
-        array: (k, j, i) integers or floats.
+        array: (k, j, i) integers or floats; (3, 1, j, i) for colour, which is not reoriented.
         affine: 4x4, maps (k, j, i, 1) to (S, A, R, 1) in mm.
         slope: Values per step of `array`.
         intercept: Value of a zero in `array`.
@@ -161,6 +163,6 @@ def make_raw(array: NDArray[Any], affine: Affine, slope: float = 1.0, intercept:
     """
     check_affine(affine)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    turned, moved = to_canonical(native, affine)
+    turned, moved = (native, affine) if native.ndim == 4 else to_canonical(native, affine)
     stored, step, start = exact_storage(turned, slope, intercept)
     return Raw(np.ascontiguousarray(stored), moved, step, start)
