@@ -3,10 +3,13 @@
 from dataclasses import field
 from typing import Literal, get_args
 
+from data_prep.privacy.config import PrivacyConfig
 from voxscale.config import config, require
-from voxscale.volume import Modality
+from voxscale.io.loaded import ReadConfig
+from voxscale.volume import MODALITIES, Modality
 
 Labels = Literal["use", "ignore"]
+Duplicates = Literal["mark", "off"]
 
 
 @config
@@ -14,7 +17,9 @@ class RulesConfig:
     """Thresholds of the quality rules; see `data_prep.rules`.
 
     Attributes:
-        min_slices: Fewest voxels along each axis.
+        min_slices: Fewest voxels along each axis of a volume.
+        min_pixels: Fewest pixels along each side of a 2D image.
+        max_padding: Largest share of voxels that lie outside the scan (one constant value around it).
         min_extent: Smallest field of view along each axis in mm.
         spacing: Smallest and largest voxel spacing along each axis in mm.
         max_spacing_ratio: Largest ratio of the largest to the smallest spacing of a scan.
@@ -27,6 +32,8 @@ class RulesConfig:
     """
 
     min_slices: int = 8
+    min_pixels: int = 16
+    max_padding: float = 0.98
     min_extent: float = 16.0
     spacing: tuple[float, float] = (0.05, 20.0)
     max_spacing_ratio: float = 32.0
@@ -39,6 +46,8 @@ class RulesConfig:
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
         require(self.min_slices >= 1, "rules.min_slices", "at least 1", self.min_slices)
+        require(self.min_pixels >= 1, "rules.min_pixels", "at least 1", self.min_pixels)
+        require(0 < self.max_padding <= 1, "rules.max_padding", "above 0 and at most 1", self.max_padding)
         require(self.min_extent >= 0, "rules.min_extent", "at least 0 mm", self.min_extent)
         require(0 < self.spacing[0] < self.spacing[1], "rules.spacing", "two rising positive mm values", self.spacing)
         require(self.max_spacing_ratio >= 1, "rules.max_spacing_ratio", "at least 1", self.max_spacing_ratio)
@@ -61,24 +70,40 @@ class IngestConfig:
             of a CSV file with columns `file` (name, or path below the source folder) and `subject`. None makes
             each file a subject of its own, but takes the case of nnU-Net names. DICOM series always take their
             PatientID, else their study.
+        volumes: Most volumes taken from an input that holds several (time points, echoes, phases), evenly spread
+            over it; 1 takes the first, 0 rejects such inputs. A labelled input gives its first volume only.
+        structures: CSV file with columns `name` and `class` that names structures of DICOM-SEG, RTSTRUCT and mask
+            folders; names that neither it nor the built-in vocabulary knows become `structure-` and a keyed hash.
+        duplicates: `mark` writes near-duplicate scans to `duplicates.json`; `off` does not look for them.
         workers: Scans read at the same time; None takes one per CPU that this process may use.
         seconds: Time limit for one scan.
         gigabytes: Memory limit for one scan.
+        read: What readers may mend.
         rules: Thresholds of the quality rules.
+        privacy: The privacy gate.
     """
 
     modality: Modality | None = None
     labels: Labels = "use"
     subject: str | None = None
+    volumes: int = 4
+    structures: str | None = None
+    duplicates: Duplicates = "mark"
     workers: int | None = None
     seconds: float = 600.0
     gigabytes: float = 16.0
+    read: ReadConfig = field(default_factory=ReadConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
         choices = get_args(Labels)
         require(self.labels in choices, "ingest.labels", "known", self.labels, choices)
+        require(self.modality in (None, *MODALITIES), "ingest.modality", "known", self.modality, MODALITIES)
+        choices = get_args(Duplicates)
+        require(self.duplicates in choices, "ingest.duplicates", "known", self.duplicates, choices)
+        require(self.volumes >= 0, "ingest.volumes", "at least 0", self.volumes)
         require(self.workers is None or self.workers >= 1, "ingest.workers", "at least 1", self.workers)
         require(self.seconds > 0, "ingest.seconds", "positive", self.seconds)
         require(self.gigabytes >= 1, "ingest.gigabytes", "at least 1", self.gigabytes)

@@ -34,6 +34,11 @@ def content_id(image: Sequence[Path], label: Sequence[Path] = ()) -> str:
     return (digests[0] if len(digests) == 1 else hashlib.sha256("+".join(digests).encode()).hexdigest())[:ID_DIGITS]
 
 
+def part_id(key: str, part: int) -> str:
+    """Id of a further volume of an input whose first has the given id."""
+    return hashlib.sha256(f"{key}+{part}".encode()).hexdigest()[:ID_DIGITS]
+
+
 def _digest(files: Sequence[Path]) -> str:
     digests = sorted(sha256_file(file) for file in files)
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

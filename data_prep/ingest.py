@@ -7,7 +7,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,15 +15,18 @@ import tyro
 
 from data_prep.config import IngestConfig
 from data_prep.discover import Discovery, Source, discover
-from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects
+from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects, part_id
 from data_prep.ledger import Ledger
-from data_prep.scan import Job, take_in
+from data_prep.privacy.dates import day_number
+from data_prep.scan import Identity, Job, take_in
+from data_prep.structures import assign_values, class_name, load_table
 from voxscale.config import config, config_hash, parse, require, to_dict
 from voxscale.errors import DataError
 from voxscale.files import locked
+from voxscale.index import INDEX, write_index
 from voxscale.io.isolate import FULL, run_isolated
 from voxscale.progress import Progress
-from voxscale.store import create_store, read_root
+from voxscale.store import accepted, create_store, read_root
 
 log = logging.getLogger("voxscale")
 
@@ -42,16 +45,20 @@ class Counts:
         rejected: Unusable, with a reason in the ledger.
         quarantined: Usable perhaps, but not without a person's decision (duplicate, no label, no subject, extra
             channel).
+        parts: Further volumes accepted from inputs that hold several; not part of `found`.
         orphan_labels: Labels without image.
-        others: Files that are neither.
+        others: Files that are neither image nor label of one.
+        files: Files by what they are: labels, DICOM-SEG, RTSTRUCT, sidecars and so on.
     """
 
     found: int = 0
     accepted: int = 0
     rejected: int = 0
     quarantined: int = 0
+    parts: int = 0
     orphan_labels: int = 0
     others: int = 0
+    files: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts:
@@ -71,7 +78,7 @@ def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts
     require(outside, "store", "a folder outside the sources", store.name)
     found = discover(roots, settings.seconds, settings.gigabytes, settings.labels)
     if not found.sources:
-        return Counts(others=found.others)
+        return Counts(others=found.others, files=found.counts)
     try:
         with locked(home):
             return _Ingest(home, settings, subjects).run(found)
@@ -87,21 +94,26 @@ class _Ingest:
     def __init__(self, store: Path, settings: IngestConfig, subjects: Subjects | None) -> None:
         private = store.with_name(f"{store.name}.private")
         self.key = load_key(private)
-        kept = ("modality", "labels", "subject", "rules")
+        kept = ("modality", "labels", "subject", "volumes", "read", "rules", "privacy")
         decide = {name: value for name, value in to_dict(settings).items() if name in kept}
-        decide["table"] = None if subjects is None else subjects.table
+        self.names = load_table(settings.structures)
+        decide |= {"table": None if subjects is None else subjects.table, "names": self.names}
         self.store, self.settings, self.subjects = store, settings, subjects
+        self.values: dict[str, int] = {}
         self.ledger = Ledger(store, private, config_hash(decide))
 
     def run(self, found: Discovery) -> Counts:
         """Settle every source that is not settled, in the order of discovery."""
-        create_store(self.store, found.classes)
+        create_store(self.store, found.classes, found.image_classes)
+        self._name_structures(found)
         for leftover in [*self.store.glob(".*.tmp"), *self.store.glob(".*.old")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
         todo = [source for source in found.sources if not self.ledger.settled(source)]
+        if todo:
+            (self.store / INDEX).unlink(missing_ok=True)
         workers = self.settings.workers or len(os.sched_getaffinity(0))
         done = len(found.sources) - len(todo)
         with (
@@ -110,12 +122,14 @@ class _Ingest:
         ):
             try:
                 named = _ahead(pool, self._name, todo, 2 * workers)
-                for source, row in _ahead(pool, self._settle, self._claim(named, todo), 2 * workers):
-                    self.ledger.write(source, row)
+                for source, rows in _ahead(pool, self._settle, self._claim(named, todo), 2 * workers):
+                    self.ledger.write(source, rows)
                     bar.advance(1)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         self._name_classes()
+        if todo or not (self.store / INDEX).exists():
+            write_index(self.store, accepted(self.store))
         return self._count(found)
 
     def _name(self, source: Source) -> tuple[Source, str | None]:
@@ -146,36 +160,74 @@ class _Ingest:
                 seen.add(key)
                 yield source, key, None
 
-    def _settle(self, claim: "_Claim") -> tuple[Source, Row]:
-        """The ledger row of an input, reading it if need be."""
+    def _settle(self, claim: "_Claim") -> tuple[Source, list[Row]]:
+        """The ledger rows of an input, one per volume taken, reading it if need be."""
         source, key, row = claim
         if row is not None:
-            return source, row
+            return source, [row]
         subject = self._subject(source, key)
         if subject is None:
-            return source, _row(key, source, "quarantined", "no_subject", "the subject setting does not know this file")
-        job = Job(
+            reason = "the subject setting does not know this file"
+            return source, [_row(key, source, "quarantined", "no_subject", reason)]
+        job = self._job(source, key, subject)
+        first, parts = self._take_in(source, job)
+        taken = self._spread(parts, bool(source.label))
+        if parts > 1:
+            first["notes"] = [f"{len(taken)} of {parts} volumes are taken", *first["notes"]]
+        more = [replace(job, key=part_id(key, part), part=part) for part in taken[1:]]
+        return source, [first, *(self._take_in(source, each)[0] for each in more)]
+
+    def _spread(self, parts: int, labelled: bool) -> list[int]:
+        """Which volumes of an input are taken: the first, and others evenly spread."""
+        most = 1 if labelled else max(1, min(self.settings.volumes, parts))
+        return [number * parts // most for number in range(most)]
+
+    def _take_in(self, source: Source, job: Job) -> tuple[Row, int]:
+        """The ledger row of one volume, and how many its input holds."""
+        try:
+            told = run_isolated(take_in, (job,), self.settings.seconds, self.settings.gigabytes)
+        except DataError as error:
+            return _row(job.key, source, "rejected", error.reason, str(error), part=job.part), 1
+        status = "rejected" if "rule" in told else "accepted"
+        row = _row(job.key, source, status, told.get("rule"), told.get("reason"), told.get("entry"), job.part)
+        return row | {"notes": told["notes"], "thumbnail": told["thumbnail"]}, int(told["parts"])
+
+    def _job(self, source: Source, key: str, subject: str) -> Job:
+        """What a reader process needs to know of an input."""
+        hidden = keyed_hash(self.key, subject)
+        study, series = (None if uid is None else keyed_hash(self.key, uid) for uid in (source.study, source.series))
+        names = {each.number: class_name(each, self.key, self.names) for each in source.label_names}
+        return Job(
             key=key,
             files=source.files,
             dicom=source.dicom,
-            label=source.label[0] if source.label else None,
+            part=0,
+            several=self.settings.volumes > 0,
+            label=source.label,
+            label_format=source.label_format,
+            label_values={number: self.values[name] for number, name in names.items()},
             modality=self.settings.modality or source.modality,
-            subject=keyed_hash(self.key, subject),
-            classes=source.classes,
+            identity=Identity(hidden, study, series, day_number(self.key, subject, source.date)),
+            image_class=source.class_label,
+            classes={self.values[name]: name for name in names.values()} or source.classes,
+            read=self.settings.read,
             rules=self.settings.rules,
+            privacy=self.settings.privacy,
             store=self.store,
         )
-        try:
-            entry = run_isolated(take_in, (job,), self.settings.seconds, self.settings.gigabytes)
-        except DataError as error:
-            return source, _row(key, source, "rejected", error.reason, str(error))
-        return source, _row(key, source, "accepted", None, None, entry)
 
     def _subject(self, source: Source, key: str) -> str | None:
         """Name of the patient, not yet hashed; None if the subject setting does not know it."""
         if self.subjects is not None and not (source.dicom and source.person):
             return self.subjects.find(source.stem, source.place)
         return source.person or f"file:{key}"
+
+    def _name_structures(self, found: Discovery) -> None:
+        """Give every named structure of DICOM-SEG, RTSTRUCT and mask folders a class of the store."""
+        known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
+        structures = [each for source in found.sources for each in source.label_names]
+        self.values = assign_values({class_name(each, self.key, self.names) for each in structures}, known)
+        create_store(self.store, {value: name for name, value in self.values.items()})
 
     def _name_classes(self) -> None:
         """Give label values that no task declares their number as a name."""
@@ -186,8 +238,7 @@ class _Ingest:
 
     def _count(self, found: Discovery) -> Counts:
         """What became of this run's sources, those settled earlier included."""
-        places = [self.ledger.place(source) for source in found.sources]
-        rows = [self.ledger.rows[place] for place in places if place is not None]
+        rows = [self.ledger.rows[place] for source in found.sources for place in self.ledger.places(source)]
         images = [row["status"] for row in rows if row["kind"] == "image"]
         rules = Counter(f"{row['status']} {row['rule']}" for row in rows if row["rule"] is not None)
         for rule, count in rules.most_common():
@@ -197,8 +248,10 @@ class _Ingest:
             accepted=images.count("accepted"),
             rejected=images.count("rejected"),
             quarantined=images.count("quarantined"),
-            orphan_labels=len(rows) - len(images),
+            parts=sum(row["kind"] == "part" and row["status"] == "accepted" for row in rows),
+            orphan_labels=sum(row["kind"] == "label" for row in rows),
             others=found.others,
+            files=found.counts,
         )
 
 
@@ -207,9 +260,17 @@ _Claim = tuple[Source, str, Row | None]
 
 
 def _row(
-    key: str, source: Source, status: str, rule: str | None, reason: str | None, entry: dict[str, Any] | None = None
+    key: str,
+    source: Source,
+    status: str,
+    rule: str | None,
+    reason: str | None,
+    entry: dict[str, Any] | None = None,
+    part: int = 0,
 ) -> Row:
-    return {"id": key, "kind": source.kind, "status": status, "rule": rule, "reason": reason, "entry": entry}
+    kind = "part" if part else source.kind
+    row = {"id": key, "kind": kind, "status": status, "rule": rule, "reason": reason, "part": part}
+    return row | {"notes": [], "thumbnail": False, "entry": entry}
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int) -> Iterator[U]:

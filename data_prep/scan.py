@@ -1,86 +1,156 @@
-"""What happens to one scan in a process of its own: read, check, measure, write."""
+"""What happens to one volume in a process of its own: read, check, pass the privacy gate, measure, write."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.config import RulesConfig
 from data_prep.labels import to_label_map
+from data_prep.ledger import THUMBNAILS
+from data_prep.privacy.config import PrivacyConfig
+from data_prep.privacy.gate import pass_gate
 from data_prep.rules import first_reason
+from data_prep.rules.padding import padding_value
 from data_prep.rules.scan import Scan
 from voxscale.contract import PERCENTILES, foreground_threshold
+from voxscale.entry import Entry, Occupancy, Privacy
 from voxscale.errors import DataError
-from voxscale.io import load_file
+from voxscale.files import write_bytes
+from voxscale.io import IMAGE_SUFFIXES, load_file, suffix_of
 from voxscale.io.dicom import load_series
+from voxscale.io.dicom_seg import load_seg
+from voxscale.io.loaded import Loaded, ReadConfig
+from voxscale.io.masks import load_masks
+from voxscale.io.rtstruct import load_rtstruct
 from voxscale.io.storage import Raw
-from voxscale.store import Entry, write_volume
+from voxscale.report.thumbnail import thumbnail
+from voxscale.store import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
+
+LabelFormat = Literal["file", "masks", "seg", "rtstruct"]
+BINS = 64
+"""Bins of the histogram kept of each scan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose scan it is, in hashes and offsets only; see `voxscale.entry.Entry`."""
+
+    subject: str
+    study: str | None
+    series: str | None
+    day: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One scan to take in.
+    """One volume to take in.
 
     Attributes:
         key: Its id.
         files: Its files.
-        dicom: Whether they are slices of a DICOM series.
-        label: File of its label.
+        dicom: Whether they belong to a DICOM series.
+        part: Which volume of the input.
+        several: Whether an input of several volumes is taken at all.
+        label: Files of its label.
+        label_format: How to read them.
+        label_values: Class value of each structure, by the structure's number in its file.
         modality: Declared modality, for files that do not state it.
-        subject: Keyed hash of the patient.
+        identity: Whose it is.
+        image_class: Class of the whole image.
         classes: Declared names of label values.
+        read: What readers may mend.
         rules: Thresholds of the quality rules.
+        privacy: The privacy gate.
         store: Where to write it.
     """
 
     key: str
     files: tuple[Path, ...]
     dicom: bool
-    label: Path | None
+    part: int
+    several: bool
+    label: tuple[Path, ...]
+    label_format: LabelFormat
+    label_values: Mapping[int, int]
     modality: Modality | None
-    subject: str
+    identity: Identity
+    image_class: int | None
     classes: dict[int, str]
+    read: ReadConfig
     rules: RulesConfig
+    privacy: PrivacyConfig
     store: Path
 
 
 def take_in(job: Job) -> dict[str, Any]:
-    """Read, check, measure and write one scan.
+    """Read, check, measure and write one volume.
 
     Returns:
-        Its ledger entry, as plain values.
+        As plain values: `entry`, or `rule` and `reason` if a rule rejects it; `parts` of the input, `notes`,
+        and whether there is a `thumbnail`.
 
     Raises:
-        DataError: With the reason why it is rejected.
+        DataError: With the reason why it is rejected before anything can be shown of it.
         OSError: If the store cannot be written.
     """
-    volume, modality_from = _read(job)
+    loaded = load_series(job.files, job.part, job.read) if job.dicom else load_file(job.files[0], job.part)
+    if loaded.parts > 1 and not job.several:
+        raise DataError(f"input must hold one volume, not {loaded.parts}; set ingest.volumes", "several_volumes")
+    volume = loaded.volume(job.modality)
+    label, notes = _read_label(job, loaded.raw) if job.label else (None, ())
     values = _values(volume)
-    raw = None if job.label is None else _read_label(job.label)
-    reason = first_reason(Scan(volume, values, raw, job.classes), job.rules)
+    told: dict[str, Any] = {"parts": loaded.parts, "notes": [*loaded.notes, *notes]}
+    reason = first_reason(Scan(volume, values, label, job.classes, loaded.spacing_known), job.rules)
     if reason is not None:
-        raise DataError(reason[1], reason[0])
-    label = None if raw is None else to_label_map(raw)
-    entry = measure(volume, values, label, job.subject, modality_from)
-    return asdict(write_volume(job.store, job.key, volume, label, entry, job.classes))
+        return told | {"rule": reason[0], "reason": reason[1], "thumbnail": _show_rejected(job, volume, values)}
+    passed = pass_gate(volume, values, job.privacy)
+    told["notes"] += passed.notes
+    label_map = None if label is None else to_label_map(label)
+    entry = measure(passed.volume, passed.values, label_map, job, loaded, passed.privacy)
+    entry = write_volume(job.store, job.key, passed.volume, label_map, entry, job.classes, passed.removed)
+    _show(job, passed.volume, passed.values)
+    return told | {"entry": asdict(entry), "thumbnail": True}
 
 
-def _read(job: Job) -> tuple[Volume, str]:
-    """The scan, and what its modality was learnt from."""
-    if job.dicom:
-        raw, modality = load_series(job.files)
-        return raw.volume(modality), "header"
-    return load_file(job.files[0]).volume(job.modality), "values" if job.modality is None else "config"
-
-
-def _read_label(path: Path) -> Raw:
+def _read_label(job: Job, image: Raw) -> tuple[Raw, tuple[str, ...]]:
+    """The label on the image's grid, and what was decided on the way."""
     try:
-        return load_file(path)
+        match job.label_format:
+            case "seg":
+                found = load_seg(job.label[0], image, job.label_values)
+            case "rtstruct":
+                found = load_rtstruct(job.label[0], image, job.label_values)
+            case "masks":
+                found = load_masks(job.label, image, job.label_values)
+            case "file":
+                return _plain_label(job.label[0])
     except DataError as error:
         raise DataError(f"label: {error}", error.reason) from None
+    claims = sum(found.overlaps.values())
+    twice = (f"label: {claims} voxels are claimed by two structures; the later one has them",) if claims else ()
+    return Raw(found.voxels, image.affine, 1.0, 0.0), (*found.notes, *twice)
+
+
+def _plain_label(path: Path) -> tuple[Raw, tuple[str, ...]]:
+    """A label map in a file of its own; masks drawn in black and white count as 0 and 1."""
+    loaded = load_file(path)
+    raw = loaded.raw
+    if suffix_of(path) not in IMAGE_SUFFIXES:
+        return raw, ()
+    if raw.voxels.ndim == 4:
+        if (raw.voxels != raw.voxels[:1]).any():
+            raise DataError("mask must be grey, not coloured", "label_values")
+        raw = Raw(np.ascontiguousarray(raw.voxels[0]), raw.affine, raw.slope, raw.intercept)
+    values = np.unique(raw.values())
+    if values.tolist() in ([0.0, 255.0], [255.0]):
+        white = (raw.values() == 255).astype(np.uint8)
+        return Raw(white, raw.affine, 1.0, 0.0), ("label: white (255) counts as class 1",)
+    return raw, ()
 
 
 def _values(volume: Volume) -> NDArray[np.float32]:
@@ -91,39 +161,89 @@ def _values(volume: Volume) -> NDArray[np.float32]:
     return values
 
 
+def _show(job: Job, volume: Volume, values: NDArray[np.float32]) -> None:
+    window = (-1000.0, 1000.0) if volume.modality == "CT" else None
+    write_bytes(job.store / THUMBNAILS / f"{job.key}.png", thumbnail(values, volume.spacing, window))
+
+
+def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> bool:
+    """A picture of what a rule rejects, if the privacy gate lets it be seen."""
+    try:
+        passed = pass_gate(volume, values, job.privacy)
+    except DataError:
+        return False
+    if not passed.privacy.passed:
+        return False
+    _show(job, passed.volume, passed.values)
+    return True
+
+
 def measure(
-    volume: Volume, values: NDArray[np.float32], label: LabelMap | None, subject: str, modality_from: str
+    volume: Volume,
+    values: NDArray[np.float32],
+    label: LabelMap | None,
+    job: Job,
+    loaded: Loaded,
+    privacy: Privacy,
 ) -> Entry:
     """Compute the ledger entry of a scan.
 
     Args:
         volume: The scan.
-        values: (z, y, x), its values.
+        values: (z, y, x), or (3, 1, y, x) for colour, its values.
         label: Its label.
-        subject: Keyed hash of the patient.
-        modality_from: `header`, `config` or `values`.
+        job: Whose it is.
+        loaded: What its reader told.
+        privacy: Verdicts of the gate.
     """
-    z, y, x = values.shape
     found = np.percentile(values, PERCENTILES)
     percentiles = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
-    body = values > foreground_threshold(volume.modality, percentiles)
+    grey = values if values.ndim == 3 else values.mean(axis=0)
+    body = grey > foreground_threshold(volume.modality, percentiles)
     box_z, box_y, box_x = (_range(np.asarray(body.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
+    inner = grey[body] if body.any() else grey
+    padding = padding_value(values)
     counts = None if label is None else np.bincount(label.voxels.reshape(-1))
+    stated = "values" if job.modality is None else "config"
     return Entry(
-        subject=subject,
+        subject=job.identity.subject,
+        study=job.identity.study,
+        series=job.identity.series,
+        day=job.identity.day,
         modality=volume.modality,
-        modality_from=modality_from,
-        shape=(z, y, x),
+        modality_from=stated if loaded.modality is None else "header",
+        shape=volume.shape,
+        channels=volume.channels,
         spacing=volume.spacing,
+        spacing_known=loaded.spacing_known,
         affine=volume.affine.tolist(),
         dtype=volume.voxels.dtype.name,
         slope=volume.slope,
         intercept=volume.intercept,
         percentiles=percentiles,
+        histogram=_histogram(values, float(found[0]), float(found[-1])),
+        body_mean=float(inner.mean(dtype=np.float64)),
+        body_std=float(inner.std(dtype=np.float64)),
         foreground_box=(box_z, box_y, box_x),
         foreground=float(body.mean()),
+        occupancy=Occupancy.measure(body),
+        padding=padding,
+        padded=0.0 if padding is None else float((grey == padding).mean()),
         label=None if counts is None else {str(v): int(n) for v, n in enumerate(counts) if v and n},
+        image_class=job.image_class,
+        technique=asdict(loaded.technique),
+        privacy=privacy,
+        part=loaded.part,
+        parts=loaded.parts,
     )
+
+
+def _histogram(values: NDArray[np.float32], low: float, high: float) -> tuple[float, ...]:
+    """Share of voxels per bin; values beyond the ends fall into the outer bins."""
+    if not high > low:
+        return ()
+    counts, _ = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
+    return tuple(round(float(n) / values.size, 6) for n in counts)
 
 
 def _range(present: NDArray[np.bool_]) -> tuple[int, int]:

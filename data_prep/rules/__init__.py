@@ -12,6 +12,7 @@ from data_prep.rules import (
     label_like,
     label_values,
     nonfinite,
+    padding,
     spacing,
 )
 from data_prep.rules.scan import Scan
@@ -25,6 +26,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("spacing", spacing.check),
     ("label_like", label_like.check),
     ("hu_range", hu_range.check),
+    ("padding", padding.check),
     ("label_grid", label_grid.check),
     ("label_values", label_values.check),
     ("empty_label", empty_label.check),

@@ -12,7 +12,7 @@ def check(scan: Scan, rules: RulesConfig) -> str | None:
     """The reason if shapes differ or a corner of the label is elsewhere in the world."""
     if scan.label is None:
         return None
-    shape = scan.volume.voxels.shape
+    shape = scan.volume.shape
     if scan.label.voxels.shape != shape:
         return f"label has shape {list(scan.label.voxels.shape)}, not {list(shape)}"
     corners = np.array([[*corner, 1] for corner in itertools.product(*((0, n - 1) for n in shape))], dtype=np.float64)

@@ -16,12 +16,19 @@ class Scan:
 
     Attributes:
         volume: The scan.
-        values: (z, y, x) float32, its values.
+        values: (z, y, x) float32, its values; (3, 1, y, x) for a colour image.
         label: Its label as read, if it has one; not yet known to hold whole numbers.
         classes: Declared names of the label values; empty if none are declared.
+        spacing_known: False where the input states no voxel size.
     """
 
     volume: Volume
     values: NDArray[np.float32]
     label: Raw | None
     classes: Mapping[int, str]
+    spacing_known: bool = True
+
+    @property
+    def planar(self) -> bool:
+        """Whether it is a 2D image."""
+        return self.volume.shape[0] == 1

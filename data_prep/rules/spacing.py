@@ -6,7 +6,9 @@ from data_prep.rules.scan import Scan
 
 def check(scan: Scan, rules: RulesConfig) -> str | None:
     """The reason if a spacing, or the ratio of two, is out of range."""
-    spacing = scan.volume.spacing
+    if not scan.spacing_known:
+        return None
+    spacing = scan.volume.spacing[1:] if scan.planar else scan.volume.spacing
     shown = [float(f"{mm:.4g}") for mm in spacing]
     low, high = rules.spacing
     if min(spacing) < low or max(spacing) > high:

@@ -1,0 +1,1 @@
+"""The privacy gate: what leaves a file, and what its pixels may show."""
