@@ -1,76 +1,43 @@
 """Finding scans: walks folders in a fixed order and says what belongs together."""
 
+import csv
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from data_prep.config import Labels
+from data_prep.files import is_dicom, sort_pictures, sort_volumes, stem_of, what_is
 from data_prep.labels import read_modality, read_task
+from data_prep.series import Drawn, Header, Reader, Series, link
+from data_prep.source import Discovery, Source
 from voxscale.config import require
 from voxscale.errors import ConfigError, DataError
-from voxscale.io import ITK_SUFFIXES, NIFTI_SUFFIXES, suffix_of
-from voxscale.io.dicom import read_headers
-from voxscale.io.isolate import run_isolated
-from voxscale.io.itk import data_file
+from voxscale.io import NIFTI_SUFFIXES, suffix_of
+from voxscale.io.structures import Structure
 from voxscale.volume import Modality
+
+__all__ = ["Discovery", "Source", "discover"]
 
 TASK_FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folder of images and folder of labels of a task."""
 
-DATA_SUFFIXES = (".img", ".img.gz")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-DICOM_STARTS = (b"\x08\x00", b"\x02\x00")
-"""First bytes of a DICOM file without preamble: group 0008 or 0002."""
-
-HEADERS_AT_ONCE = 500
 CHANNEL = re.compile(r"_\d{4}$")
 """nnU-Net's channel number at the end of an image's name."""
 
+CLASS_TABLE = "labels.csv"
+"""Table of image classes beside a folder `images`: columns file, label and perhaps label_name."""
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One input.
+MASKS = "segmentations"
+"""TotalSegmentator's folder of masks, beside the scan."""
+SCANS = ("ct.nii.gz", "mri.nii.gz", "ct.nii", "mri.nii")
 
-    Attributes:
-        files: Its files, the one to open first.
-        place: Path of the first file below its root, with slashes.
-        stem: File name without its ending; for a DICOM series the folder's name.
-        kind: `image`, or `label` for a label without image.
-        dicom: Whether the files are slices of a DICOM series.
-        label: Files of its label, the one to open first.
-        person: Patient, study or case as the input itself names it.
-        classes: Declared names of label values.
-        modality: Declared by the task.
-        problem: Rule and reason, if it is clear without reading that it cannot be used.
-    """
-
-    files: tuple[Path, ...]
-    place: str
-    stem: str
-    kind: Literal["image", "label"] = "image"
-    dicom: bool = False
-    label: tuple[Path, ...] = ()
-    person: str | None = None
-    classes: dict[int, str] = field(default_factory=dict)
-    modality: Modality | None = None
-    problem: tuple[str, str] | None = None
-
-
-@dataclass(slots=True)
-class Discovery:
-    """All that was found.
-
-    Attributes:
-        sources: Inputs in a fixed order.
-        classes: Declared names of label values, of all tasks together.
-        others: Files that are neither scan nor label (text, DICOM objects without image, hidden files).
-    """
-
-    sources: list[Source] = field(default_factory=list)
-    classes: dict[int, str] = field(default_factory=dict)
-    others: int = 0
+BIDS_FILE = "dataset_description.json"
+BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+BIDS_MODALITY: dict[str, Modality] = {
+    **dict.fromkeys(("T1w", "T2w", "FLAIR", "PDw", "T2star", "bold", "dwi", "inplaneT2", "angio", "SWI"), "MR"),
+    **dict.fromkeys(("ct", "CT"), "CT"),
+}
 
 
 @dataclass(slots=True)
@@ -83,6 +50,7 @@ class _Task:
         classes: Declared names of label values.
         modality: Declared modality.
         used: Cases with an image, and the name of the image that has the label.
+        image_classes: Class of each image by its file name, of a task whose labels are classes.
     """
 
     images: Path
@@ -90,6 +58,7 @@ class _Task:
     classes: dict[int, str]
     modality: Modality | None
     used: dict[str, str] = field(default_factory=dict)
+    image_classes: dict[str, int] | None = None
 
 
 def discover(
@@ -115,20 +84,28 @@ def discover(
         require(not inside, "sources", "folders of which none holds another", f"folder {number} of {len(real)}")
     found = Discovery()
     for root in real:
-        _Walk(root, found, seconds, gigabytes, labels).visit(root, None)
+        walk = _Walk(root, found, Reader(seconds, gigabytes), labels)
+        walk.visit(root, None)
+        walk.finish()
     return found
 
 
 @dataclass(slots=True)
 class _Walk:
-    """The walk through one root; `seen` guards against links that lead in a circle."""
+    """The walk through one root; `seen` guards against links that lead in a circle.
+
+    DICOM files are kept until the end, because a series may be spread over
+    folders and its labels may lie anywhere: about 200 bytes a file.
+    """
 
     root: Path
     found: Discovery
-    seconds: float
-    gigabytes: float
+    reader: Reader
     labels: Labels
     seen: set[Path] = field(default_factory=set)
+    bids: bool = False
+    series: dict[tuple[str, str], tuple[Series, _Task | None]] = field(default_factory=dict)
+    drawn: list[Drawn] = field(default_factory=list)
 
     def visit(self, folder: Path, task: _Task | None) -> None:
         """Take in the files of a folder, then its folders."""
@@ -140,11 +117,32 @@ class _Walk:
         except OSError as error:
             raise DataError(f"source folders must be readable, not fail with {error.strerror}", "unreadable") from None
         folders = {path.name: path for path in entries if path.is_dir() and not path.name.startswith(".")}
-        self._files(folder, [path for path in entries if not path.is_dir()], task)
+        for path in entries:
+            if path.is_dir() and path.name.startswith("."):
+                self._leave_out(path, "hidden")
+        files = [path for path in entries if not path.is_dir()]
+        if any(path.name == BIDS_FILE for path in files) and folder == self.root:
+            self.bids = True
+            self.found.saw("bids")
+        if MASKS in folders and any(path.name in SCANS for path in files):
+            files = self._masked(folder, files, folders.pop(MASKS))
+        if self.bids and folder == self.root and "derivatives" in folders:
+            self._leave_out(folders.pop("derivatives"), "derivatives")
+        self._files(folder, files, task)
+        self._folders(folder, folders, task)
+
+    def _folders(self, folder: Path, folders: dict[str, Path], task: _Task | None) -> None:
+        """Visit folders; those of a task in pairs."""
         if self.labels == "ignore" and not folders.keys().isdisjoint(TASK_FOLDERS):
             self._unlabelled(folder, folders, task)
             return
+        table = folder / CLASS_TABLE
+        if "images" in folders and "labels" not in folders and table.is_file() and self.labels == "use":
+            self.found.saw("labels_csv")
+            self.visit(folders.pop("images"), self._classed(folder, table))
         pairs = {i: j for i, j in TASK_FOLDERS.items() if i in folders and j in folders}
+        if pairs:
+            self.found.saw("nnunet" if "imagesTr" in pairs else "images_labels")
         labels = set(pairs.values())
         for name, path in folders.items():
             if pairs and name in TASK_FOLDERS:
@@ -159,9 +157,51 @@ class _Walk:
             if name in TASK_FOLDERS:
                 self.visit(path, _Task(path, None, {}, modality))
             elif name in TASK_FOLDERS.values():
-                self.found.others += sum(file.is_file() for file in path.rglob("*"))
+                self._leave_out(path, "labels")
             else:
                 self.visit(path, task)
+
+    def _leave_out(self, folder: Path, what: str) -> None:
+        """Count the files of a folder that is not visited."""
+        self.found.count(what, sum(file.is_file() for file in folder.rglob("*")))
+
+    def _classed(self, folder: Path, table: Path) -> _Task:
+        """A folder of images whose classes stand in a table."""
+        with table.open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        if not rows or any(not (row.get("file") and str(row.get("label", "")).isdecimal()) for row in rows):
+            raise DataError("labels.csv must give a file and a whole number as label in every row", "bad_dataset")
+        for row in rows:
+            value, name = int(row["label"]), row.get("label_name") or row["label"]
+            if self.found.image_classes.setdefault(value, name) != name:
+                raise DataError(f"image class {value} must have one name in labels.csv", "class_conflict")
+        classes = {row["file"]: int(row["label"]) for row in rows}
+        return _Task(folder / "images", None, {}, read_modality(folder), image_classes=classes)
+
+    def _masked(self, folder: Path, files: list[Path], masks: Path) -> list[Path]:
+        """Take a scan with one mask per class beside it; returns the other files."""
+        scan = next(path for path in files if path.name in SCANS)
+        self.found.saw("totalsegmentator")
+        inside = sorted(path for path in masks.rglob("*") if path.is_file())
+        label = tuple(path for path in inside if suffix_of(path) in NIFTI_SUFFIXES)
+        self.found.count("sidecars", len(inside) - len(label))
+        if self.labels == "ignore":
+            self.found.count("labels", len(label))
+            label = ()
+        names = tuple(Structure(number, None, stem_of(path)) for number, path in enumerate(label, 1))
+        self.found.sources.append(
+            Source(
+                (scan,),
+                scan.relative_to(self.root).as_posix(),
+                stem_of(scan),
+                label=label,
+                label_format="masks",
+                label_names=names,
+                person=f"case:{folder.name}",
+                modality="CT" if scan.name.startswith("ct") else "MR",
+            )
+        )
+        return [path for path in files if path != scan]
 
     def _task(self, images: Path, labels: Path | None) -> None:
         """Visit the images of a task, then report its labels without image."""
@@ -171,43 +211,89 @@ class _Walk:
                 names = f"{self.found.classes[value]!r} and {name!r}"
                 raise DataError(f"class {value} must have one name in all tasks, not {names}", "class_conflict")
         files = [path for path in sorted(labels.rglob("*")) if path.is_file()] if labels else []
-        volumes, rest = _volumes(files)
-        self.found.others += len(rest)
+        volumes, rest = sort_volumes(files)
+        pictures, rest = sort_pictures(rest)
+        volumes = sorted([*volumes, *pictures])
+        for path in rest:
+            self.found.count(what_is(path))
         known: dict[str, tuple[Path, ...]] = {}
         for parts in volumes:
             assert labels is not None  # else there are no volumes
-            known.setdefault((parts[0].parent.relative_to(labels) / _stem(parts[0])).as_posix(), parts)
+            known.setdefault((parts[0].parent.relative_to(labels) / stem_of(parts[0])).as_posix(), parts)
         task = _Task(images, known, classes, modality)
         self.visit(images, task)
+        self._gather()  # the task's own DICOM series, before its labels are called orphans
         used = {known[case] for case in task.used}
         for parts in volumes:
             if parts not in used:
                 reason = ("no_image", "no image of the task has this label's name")
                 place = parts[0].relative_to(self.root).as_posix()
-                self.found.sources.append(Source(parts, place, _stem(parts[0]), kind="label", problem=reason))
+                self.found.sources.append(Source(parts, place, stem_of(parts[0]), kind="label", problem=reason))
 
     def _files(self, folder: Path, files: list[Path], task: _Task | None) -> None:
-        """Sort the files of one folder into volumes, DICOM series and others."""
-        volumes, rest = _volumes(files)
-        sources = [self._source(parts, task, _stem(parts[0])) for parts in volumes]
-        sure = [path for path in rest if _is_dicom(path) is True]
-        maybe = [path for path in rest if _is_dicom(path) is None]
-        series: dict[str, list[tuple[Path, dict[str, str]]]] = {}
-        for path, header in zip(sure + maybe, self._headers(sure + maybe), strict=True):
-            if header is None and path in sure:
+        """Sort the files of one folder into volumes, DICOM series, 2D images and others."""
+        volumes, rest = sort_volumes(files)
+        sources = [self._source(parts, task, stem_of(parts[0])) for parts in volumes]
+        sure = [path for path in rest if is_dicom(path) is True]
+        maybe = [path for path in rest if is_dicom(path) is None]
+        dicom = False
+        for path, header in zip(sure + maybe, self.reader.headers(sure + maybe), strict=True):
+            if header is None and path in set(sure):
                 sources.append(self._source((path,), task, folder.name, dicom=True))
-            elif header is not None and header["kind"] == "image":
-                series.setdefault(header["SeriesInstanceUID"], []).append((path, header))
+            elif header is None:
+                self.found.count("others")
             else:
-                self.found.others += 1
-        for members in series.values():
-            first = members[0][1]
-            names = {"patient": first["PatientID"], "study": first["StudyInstanceUID"]}
-            person = next((f"{what}:{name}" for what, name in names.items() if name), None)
-            parts = tuple(sorted(path for path, _ in members))
-            sources.append(self._source(parts, task, folder.name, dicom=True, person=person))
-        self.found.others += len(rest) - len(sure) - len(maybe)
+                dicom = True
+                self._dicom(path, header, task)
+        rest = [path for path in rest if path not in {*sure, *maybe}]
+        # Pictures beside scans are previews; they are scans where nothing else is.
+        if not volumes and not dicom:
+            pictures, rest = sort_pictures(rest)
+            sources += [self._source(parts, task, stem_of(parts[0])) for parts in pictures]
+        for path in rest:
+            self.found.count(what_is(path))
         self.found.sources += sorted(sources, key=lambda source: source.files)
+
+    def _dicom(self, path: Path, header: Header, task: _Task | None) -> None:
+        """Keep one DICOM file until all of its series are known."""
+        match header["kind"]:
+            case "image":
+                uid = header["SeriesInstanceUID"]
+                # Series without a UID are told apart by their folder; in a task the folder is the case.
+                key = (uid, "" if uid and task is None else str(path.parent))
+                self.series.setdefault(key, (Series(header), task))[0].files.append(path)
+            case "seg" | "rtstruct" as kind:
+                if self.labels == "use" and task is None:
+                    self.drawn.append(Drawn(path, kind))
+                else:
+                    self.found.count(kind)
+            case _:
+                self.found.count("other_dicom")
+
+    def _gather(self) -> None:
+        """Turn the series found so far into sources, with the labels drawn on them."""
+        sources = [self._one_series(series, task) for series, task in self.series.values()]
+        sources.sort(key=lambda source: source.files)
+        self.found.sources += link(sources, self.drawn, self.reader, self.root)
+        self.series.clear()
+        self.drawn.clear()
+
+    def finish(self) -> None:
+        """Report what only the end of the walk could tell."""
+        self._gather()
+
+    def _one_series(self, series: Series, task: _Task | None) -> Source:
+        first = series.header
+        names = {"patient": first["PatientID"], "study": first["StudyInstanceUID"]}
+        person = next((f"{what}:{name}" for what, name in names.items() if name), None)
+        files = tuple(sorted(series.files))
+        source = self._source(files, task, files[0].parent.name, dicom=True, person=person)
+        return replace(
+            source,
+            study=first["StudyInstanceUID"] or None,
+            series=first["SeriesInstanceUID"] or None,
+            date=first["StudyDate"] or None,
+        )
 
     def _source(
         self, parts: tuple[Path, ...], task: _Task | None, stem: str, dicom: bool = False, person: str | None = None
@@ -215,7 +301,16 @@ class _Walk:
         """One image, with its label if it belongs to a task."""
         place = parts[0].relative_to(self.root).as_posix()
         if task is None:
-            return Source(parts, place, stem, dicom=dicom, person=person)
+            modality = None
+            if self.bids:
+                subject = next((part for part in place.split("/") if BIDS_SUBJECT.fullmatch(part)), None)
+                person = person or (subject and f"case:{subject}")
+                modality = BIDS_MODALITY.get(stem.rpartition("_")[2])
+            return Source(parts, place, stem, dicom=dicom, person=person, modality=modality)
+        if task.image_classes is not None:
+            value = task.image_classes.get(parts[0].name)
+            problem = None if value is not None else ("no_label", "labels.csv does not name this image")
+            return Source(parts, place, stem, image_class=value, modality=task.modality, problem=problem)
         below = parts[0].parent.relative_to(task.images)
         own = (below if dicom else below / stem).as_posix()
         labels = task.labels or {}
@@ -238,65 +333,3 @@ class _Walk:
             modality=task.modality,
             problem=problem,
         )
-
-    def _headers(self, paths: list[Path]) -> list[dict[str, str] | None]:
-        """Headers of possible DICOM files, read apart; a file that breaks its reader counts as unreadable."""
-        if len(paths) > HEADERS_AT_ONCE:
-            return self._headers(paths[:HEADERS_AT_ONCE]) + self._headers(paths[HEADERS_AT_ONCE:])
-        if not paths:
-            return []
-        try:
-            return run_isolated(read_headers, ([str(path) for path in paths],), self.seconds, self.gigabytes)
-        except DataError:
-            if len(paths) == 1:
-                return [None]
-            half = len(paths) // 2
-            return self._headers(paths[:half]) + self._headers(paths[half:])
-
-
-def _volumes(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
-    """Volume files with what belongs to them, and all other files."""
-    named = {path.name: path for path in files if not path.name.startswith(".")}
-    volumes: list[tuple[Path, ...]] = []
-    for path in files:
-        if path.name in named and suffix_of(path) in NIFTI_SUFFIXES + ITK_SUFFIXES:
-            volumes.append((path, *(other for other in _companions(path) if other.is_file())))
-    taken = {part for parts in volumes for part in parts}
-    volumes += [
-        (path,) for path in files if path.name in named and suffix_of(path) in DATA_SUFFIXES and path not in taken
-    ]
-    taken |= {part for parts in volumes for part in parts}
-    return sorted(volumes), [path for path in files if path not in taken]
-
-
-def _companions(path: Path) -> Iterator[Path]:
-    """The file that holds the voxels of a header file."""
-    suffix = suffix_of(path)
-    if suffix in (".hdr", ".hdr.gz"):
-        yield path.with_name(re.sub(r"\.hdr(?=$|\.)", ".img", path.name))
-    elif suffix in ITK_SUFFIXES:
-        try:
-            beside = data_file(path)
-        except DataError:
-            return  # reading it will say why
-        if beside is not None:
-            yield beside
-
-
-def _stem(path: Path) -> str:
-    """File name without its ending."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
-
-
-def _is_dicom(path: Path) -> bool | None:
-    """True for DICOM by magic or name, None if it may be DICOM without preamble, False otherwise."""
-    if path.name.startswith("."):
-        return False
-    try:
-        with path.open("rb") as handle:
-            start = handle.read(132)
-    except OSError:
-        start = b""
-    if start[128:] == b"DICM" or suffix_of(path) in DICOM_SUFFIXES:
-        return True
-    return None if start.startswith(DICOM_STARTS) else False

@@ -208,7 +208,7 @@ class _Ingest:
             label_values={number: self.values[name] for number, name in names.items()},
             modality=self.settings.modality or source.modality,
             identity=Identity(hidden, study, series, day_number(self.key, subject, source.date)),
-            image_class=source.class_label,
+            image_class=source.image_class,
             classes={self.values[name]: name for name in names.values()} or source.classes,
             read=self.settings.read,
             rules=self.settings.rules,

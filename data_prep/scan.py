@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from data_prep.privacy.gate import pass_gate
 from data_prep.rules import first_reason
 from data_prep.rules.padding import padding_value
 from data_prep.rules.scan import Scan
+from data_prep.source import LabelFormat
 from voxscale.contract import PERCENTILES, foreground_threshold
 from voxscale.entry import Entry, Occupancy, Privacy
 from voxscale.errors import DataError
@@ -31,7 +32,6 @@ from voxscale.report.thumbnail import thumbnail
 from voxscale.store import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
 
-LabelFormat = Literal["file", "masks", "seg", "rtstruct"]
 BINS = 64
 """Bins of the histogram kept of each scan."""
 

@@ -83,5 +83,7 @@ def assign_values(names: Iterable[str], known: Mapping[int, str]) -> dict[str, i
     new = sorted(set(names) - values.keys())
     free = [value for value in range(1, MOST_CLASSES + 1) if value not in known]
     if len(new) > len(free):
-        raise DataError(f"store must hold at most {MOST_CLASSES} classes, not {len(known) + len(new)}", "too_many_classes")
+        raise DataError(
+            f"store must hold at most {MOST_CLASSES} classes, not {len(known) + len(new)}", "too_many_classes"
+        )
     return values | dict(zip(new, free, strict=False))

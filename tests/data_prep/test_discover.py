@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ from data_prep.labels import read_modality, read_task
 from voxscale.errors import ConfigError, DataError
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
@@ -49,7 +51,7 @@ def test_volumes_in_a_fixed_order_with_their_parts(tmp_path):
     assert names(found) == ["a.NII", "b.nii.gz", "c.hdr", "lonely.img", "m.mhd", "z/d.mha"]
     assert [path.name for path in found.sources[2].files] == ["c.hdr", "c.img"]
     assert [path.name for path in found.sources[4].files] == ["m.mhd", "m.raw"]
-    assert found.others == 2  # notes.txt and ._b.nii.gz; hidden folders are not entered
+    assert found.counts == {"hidden": 2, "sidecars": 1}  # notes.txt, ._b.nii.gz and what a hidden folder holds
     assert [source.stem for source in found.sources][:2] == ["a", "b"]
 
 
@@ -64,15 +66,16 @@ def test_dicom_is_grouped_by_series_within_a_folder(tmp_path):
     touch(tmp_path / "y" / "readme")
     found = discover([tmp_path])
     assert [(source.place, len(source.files)) for source in found.sources] == [
-        ("x/0.dcm", 3),
-        ("x/plain0", 3),
-        ("y/0.dcm", 1),
         ("y/broken.dcm", 1),
+        ("x/0.dcm", 4),  # one series over two folders
+        ("x/plain0", 3),
         ("y/no_preamble", 1),
+        ("y/seg.dcm", 1),
     ]
-    assert found.sources[0].person == "patient:P1"
-    assert found.sources[1].person == "study:1.9"
-    assert found.others == 2  # the segmentation and the readme
+    assert found.sources[1].person == "patient:P1"
+    assert found.sources[2].person == "study:1.9"
+    assert (found.sources[4].kind, found.sources[4].problem[0]) == ("label", "unreadable")  # it holds no segments
+    assert found.counts == {"others": 1}  # the readme
     assert all(source.dicom for source in found.sources)
 
 
@@ -168,8 +171,8 @@ def test_nested_images_and_series_find_their_labels(tmp_path):
     dicom(tmp_path / "images" / "0.dcm")
     found = discover([tmp_path])
     assert [(source.place, source.problem and source.problem[0]) for source in found.sources] == [
-        ("images/0.dcm", "no_label"),
         ("images/p1/a.nii", None),
+        ("images/0.dcm", "no_label"),
         ("images/p2/0.dcm", None),
     ]
 
@@ -287,3 +290,98 @@ def test_subjects(tmp_path):
 def test_real_nifti_is_found_like_any_other(tmp_path):
     nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_filename(tmp_path / "a.nii.gz")
     assert names(discover([tmp_path])) == ["a.nii.gz"]
+
+
+def everything(root, found):
+    """Files that are part of a source, and files that are counted."""
+    taken = [path for source in found.sources for path in (*source.files, *source.label)]
+    assert len(set(taken)) == len(taken)
+    on_disk = sum(path.is_file() for path in root.rglob("*"))
+    assert len(taken) + found.others == on_disk
+    return found
+
+
+def test_totalsegmentator(tmp_path):
+    for case in ("s0001", "s0002"):
+        touch(
+            *(
+                tmp_path / case / name
+                for name in ("ct.nii.gz", "segmentations/liver.nii.gz", "segmentations/aorta.nii.gz")
+            )
+        )
+    touch(tmp_path / "meta.csv", tmp_path / "s0001" / "segmentations" / "notes.txt")
+    found = everything(tmp_path, discover([tmp_path]))
+    assert [source.person for source in found.sources] == ["case:s0001", "case:s0002"]
+    assert [each.name for each in found.sources[0].label_names] == ["aorta", "liver"]
+    assert (found.sources[0].label_format, found.sources[0].modality) == ("masks", "CT")
+    assert found.layouts == {"totalsegmentator": 2}
+    assert found.counts == {"sidecars": 2}
+    alone = everything(tmp_path, discover([tmp_path], labels="ignore"))
+    assert [source.label for source in alone.sources] == [(), ()]
+    assert alone.counts == {"sidecars": 2, "labels": 4}
+
+
+def test_bids(tmp_path):
+    (tmp_path / "dataset_description.json").write_text("{}")
+    touch(
+        *(
+            tmp_path / "sub-01" / "ses-1" / "anat" / f"sub-01_ses-1_{name}"
+            for name in ("T1w.nii.gz", "T1w.json", "ct.nii")
+        )
+    )
+    touch(tmp_path / "sub-02" / "dwi" / "sub-02_dwi.nii.gz", tmp_path / "sub-02" / "dwi" / "sub-02_dwi.bval")
+    touch(tmp_path / "derivatives" / "tool" / "sub-01" / "sub-01_desc-brain_mask.nii.gz", tmp_path / "participants.tsv")
+    found = everything(tmp_path, discover([tmp_path]))
+    assert [(source.person, source.modality) for source in found.sources] == [
+        ("case:sub-01", "MR"),
+        ("case:sub-01", "CT"),
+        ("case:sub-02", "MR"),
+    ]
+    assert found.counts == {"sidecars": 4, "derivatives": 1}
+    assert found.layouts == {"bids": 1}
+
+
+def test_images_with_classes(tmp_path):
+    touch(*(tmp_path / "images" / name for name in ("a.png", "b.png", "c.png")))
+    (tmp_path / "labels.csv").write_text("file,label,label_name\na.png,0,well\nb.png,1,ill\n")
+    found = everything(tmp_path, discover([tmp_path]))
+    assert [(source.image_class, source.problem and source.problem[0]) for source in found.sources] == [
+        (0, None),
+        (1, None),
+        (None, "no_label"),
+    ]
+    assert found.image_classes == {0: "well", 1: "ill"}
+    (tmp_path / "labels.csv").write_text("file,label\na.png,well\n")
+    with pytest.raises(DataError, match="whole number"):
+        discover([tmp_path])
+
+
+def test_images_with_masks_of_another_ending(tmp_path):
+    touch(tmp_path / "images" / "a.jpg", tmp_path / "labels" / "a.png", tmp_path / "labels" / "b.png")
+    found = everything(tmp_path, discover([tmp_path]))
+    assert [(source.kind, len(source.label)) for source in found.sources] == [("image", 1), ("label", 0)]
+
+
+def test_pictures_beside_scans_are_previews(tmp_path):
+    touch(tmp_path / "a" / "scan.nii", tmp_path / "a" / "preview.png", tmp_path / "b" / "photo.png", tmp_path / "c.zip")
+    dicom(tmp_path / "d" / "0.dcm")
+    touch(tmp_path / "d" / "preview.jpg")
+    found = everything(tmp_path, discover([tmp_path]))
+    assert sorted(source.place for source in found.sources) == ["a/scan.nii", "b/photo.png", "d/0.dcm"]
+    assert found.counts == {"pictures": 2, "archives": 1}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real files are not here")
+def test_segmentations_and_structures_find_their_images():
+    found = everything(REAL / "dicom", discover([REAL / "dicom"]))
+    linked = {source.place: (source.label_format, len(source.label_names)) for source in found.sources if source.label}
+    assert linked == {
+        "ct_rtstruct_sts002/image/000000.dcm": ("rtstruct", 1),
+        "ct_with_dicomseg_dcmqi/01.dcm": ("seg", 5),
+        "mr_rtstruct_sts002/image/000000.dcm": ("rtstruct", 1),
+    }
+    labels = [(source.place, source.problem[0]) for source in found.sources if source.kind == "label"]
+    assert labels == [("ct_with_dicomseg_dcmqi/liver.dcm", "extra_label")]
+    alone = everything(REAL / "dicom", discover([REAL / "dicom"], labels="ignore"))
+    assert (alone.counts["rtstruct"], alone.counts["seg"]) == (2, 2)
+    everything(REAL, discover([REAL], labels="ignore"))

@@ -122,7 +122,8 @@ def test_task(tmp_path):
     assert len({entry.subject for entry in store.entries.values()}) == 3
     assert rows(tmp_path / "store")[-1] | {"id": ""} == {
         "id": "", "kind": "label", "status": "rejected", "rule": "no_image",
-        "reason": "no image of the task has this label's name", "entry": None,
+        "reason": "no image of the task has this label's name", "part": 0, "notes": [], "thumbnail": False,
+        "entry": None,
     }  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def test_a_task_as_unlabelled_data(tmp_path):
         assert ingest([source], store, alone) == Counts(found=4, accepted=4, others=4)
     opened = open_store(store)
     assert [entry.label for entry in opened.entries.values()] == [None] * 4
-    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == sorted(opened.entries)
+    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == sorted([*opened.entries, "thumbnails"])
     ingest([source], tmp_path / "fresh", alone)
     assert open_store(tmp_path / "fresh").classes == {}
     assert [row["id"] for row in rows(store)] == [row["id"] for row in rows(tmp_path / "fresh")]
@@ -181,7 +182,7 @@ def test_segmentations_among_scans_are_rejected(tmp_path):
     nifti(tmp_path / "in" / "case_1" / "imaging.nii.gz", scan(0))
     nifti(tmp_path / "in" / "case_1" / "segmentation.nii.gz", masks)
     nifti(tmp_path / "in" / "case_2" / "ct.nii.gz", scan(1))
-    nifti(tmp_path / "in" / "case_2" / "segmentations" / "liver.nii.gz", masks[::-1].copy())
+    nifti(tmp_path / "in" / "case_2" / "segmentation" / "liver.nii.gz", masks[::-1].copy())
     for store, settings in (("guessed", SMALL), ("declared", replace(SMALL, modality="CT"))):
         counts = ingest([tmp_path / "in"], tmp_path / store, settings)
         assert counts == Counts(found=4, accepted=2, rejected=2)
@@ -213,11 +214,11 @@ def test_every_fault_gets_its_row(tmp_path):
     (source / "j_gone.nii").symlink_to(tmp_path / "nowhere")
     (source / "k_broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
     counts = ingest([source], tmp_path / "store", SMALL)
-    assert counts == Counts(found=11, accepted=1, rejected=9, quarantined=1)
+    assert counts == Counts(found=11, accepted=2, rejected=8, quarantined=1, parts=1)
     found = {place[0]: row["rule"] for place, row in by_place(tmp_path / "store", source).items() if place[0] != "j"}
     assert found == {
         "a": None, "b": "duplicate", "c": "truncated", "d": "unreadable", "e": "truncated", "f": "constant",
-        "g": "nonfinite", "h": "not_3d", "i": "extent", "k": "unreadable",
+        "g": "nonfinite", "h": None, "i": "extent", "k": "unreadable",
     }  # fmt: skip
     assert [row["rule"] for row in rows(tmp_path / "store")][9] == "unreadable"  # the broken link
     assert all((row["entry"] is None) == (row["status"] != "accepted") for row in rows(tmp_path / "store"))
@@ -344,7 +345,7 @@ def test_other_rules_judge_again(tmp_path):
     assert ingest([source], store, lenient) == Counts(found=2, accepted=2)
     strict = IngestConfig(workers=2, gigabytes=4.0, rules=RulesConfig(min_slices=100))
     assert ingest([source], store, strict) == Counts(found=2, rejected=2)
-    assert [path.name for path in store.iterdir() if path.is_dir()] == []
+    assert [path.name for path in store.iterdir() if path.is_dir()] == ["thumbnails"]
 
 
 def test_killed_anywhere_it_goes_on(tmp_path):
@@ -440,12 +441,13 @@ def test_command_line(tmp_path, capsys, caplog):
     assert code == 0
     assert len(shown.out.splitlines()) == 1
     assert json.loads(shown.out) == {
-        "found": 2, "accepted": 1, "rejected": 1, "quarantined": 0, "orphan_labels": 0, "others": 0,
+        "found": 2, "accepted": 1, "rejected": 1, "quarantined": 0, "parts": 0, "orphan_labels": 0,
+        "others": 0, "files": {},
     }  # fmt: skip
     caplog.clear()
     code, shown = run_main(capsys, tmp_path / "more", tmp_path / "two", "--rules.min-slices", "5", "--modality", "MR")
     assert code == 0
-    assert open_store(tmp_path / "two").entries.popitem()[1].modality_from == "config"
+    assert open_store(tmp_path / "two")(*.entries.items(),)[-1][1].modality_from == "config"
 
 
 def test_nothing_accepted_is_status_2(tmp_path, capsys, caplog):

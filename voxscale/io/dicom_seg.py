@@ -45,7 +45,9 @@ def _structure(segment: Dataset) -> Structure:
     meaning = None
     kinds: Any = segment.get("SegmentedPropertyTypeCodeSequence")
     if kinds:
-        meaning = public_meaning(str(kinds[0].get("CodeValue") or ""), str(kinds[0].get("CodingSchemeDesignator") or ""))
+        meaning = public_meaning(
+            str(kinds[0].get("CodeValue") or ""), str(kinds[0].get("CodingSchemeDesignator") or "")
+        )
     return Structure(int(segment.SegmentNumber), meaning, str(segment.get("SegmentLabel") or ""))
 
 

@@ -33,7 +33,9 @@ def read_rtstruct_header(path: Path) -> StructureHeader:
             frames: list[Any] = list(item.get("ReferencedFrameOfReferenceSequence") or [])
             studies = [s for frame in frames for s in frame.get("RTReferencedStudySequence") or []]
             series = [s for study in studies for s in study.get("RTReferencedSeriesSequence") or []]
-            rois = tuple(Structure(int(r.ROINumber), None, str(r.get("ROIName") or "")) for r in item.StructureSetROISequence)
+            rois = tuple(
+                Structure(int(r.ROINumber), None, str(r.get("ROIName") or "")) for r in item.StructureSetROISequence
+            )
             frame = str(frames[0].get("FrameOfReferenceUID") or "") if frames else ""
             return StructureHeader(tuple(str(s.SeriesInstanceUID) for s in series), frame, rois)
     except MemoryError:
