@@ -29,7 +29,7 @@ body external skin hippocampus tumor tumour lesion edema cyst nodule bone muscle
 _NUMBERED = [f"vertebrae_{part}{n}" for part, count in (("c", 7), ("t", 12), ("l", 5)) for n in range(1, count + 1)]
 _NUMBERED += [f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)]
 KNOWN = frozenset(_ORGANS.split()) | frozenset(_NUMBERED)
-"""Names that may be shown: the classes of TotalSegmentator (Wasserth et al. 2023) and common names of organs at risk."""
+"""Names that may be shown: the classes of TotalSegmentator (Wasserth et al. 2023), common organs at risk."""
 
 TARGET = re.compile(r"(gtv|ctv|ptv|itv)(_?[npt])?(_?[1-9])?(_(mass|tumor|tumour|edema|node|primary|ct|mr|t1|t2|pet))*")
 """Radiotherapy targets with well-known endings (ICRU 83)."""

@@ -447,7 +447,7 @@ def test_command_line(tmp_path, capsys, caplog):
     caplog.clear()
     code, shown = run_main(capsys, tmp_path / "more", tmp_path / "two", "--rules.min-slices", "5", "--modality", "MR")
     assert code == 0
-    assert open_store(tmp_path / "two")(*.entries.items(),)[-1][1].modality_from == "config"
+    assert next(iter(open_store(tmp_path / "two").entries.values())).modality_from == "config"
 
 
 def test_nothing_accepted_is_status_2(tmp_path, capsys, caplog):
