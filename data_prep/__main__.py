@@ -1,4 +1,4 @@
-"""`python -m data_prep {phantom,ingest,plan,pack} ...`: one entry for all stages of data preparation."""
+"""`python -m data_prep {phantom,ingest,audit,report,plan,pack} ...`: one entry for all stages of data preparation."""
 
 import logging
 import os
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.parent import VARIABLE, end_with
 
-USAGE = "usage: python -m data_prep {phantom,ingest,plan,pack} [--help] ..."
+USAGE = "usage: python -m data_prep {phantom,ingest,audit,report,plan,pack} [--help] ..."
 
 
 def main(args: Sequence[str]) -> int:
     """Run one stage.
 
     Returns:
-        0 if it succeeded, 1 if it failed, 2 if the command is wrong or nothing was accepted.
+        0 if it succeeded, 1 if it failed, 2 if the command is wrong or nothing was accepted, 3 if an audit
+        found shared scans.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     log = logging.getLogger("voxscale")
@@ -27,6 +28,14 @@ def main(args: Sequence[str]) -> int:
                 from data_prep import ingest
 
                 return ingest.main(rest)
+            case "audit":
+                from data_prep import audit
+
+                return audit.main(rest)
+            case "report":
+                from data_prep import report
+
+                return report.main(rest)
             case "plan":
                 from data_prep import plan
 

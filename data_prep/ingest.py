@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from data_prep.audit import write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.discover import Discovery, Source, discover
 from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects, part_id
@@ -130,6 +131,10 @@ class _Ingest:
         self._name_classes()
         if todo or not (self.store / INDEX).exists():
             write_index(self.store, accepted(self.store))
+            if self.settings.duplicates == "mark":
+                twins = write_duplicates(self.store)
+                if twins:
+                    log.info("ingest: %d pairs of scans show the same, see duplicates.json", len(twins))
         return self._count(found)
 
     def _name(self, source: Source) -> tuple[Source, str | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.audit import shared
 from voxscale.config import config, config_hash, from_dict, load_json, parse, require, to_dict
 from voxscale.contract import InputContract, foreground_threshold
 from voxscale.errors import DataError
@@ -100,9 +101,14 @@ class Cutter:
         """Yield description and voxels of every brick that shows some body."""
         for volume in volumes:
             entry = self.store.entries[volume]
+            boxes = brick_boxes(entry, self.patch, self.contract, self.config)
+            occupied = [box for box in boxes if entry.occupancy is None or entry.occupancy.most(box) > 0]
+            self.skipped += len(boxes) - len(occupied)
+            if not occupied:
+                continue  # nothing but air, as the index knows without a look
             whole = self.store.read(volume)
             limit = foreground_threshold(entry.modality, entry.percentiles)
-            for box in brick_boxes(entry, self.patch, self.contract, self.config):
+            for box in occupied:
                 voxels = np.ascontiguousarray(whole[box])
                 if float((voxels * entry.slope + entry.intercept > limit).mean()) < self.config.foreground:
                     self.skipped += 1
@@ -190,11 +196,22 @@ def _chosen(store: Store, exclude: Path | None) -> tuple[Store, int]:
     """The store without the scans of a task, and how many those are."""
     if not store.entries:
         raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
+    unchecked = sum(not entry.privacy.passed for entry in store.entries.values())
+    if unchecked:
+        raise DataError(
+            f"store must have passed the privacy gate; {unchecked} of its scans have not: ingest with privacy.gate on",
+            "not_checked",
+        )
+    planar = {key for key, e in store.entries.items() if e.planar}
+    if planar:
+        log.warning("pack: %d 2D images are left out; bricks are cut from volumes", len(planar))
     tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
-    chosen = {key: e for key, e in store.entries.items() if _fingerprint(e) not in tested}
+    twins = set() if exclude is None else {twin.a for twin in shared(store.path, exclude)}
+    out = planar | twins | {key for key, e in store.entries.items() if _fingerprint(e) in tested}
+    chosen = {key: e for key, e in store.entries.items() if key not in out}
     if not chosen:
         raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
-    in_task = len(store.entries) - len(chosen)
+    in_task = len(out - planar)
     if in_task:
         log.warning("pack: %d scans are left out because they are in the task as well", in_task)
     return replace(store, entries=chosen), in_task

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.audit import DESCRIPTOR
 from data_prep.config import RulesConfig
+from data_prep.descriptor import describe
 from data_prep.labels import to_label_map
 from data_prep.ledger import THUMBNAILS
 from data_prep.privacy.config import PrivacyConfig
@@ -112,7 +114,8 @@ def take_in(job: Job) -> dict[str, Any]:
     told["notes"] += passed.notes
     label_map = None if label is None else to_label_map(label)
     entry = measure(passed.volume, passed.values, label_map, job, loaded, passed.privacy)
-    entry = write_volume(job.store, job.key, passed.volume, label_map, entry, job.classes, passed.removed)
+    found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing).to_bytes()}
+    entry = write_volume(job.store, job.key, passed.volume, label_map, entry, job.classes, passed.removed, found)
     _show(job, passed.volume, passed.values)
     return told | {"entry": asdict(entry), "thumbnail": True}
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from voxscale import store as vs
 from voxscale.contract import PERCENTILES, InputContract
+from voxscale.entry import Privacy
 from voxscale.files import append_line
 from voxscale.seed import rng
 from voxscale.volume import LabelMap, Volume
@@ -49,6 +50,7 @@ def make_store(path: Path, count: int, labelled: bool, contract: InputContract |
             percentiles={str(p): float(np.percentile(values, p)) for p in PERCENTILES},
             foreground_box=tuple((int(a), int(b)) for a, b in zip(low, high, strict=True)),
             foreground=float((values > -600).mean()),
+            privacy=Privacy(face="none", text="none"),
             label={str(c): int((label.voxels == c).sum()) for c in CLASSES} if labelled else None,
         )
         key = f"{number:016x}"

@@ -107,6 +107,7 @@ def write_volume(
     entry: Entry,
     classes: Mapping[int, str],
     removed: NDArray[np.bool_] | None = None,
+    beside_it: Mapping[str, bytes] | None = None,
 ) -> Entry:
     """Write one scan so that it appears whole or not at all.
 
@@ -118,6 +119,7 @@ def write_volume(
         entry: What is known of it.
         classes: Names of the label values.
         removed: (z, y, x), true where voxels were blanked; kept as a label of its own.
+        beside_it: Further small files of the scan's folder, by name.
 
     Returns:
         The entry with `bytes` filled in.
@@ -145,6 +147,8 @@ def write_volume(
                 "image-label": image_label(found, names),
             }
             _write_group(beside / "labels" / name, {"ome": ome, "voxscale": _count(found)})
+    for name, content in (beside_it or {}).items():
+        (beside / name).write_bytes(content)
     commit_folder(beside, store / key)
     return entry
 

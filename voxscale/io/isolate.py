@@ -23,6 +23,9 @@ PRELOAD = [
     "zarr",
     "voxscale.io",
     "voxscale.io.dicom",
+    "voxscale.io.rtstruct",
+    "voxscale.report.thumbnail",
+    "scipy.ndimage",
     "voxscale.store",
 ]
 """Imported once by the server that every reader process is forked from."""

@@ -1,0 +1,144 @@
+"""Copies within a store, and scans that are also in a task: `python -m data_prep audit STORE --against TASK`."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from data_prep.descriptor import Descriptor, describe, read_descriptor
+from data_prep.similar import LEAST, find_pairs
+from voxscale.config import config, parse, require
+from voxscale.errors import DataError
+from voxscale.files import write_json
+from voxscale.store import Store, open_store
+
+log = logging.getLogger("voxscale")
+
+DESCRIPTOR = "descriptor.npz"
+"""File of each scan's folder that holds its descriptor."""
+DUPLICATES, AUDIT = "duplicates.json", "audit.json"
+LEAK = 3
+"""Exit status if the task shares scans with the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Two scans that show the same.
+
+    Attributes:
+        a: Id of the first; in an audit that of the store.
+        b: Id of the second; in an audit that of the task.
+        score: Places that look and lie alike, of at most 128.
+    """
+
+    a: str
+    b: str
+    score: int
+
+
+def descriptors_of(store: Store) -> dict[str, Descriptor]:
+    """The descriptor of every accepted scan; one that is missing is made from the scan."""
+    found: dict[str, Descriptor] = {}
+    for key in store.entries:
+        known = read_descriptor(store.path / key / DESCRIPTOR)
+        if known is None:
+            volume = store.volume(key)
+            known = describe(volume.values(), volume.spacing)
+        found[key] = known
+    return found
+
+
+def near_duplicates(path: Path, least: int = LEAST) -> list[Twin]:
+    """Pairs of scans of one store that show the same, best first; volumes of one series are not compared.
+
+    Args:
+        path: The store.
+        least: Fewest places that must agree.
+    """
+    store = open_store(path)
+    found = descriptors_of(store)
+    keys, series = list(found), {key: entry.series for key, entry in store.entries.items()}
+    pairs = find_pairs(list(found.values()), least=least)
+    twins = [Twin(keys[pair.a], keys[pair.b], pair.score) for pair in pairs]
+    return [twin for twin in twins if series[twin.a] is None or series[twin.a] != series[twin.b]]
+
+
+def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
+    """Scans of a store that are also in a task's store, best first.
+
+    Args:
+        path: The store.
+        task: The task's store.
+        least: Fewest places that must agree.
+    """
+    mine, theirs = descriptors_of(open_store(path)), descriptors_of(open_store(task))
+    a, b = list(mine), list(theirs)
+    pairs = find_pairs(list(theirs.values()), list(mine.values()), least)
+    return [Twin(a[pair.b], b[pair.a], pair.score) for pair in pairs]
+
+
+def write_duplicates(path: Path) -> list[Twin]:
+    """Find copies within a store and write them to `duplicates.json`."""
+    twins = near_duplicates(path)
+    write_json(path / DUPLICATES, {"least": LEAST, "pairs": [asdict(twin) for twin in twins]})
+    return twins
+
+
+def audit(path: Path, against: Path, least: int = LEAST) -> list[Twin]:
+    """List scans of a store that a task holds too, and write them to `audit.json`.
+
+    Args:
+        path: The store.
+        against: A store, or a folder of scans, which is read into a store that is thrown away.
+        least: Fewest places that must agree.
+    """
+    if (against / "zarr.json").is_file():
+        twins = shared(path, against, least)
+    else:
+        from data_prep.config import IngestConfig
+        from data_prep.ingest import ingest
+
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "task"
+            counts = ingest([against], store, IngestConfig(labels="ignore", duplicates="off"))
+            if not counts.accepted:
+                raise DataError("audit.against must hold at least one readable scan", "empty_store")
+            twins = shared(path, store, least)
+    write_json(path / AUDIT, {"least": least, "pairs": [asdict(twin) for twin in twins]})
+    return twins
+
+
+@config
+class AuditArgs:
+    """List scans of a store that are also in a task.
+
+    Attributes:
+        store: The store to pretrain on.
+        against: Store of the task, or folder of its scans.
+        least: Fewest places that must look and lie alike.
+    """
+
+    store: tyro.conf.Positional[Path]
+    against: Path
+    least: int = LEAST
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(self.least >= 1, "audit.least", "at least 1", self.least)
+        require(self.against.is_dir(), "audit.against", "a folder that exists", self.against.name)
+
+
+def main(args: Sequence[str]) -> int:
+    """Command line of `python -m data_prep audit`: prints one JSON line; 0 without shared scans, 3 with."""
+    given = parse(AuditArgs, None, args, "python -m data_prep audit")
+    twins = audit(given.store, given.against, given.least)
+    told: Mapping[str, Any] = {"shared": len({twin.a for twin in twins}), "pairs": len(twins), "least": given.least}
+    print(json.dumps(told))
+    if twins:
+        log.warning("audit: %d scans of the store are in the task too; pack --exclude leaves them out", told["shared"])
+    return LEAK if twins else 0

@@ -1,0 +1,140 @@
+"""A small description of a scan by which its copies are known: resampled, cropped, mirrored, windowed, noisy.
+
+Blobs of a few millimetres are found (extrema of a difference of Gaussians;
+Lindeberg 1998), and around each the mean, spread and range of the values on
+spheres of growing radius are kept, which no rotation or mirroring changes.
+Two scans are the same if blobs that look alike also lie alike: distances
+between them agree. Distances do not change under cropping or mirroring either.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+RECIPE = 1
+"""Rises when the same scan would be described otherwise."""
+
+COARSE_MM, FINE_MM, SMALL_MM = 3.0, 1.0, 90.0
+"""Grid on which scans are described, and the finer one for fields of view smaller than so many mm (cube root)."""
+POINTS = 128
+"""Most blobs kept."""
+MARGIN = 4
+"""Grid cells next to the border without blobs: what lies outside would count."""
+RADII = (1.0, 2.0, 3.0, 4.0, 5.0)
+"""Radii of the spheres in grid cells."""
+SIZE = 4 * len(RADII)
+"""Numbers per blob."""
+STEPS = 24.0
+"""Quantisation: 24 steps per standard deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What is kept of one scan, 3.3 KB at most.
+
+    Attributes:
+        points: (n, 3) places of the blobs in mm, float16.
+        looks: (n, SIZE) what is around them, int8.
+    """
+
+    points: NDArray[np.float16]
+    looks: NDArray[np.int8]
+
+    @property
+    def overall(self) -> NDArray[np.float32]:
+        """(3 * SIZE,) one vector for the search: quartiles over the blobs; zeros without blobs."""
+        if len(self.looks) == 0:
+            return np.zeros(3 * SIZE, dtype=np.float32)
+        return np.percentile(self.looks.astype(np.float32), (25, 50, 75), axis=0).astype(np.float32).ravel()
+
+    def to_bytes(self) -> bytes:
+        """The descriptor as a file."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, points=self.points, looks=self.looks, recipe=np.int32(RECIPE))
+        return stream.getvalue()
+
+
+def read_descriptor(path: Path) -> Descriptor | None:
+    """A descriptor written by `to_bytes`; None if there is none, or one of another recipe."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if int(found["recipe"]) != RECIPE:
+                return None
+            return Descriptor(found["points"].astype(np.float16), found["looks"].astype(np.int8))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def describe(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> Descriptor:
+    """Describe one scan.
+
+    Args:
+        values: (z, y, x), or (3, 1, y, x) in colour; 2D images are described in their plane.
+        spacing: mm along z, y, x.
+    """
+    grey = values if values.ndim == 3 else values.mean(axis=0)
+    grid, cell = _grid(np.nan_to_num(grey), spacing)
+    flat = [1.5 * (n > 1) for n in grid.shape]
+    smooth = ndimage.gaussian_filter(grid, flat, mode="nearest")
+    wide = ndimage.gaussian_filter(grid, [1.6 * sigma for sigma in flat], mode="nearest")
+    blobs = smooth - wide
+    points = _strongest(blobs)
+    looks = _spheres(smooth, points)
+    return Descriptor((points * cell).astype(np.float16), looks)
+
+
+def _grid(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> tuple[NDArray[np.float32], float]:
+    """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
+    extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
+    cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
+    low, high = np.percentile(values[:: max(1, len(values) // 64)], (1, 99))
+    clipped = np.clip(values, low, high)
+    ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
+    size = [max(1, round(ratio)) for ratio in ratios]
+    steps = [max(1, int(ratio)) for ratio in ratios]
+    smooth = ndimage.uniform_filter(clipped, size=size, mode="nearest")[:: steps[0], :: steps[1], :: steps[2]]
+    # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
+    counts = [
+        max(1, int((n - 1) * step / ratio) + 1) for n, step, ratio in zip(smooth.shape, steps, ratios, strict=True)
+    ]
+    where = np.meshgrid(*(np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)), indexing="ij")
+    out = ndimage.map_coordinates(smooth, where, order=1, mode="nearest")
+    return np.asarray(out, dtype=np.float32), cell
+
+
+def _strongest(blobs: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Grid indices (n, 3) of the strongest extrema inside the margin."""
+    strength = np.abs(blobs)
+    edges = [MARGIN if n > 1 else 0 for n in blobs.shape]
+    inside = np.zeros(blobs.shape, dtype=bool)
+    inside[tuple(slice(e, n - e) for e, n in zip(edges, blobs.shape, strict=True))] = True
+    window = [5 if n > 1 else 1 for n in blobs.shape]
+    peaks = (ndimage.maximum_filter(strength, size=window) == strength) & inside & (strength > 0)
+    found = np.argwhere(peaks)
+    order = np.argsort(-strength[peaks], kind="stable")[:POINTS]
+    return found[order]
+
+
+def _directions() -> NDArray[np.float64]:
+    """(64, 3) nearly even directions (golden spiral)."""
+    number = np.arange(64) + 0.5
+    z, turn = 1 - 2 * number / 64, np.pi * (1 + 5**0.5) * number
+    return np.stack([z, np.sqrt(1 - z**2) * np.sin(turn), np.sqrt(1 - z**2) * np.cos(turn)], axis=1)
+
+
+def _spheres(smooth: NDArray[np.float32], points: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Mean, spread, lowest and highest value on each sphere, in standard deviations of all of them."""
+    if len(points) == 0:
+        return np.zeros((0, SIZE), dtype=np.int8)
+    offsets = np.asarray(RADII)[:, None, None] * _directions()  # (radius, direction, axis)
+    where = points[:, None, None, :] + offsets
+    found = ndimage.map_coordinates(smooth, np.moveaxis(where, -1, 0), order=1, mode="nearest")
+    flat = found.reshape(len(points), -1)
+    mean, spread = flat.mean(axis=1)[:, None], flat.std(axis=1)[:, None] + 1e-6
+    parts = [found.mean(axis=2) - mean, found.std(axis=2), found.min(axis=2) - mean, found.max(axis=2) - mean]
+    numbers = np.concatenate([part / spread for part in parts], axis=1)
+    return np.clip(np.rint(numbers * STEPS), -127, 127).astype(np.int8)
