@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from voxscale import store as vs
 from voxscale.contract import PERCENTILES, InputContract
@@ -23,6 +24,7 @@ def scan(seed: int, shape=(20, 24, 22), spacing=(2.0, 1.5, 1.5)) -> tuple[Volume
     ball = ((grid - middle - (0, 4, 0)) ** 2).sum(-1) < 12
     box = (np.abs(grid - middle + (0, 4, 0)) < 2.5).all(-1)
     values = np.where(body, 0, -1000) + 150 * ball + 300 * box + generator.normal(0, 15, shape)
+    values += body * 400 * ndimage.gaussian_filter(generator.normal(0, 10, shape), 1.5)  # no two bodies are alike
     label = np.where(ball, 1, np.where(box, 2, 0)).astype(np.uint8)
     affine = np.diag([*spacing, 1.0])
     return Volume(values.round().astype(np.int16), affine, "CT"), LabelMap(label, affine)
