@@ -217,6 +217,42 @@ def strips(groups: Mapping[str, Sequence[float]], *, name: str, title: str, unit
         return _svg(figure, name, alt)
 
 
+def histogram(
+    edges: Sequence[float],
+    low: Sequence[float],
+    middle: Sequence[float],
+    high: Sequence[float],
+    *,
+    name: str,
+    title: str,
+    unit: str,
+    alt: str,
+) -> str:
+    """The middle histogram of many scans as a step line, and a band that most of them lie in.
+
+    Args:
+        edges: n + 1 ends of the bins.
+        low: n lower ends of the band, in percent of the voxels.
+        middle: n values of the line.
+        high: n upper ends of the band.
+        name: As in `loss_curves`.
+        title: Short title.
+        unit: Under the axis.
+        alt: As in `loss_curves`.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        at = np.repeat(np.asarray(edges), 2)[1:-1]
+        axes.fill_between(at, np.repeat(low, 2), np.repeat(high, 2), color=PRETRAINED, alpha=0.2, linewidth=0)
+        axes.plot(at, np.repeat(middle, 2), color=PRETRAINED, linewidth=1.8)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("% of voxels")
+        axes.set_title(title)
+        return _svg(figure, name, alt)
+
+
 def moving_mean(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Centred mean over a twentieth of the values, over fewer at both ends, so that the ends stay where they are."""
     array = np.asarray(values, dtype=np.float64)

@@ -113,6 +113,19 @@ def chart(svg: str, caption: str = "") -> str:
     return f'<figure class="chart">{svg}{below}</figure>'
 
 
+def thumbnails(items: Iterable[tuple[bytes, str]]) -> str:
+    """Small pictures in rows; each item is (PNG, caption)."""
+    cells: list[str] = []
+    for png, caption in items:
+        width, height = struct.unpack(">II", png[16:24])
+        data = base64.b64encode(png).decode()
+        cells.append(
+            f'<figure><img src="data:image/png;base64,{data}" alt="" width="{width}" height="{height}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    return '<div class="thumbs">' + "\n".join(cells) + "</div>"
+
+
 def grid(parts: Iterable[str], kind: str = "two") -> str:
     """Parts side by side where there is room, else below one another; `kind` is `two` or `three`."""
     return f'<div class="grid {escape(kind)}">\n' + "\n".join(parts) + "\n</div>"
