@@ -31,6 +31,9 @@ from voxscale.store import accepted, create_store, read_root
 
 log = logging.getLogger("voxscale")
 
+UNDECLARED = 128
+"""Lowest class value of named structures where other labels of the same run number their classes without names."""
+
 T = TypeVar("T")
 U = TypeVar("U")
 Row = dict[str, Any]
@@ -231,7 +234,9 @@ class _Ingest:
         """Give every named structure of DICOM-SEG, RTSTRUCT and mask folders a class of the store."""
         known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
         structures = [each for source in found.sources for each in source.label_names]
-        self.values = assign_values({class_name(each, self.key, self.names) for each in structures}, known)
+        numbered = any(s.label and s.label_format == "file" and not s.classes for s in found.sources)
+        names = {class_name(each, self.key, self.names) for each in structures}
+        self.values = assign_values(names, known, UNDECLARED if numbered else 1)
         create_store(self.store, {value: name for name, value in self.values.items()})
 
     def _name_classes(self) -> None:

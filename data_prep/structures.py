@@ -73,15 +73,20 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", "_", name.strip().lower())
 
 
-def assign_values(names: Iterable[str], known: Mapping[int, str]) -> dict[str, int]:
+def assign_values(names: Iterable[str], known: Mapping[int, str], first: int = 1) -> dict[str, int]:
     """A class value for each name: that of the store, else the next free one in alphabetical order.
+
+    Args:
+        names: Of the structures.
+        known: Classes of the store.
+        first: Lowest value given; values below are left to label maps that do not declare theirs.
 
     Raises:
         DataError: With reason `too_many_classes`.
     """
     values = {name: value for value, name in known.items()}
     new = sorted(set(names) - values.keys())
-    free = [value for value in range(1, MOST_CLASSES + 1) if value not in known]
+    free = [value for value in range(first, MOST_CLASSES + 1) if value not in known]
     if len(new) > len(free):
         raise DataError(
             f"store must hold at most {MOST_CLASSES} classes, not {len(known) + len(new)}", "too_many_classes"
