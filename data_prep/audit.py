@@ -97,6 +97,7 @@ def audit(path: Path, against: Path, least: int = LEAST) -> list[Twin]:
         against: A store, or a folder of scans, which is read into a store that is thrown away.
         least: Fewest places that must agree.
     """
+    require(against.is_dir(), "audit.against", "a folder that exists", against.name)
     if (against / "zarr.json").is_file():
         twins = shared(path, against, least)
     else:
@@ -130,7 +131,6 @@ class AuditArgs:
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
         require(self.least >= 1, "audit.least", "at least 1", self.least)
-        require(self.against.is_dir(), "audit.against", "a folder that exists", self.against.name)
 
 
 def main(args: Sequence[str]) -> int:

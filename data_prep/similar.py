@@ -74,11 +74,14 @@ def _propose(first: Sequence[Descriptor], among: Sequence[Descriptor]) -> Iterat
         return
     index = build(np.stack([each.overall for each in among]))
     for each in first:
-        yield [int(key) for key in index.search(each.overall, PROPOSED).keys]
+        yield [int(key) for key in index.search(each.overall.astype(np.int8), PROPOSED).keys]
 
 
 def build(vectors: NDArray[np.float32]) -> Index:
-    """A vector index (hierarchical navigable small worlds) of (n, 3 * SIZE) vectors, 8 bits a number."""
+    """A vector index (hierarchical navigable small worlds) of (n, 3 * SIZE) vectors, 8 bits a number.
+
+    It is asked with 8-bit vectors too: floats would be taken for numbers between -1 and 1.
+    """
     index = Index(ndim=vectors.shape[1], metric="l2sq", dtype="i8", connectivity=16, expansion_add=64)
     index.add(np.arange(len(vectors)), vectors.astype(np.int8))
     return index

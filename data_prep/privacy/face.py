@@ -42,9 +42,9 @@ BROW = 0.45
 """Height of the brow under the vertex over the length of the head: about 85 mm in an adult."""
 FACE_BAND = (0.46, 0.75)
 """The face's part between brow and upper lip, in the same measure."""
-STANDS_BACK_MM, FACE_TALL_MM = 22.0, 16.0
+STANDS_BACK_MM, FACE_TALL_MM = 20.0, 16.0
 """Front of a face: at most this far behind the forehead, over at least this height."""
-CUT_MM, CUT_SLOPE, CUT_DEEPEST_MM = 10.0, 0.8, 75.0
+CUT_MM, CUT_SLOPE, CUT_DEEPEST_MM = 14.0, 0.8, 75.0
 """The cut begins this far behind the forehead at the brow, goes back by so many mm per mm down, at most so far."""
 
 
