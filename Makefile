@@ -9,12 +9,16 @@ PRESET ?= phantoms
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install install-dev demo test check bench format wheel clean
+.PHONY: help install install-dev demo shards report audit test check bench format wheel clean
 
 help:
 	@echo "make demo                                   synthetic scans -> pretraining -> fine-tuning -> out/demo/report"
 	@echo "make demo DATA=<folders> TASK=<folder> OUT=<folder>   the same on your scans"
 	@echo "  DATA takes several folders; quote one with spaces: DATA='\"my scans\" more'. ARGS='--ingest.subject ...' overrides."
+	@echo "make shards DATA=<folders> STORE=<store> SHARDS=<folder> [PLAN=<plan.json>] [EXCLUDE=<task store>]"
+	@echo "                                            check, de-identify and pack scans; ARGS='...' goes to ingest"
+	@echo "make report STORE=<store> [SHARDS=<folder>] what a store holds, as a page"
+	@echo "make audit STORE=<store> TASK=<store or folder>  scans that are also in a task"
 	@echo "make test                                   all tests"
 	@echo "make check                                  format, lint, types, layers, fast tests"
 	@echo "make bench ONLY=<name>                      one benchmark, one JSON line"
@@ -38,6 +42,20 @@ install-dev: $(VENV)/.installed-dev
 
 demo: install
 	$(PY) -m launch demo configs/demo.py:$(PRESET) --out "$(OUT)" $(if $(DATA),--data $(DATA)) $(if $(TASK),--task "$(TASK)") $(ARGS)
+
+shards: install
+	@test -n "$(DATA)" -a -n "$(STORE)" -a -n "$(SHARDS)" || { echo "error: DATA, STORE and SHARDS must be given"; exit 2; }
+	$(PY) -m data_prep ingest $(DATA) "$(STORE)" --labels ignore $(ARGS)
+	$(if $(PLAN),,$(PY) -m data_prep plan "$(STORE)" --out "$(STORE).plan.json")
+	$(PY) -m data_prep pack "$(STORE)" "$(SHARDS)" --plan "$(or $(PLAN),$(STORE).plan.json)" $(if $(EXCLUDE),--exclude "$(EXCLUDE)")
+
+report: install
+	@test -n "$(STORE)" || { echo "error: STORE must be given"; exit 2; }
+	$(PY) -m data_prep report "$(STORE)" $(if $(SHARDS),--shards "$(SHARDS)")
+
+audit: install
+	@test -n "$(STORE)" -a -n "$(TASK)" || { echo "error: STORE and TASK must be given"; exit 2; }
+	$(PY) -m data_prep audit "$(STORE)" --against "$(TASK)"
 
 test: install-dev
 	$(PY) -m pytest

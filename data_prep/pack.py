@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.audit import shared
 from voxscale.config import config, config_hash, from_dict, load_json, parse, require, to_dict
@@ -19,7 +17,7 @@ from voxscale.errors import DataError
 from voxscale.files import locked, sha256_file, write_json
 from voxscale.patches import Plan
 from voxscale.progress import Progress
-from voxscale.shards import BrickInfo, Manifest, ManifestShard, ShardIndex, Strides, index_path, write_shard
+from voxscale.shards import Brick, BrickInfo, Manifest, ManifestShard, ShardIndex, Strides, index_path, write_shard
 from voxscale.store import Entry, Store, open_store
 
 log = logging.getLogger("voxscale")
@@ -97,8 +95,8 @@ class Cutter:
         self.store, self.patch, self.contract, self.config = store, patch, contract, config
         self.skipped = 0
 
-    def bricks(self, volumes: Sequence[str]) -> Iterator[tuple[BrickInfo, NDArray[Any]]]:
-        """Yield description and voxels of every brick that shows some body."""
+    def bricks(self, volumes: Sequence[str]) -> Iterator[Brick]:
+        """Yield every brick that shows some body, with the mask of blanked voxels if it has some."""
         for volume in volumes:
             entry = self.store.entries[volume]
             boxes = brick_boxes(entry, self.patch, self.contract, self.config)
@@ -106,14 +104,15 @@ class Cutter:
             self.skipped += len(boxes) - len(occupied)
             if not occupied:
                 continue  # nothing but air, as the index knows without a look
-            whole = self.store.read(volume)
+            whole, removed = self.store.read(volume), self.store.read_removed(volume)
             limit = foreground_threshold(entry.modality, entry.percentiles)
             for box in occupied:
                 voxels = np.ascontiguousarray(whole[box])
                 if float((voxels * entry.slope + entry.intercept > limit).mean()) < self.config.foreground:
                     self.skipped += 1
                     continue
-                yield describe(volume, entry, box), voxels
+                blank = removed[box] if removed is not None and removed[box].any() else None
+                yield describe(volume, entry, box), voxels, blank
 
 
 def describe(volume: str, entry: Entry, box: Box) -> BrickInfo:

@@ -30,9 +30,9 @@ def plan_task(store: Path, budget_voxels: int = BUDGET_VOXELS, contract: InputCo
         DataError: With reason `empty_store` if the store has no accepted scan.
         ConfigError: If the budget is too small.
     """
-    entries = list(open_store(store).entries.values())
+    entries = [entry for entry in open_store(store).entries.values() if not entry.planar]
     if not entries:
-        raise DataError("store must hold at least one accepted scan; see its ledger.jsonl", "empty_store")
+        raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
     spacings = np.array([entry.spacing for entry in entries])
     if contract is None:
         z, y, x = (round(float(mm), 3) for mm in np.median(spacings, axis=0))

@@ -118,7 +118,7 @@ def open_task(config: FinetuneConfig) -> Task:
         raise ContractError("task must be prepared under the checkpoint's contract; run data_prep plan on its store")
     require_same(contract, store.contract, "task store")
     require_same(contract, plan.contract, "plan")
-    cases = tuple(sorted(case for case, entry in store.entries.items() if entry.label))
+    cases = tuple(sorted(case for case, entry in store.entries.items() if entry.label and not entry.planar))
     if not cases:
         raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
     labels = max(store.classes)

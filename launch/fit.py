@@ -21,7 +21,7 @@ def fit_folds(config: FinetuneConfig, task_store: Path) -> FinetuneConfig:
         DataError: If there are fewer than two, so that nothing could be tested on a case not trained on.
     """
     entries = open_store(task_store).entries.values()
-    subjects = {entry.subject for entry in entries if entry.label}
+    subjects = {entry.subject for entry in entries if entry.label and not entry.planar}
     if len(subjects) < 2:
         raise DataError(
             f"TASK must hold labelled scans of at least 2 subjects, not {len(subjects)}; see the ledger of its store",

@@ -195,3 +195,44 @@ def test_scans_of_the_task_are_left_out_and_counted(tmp_path):
     make_store(tmp_path / "all", 4, labelled=True)
     with pytest.raises(DataError, match="not in the task as well"):
         pack(tmp_path / "store", tmp_path / "s2", CONTRACT, PATCH, STRIDES, SMALL, exclude=tmp_path / "all")
+
+
+def test_blanked_voxels_travel_with_their_bricks(tmp_path):
+    import dataclasses
+
+    from tests_stores import scan
+
+    from voxscale.entry import Privacy
+    from voxscale.files import write_text
+    from voxscale.shards import read_masked_brick
+    from voxscale.store import LEDGER, write_volume
+    from voxscale.stream import ShardStream, ShardStreamConfig
+
+    (key,) = make_store(tmp_path / "store", 1, labelled=False)
+    volume, _ = scan(0)
+    removed = np.zeros(volume.shape, bool)
+    removed[:, volume.shape[1] // 2 :] = True
+    entry = open_store(tmp_path / "store").entries[key]
+    entry = dataclasses.replace(entry, privacy=Privacy("defaced", "none", False, int(removed.sum())))
+    entry = write_volume(tmp_path / "store", key, volume, None, entry, {}, removed)
+    row = json.loads((tmp_path / "store" / LEDGER).read_text()) | {"entry": dataclasses.asdict(entry)}
+    write_text(tmp_path / "store" / LEDGER, json.dumps(row) + "\n")
+    assert np.array_equal(open_store(tmp_path / "store").read_removed(key), removed)
+    pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
+    _, indexes = open_manifest(tmp_path / "shards")
+    marked = 0
+    for index in indexes:
+        for sample in index.samples:
+            info, _, mask = read_masked_brick(tmp_path / "shards", index.name, sample)
+            z, y, x = (slice(a, a + n) for a, n in zip(info.start, info.shape, strict=True))
+            assert np.array_equal(removed[z, y, x], np.zeros(info.shape, bool) if mask is None else mask)
+            marked += mask is not None
+    assert marked
+    stream = ShardStream(tmp_path / "shards", ShardStreamConfig(), 0)
+    assert any(patch.removed is not None for index in range(len(stream)) for patch in stream.sample(index))
+    store = open_store(tmp_path / "store")
+    unchecked = dataclasses.replace(entry, privacy=Privacy())
+    write_text(tmp_path / "store" / LEDGER, json.dumps(row | {"entry": dataclasses.asdict(unchecked)}) + "\n")
+    with pytest.raises(DataError, match="passed the privacy gate"):
+        pack(tmp_path / "store", tmp_path / "s2", CONTRACT, PATCH, STRIDES, SMALL)
+    assert store.entries[key].privacy.passed

@@ -25,6 +25,7 @@ class Patch:
         seed: Seed of every later draw for this sample.
         index: Global sample index.
         volume: Anonymous id of the scan.
+        removed: (z, y, x) uint8 on the same box, 1 where the privacy gate blanked a voxel; None if it blanked none.
     """
 
     voxels: NDArray[Any]
@@ -34,6 +35,7 @@ class Patch:
     seed: int
     index: int
     volume: str
+    removed: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         """Check shapes; raises `DataError`."""
@@ -41,6 +43,8 @@ class Patch:
             raise DataError(f"patch.voxels must be 3D and not empty, not of shape {self.voxels.shape}", "not_3d")
         if self.label is not None and self.label.shape != self.voxels.shape:
             raise DataError(f"patch.label must have shape {self.voxels.shape}, not {self.label.shape}", "label_grid")
+        if self.removed is not None and self.removed.shape != self.voxels.shape:
+            raise DataError(f"patch.removed must have shape {self.voxels.shape}, not {self.removed.shape}", "bad_mask")
         if self.matrix.shape != (3, 4) or not np.isfinite(self.matrix).all():
             raise DataError(f"patch.matrix must be a finite 3x4 matrix, not of shape {self.matrix.shape}", "bad_affine")
 
@@ -57,6 +61,7 @@ class Batch:
         scale: (b, 2), see `Patch.scale`.
         seeds: Seed of each sample.
         indices: Global index of each sample.
+        removed: (b, 1, z, y, x) uint8, 1 where a voxel was blanked, or None if none was in any sample.
     """
 
     voxels: Shaped[Tensor, "b 1 z y x"]
@@ -66,6 +71,7 @@ class Batch:
     scale: Float[Tensor, "b 2"]
     seeds: tuple[int, ...]
     indices: tuple[int, ...]
+    removed: UInt8[Tensor, "b 1 z y x"] | None = None
 
     def __post_init__(self) -> None:
         """Check that all parts speak of the same number of samples; raises `DataError`."""
@@ -82,6 +88,7 @@ class Batch:
             scale=change(self.scale),
             seeds=self.seeds,
             indices=self.indices,
+            removed=None if self.removed is None else change(self.removed),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -148,8 +155,11 @@ def collate(patches: Sequence[Patch]) -> Batch:
     voxels = np.zeros((len(patches), 1, *shape), dtype=kind)
     labelled = all(p.label is not None for p in patches)
     label = np.zeros(voxels.shape, dtype=np.uint8) if labelled else None
+    removed = None if all(p.removed is None for p in patches) else np.zeros(voxels.shape, dtype=np.uint8)
     for row, patch in enumerate(patches):
         z, y, x = patch.voxels.shape
+        if removed is not None and patch.removed is not None:
+            removed[row, 0, :z, :y, :x] = patch.removed
         voxels[row, 0, :z, :y, :x] = patch.voxels
         if label is not None and patch.label is not None:
             label[row, 0, :z, :y, :x] = patch.label
@@ -161,4 +171,5 @@ def collate(patches: Sequence[Patch]) -> Batch:
         scale=torch.tensor([p.scale for p in patches], dtype=torch.float32),
         seeds=tuple(p.seed for p in patches),
         indices=tuple(p.index for p in patches),
+        removed=None if removed is None else torch.from_numpy(removed),
     )

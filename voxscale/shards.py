@@ -61,6 +61,10 @@ class BrickInfo:
     percentiles: dict[str, float]
 
 
+Brick = tuple[BrickInfo, NDArray[Any], NDArray[np.uint8] | None]
+"""Description, voxels, and 1 where the privacy gate blanked a voxel."""
+
+
 @config
 class SampleIndex:
     """Where one brick stands in its tar.
@@ -71,7 +75,8 @@ class SampleIndex:
         subject: Keyed hash of the subject.
         json: Offset and length of the `.json` member's data.
         npy: Offset and length of the `.npy` member's data.
-        crc32c: Of the `.json` bytes followed by the `.npy` bytes.
+        crc32c: Of the `.json` bytes, the `.npy` bytes and those of the mask, if there is one.
+        mask: Offset and length of the `.mask.npy` member's data: packed bits, 1 where a voxel was blanked.
     """
 
     key: str
@@ -80,6 +85,7 @@ class SampleIndex:
     json: tuple[int, int]
     npy: tuple[int, int]
     crc32c: int
+    mask: tuple[int, int] | None = None
 
 
 @config
@@ -143,15 +149,13 @@ class Manifest:
     shards: tuple[ManifestShard, ...]
 
 
-def write_shard(
-    folder: Path, name: str, bricks: Iterable[tuple[BrickInfo, NDArray[Any]]], inputs: str, skipped_air: Any
-) -> ShardIndex:
+def write_shard(folder: Path, name: str, bricks: Iterable[Brick], inputs: str, skipped_air: Any) -> ShardIndex:
     """Write one tar and its index, both complete or not at all.
 
     Args:
         folder: Shard folder.
         name: File name ending in `.tar`.
-        bricks: Description and voxels of each brick.
+        bricks: Description and voxels of each brick, and where voxels were blanked, if any were.
         inputs: Hash of what the shard is made from.
         skipped_air: Function without arguments, called at the end, that counts what was left out.
     """
@@ -174,21 +178,28 @@ def write_shard(
     return index
 
 
-def _write_tar(path: Path, bricks: Iterable[tuple[BrickInfo, NDArray[Any]]]) -> list[tuple[str, BrickInfo]]:
+def _write_tar(path: Path, bricks: Iterable[Brick]) -> list[tuple[str, BrickInfo]]:
     """Write the members; returns the key of every brick."""
     keys: list[tuple[str, BrickInfo]] = []
     counts: dict[str, int] = {}
     with path.open("wb") as handle, TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
-        for info, voxels in bricks:
+        for info, voxels, removed in bricks:
             number = counts.get(info.volume, 0)
             counts[info.volume] = number + 1
             key = f"{info.volume}-{number:05d}"
-            payload = io.BytesIO()
-            np.save(payload, voxels, allow_pickle=False)
             meta = json.dumps(to_dict(info), sort_keys=True).encode()
-            tar.write({"__key__": key, "json": meta, "npy": payload.getvalue()})
+            members = {"__key__": key, "json": meta, "npy": _npy(voxels)}
+            if removed is not None:
+                members["mask.npy"] = _npy(np.packbits(removed.astype(bool)))
+            tar.write(members)
             keys.append((key, info))
     return keys
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    payload = io.BytesIO()
+    np.save(payload, array, allow_pickle=False)
+    return payload.getvalue()
 
 
 def index_path(folder: Path, name: str) -> Path:
@@ -201,10 +212,13 @@ def _locate(path: Path, keys: list[tuple[str, BrickInfo]]) -> Iterable[SampleInd
         places = {member.name: (member.offset_data, member.size) for member in tar}
     with path.open("rb") as handle:
         for key, info in keys:
-            parts = places[f"{key}.json"], places[f"{key}.npy"]
+            meta, npy, mask = (places.get(f"{key}.{ending}") for ending in ("json", "npy", "mask.npy"))
+            assert meta is not None  # both were just written
+            assert npy is not None
+            parts = [meta, npy] if mask is None else [meta, npy, mask]
             crc = google_crc32c.value(b"".join(_read_at(handle, *part) for part in parts))
             yield SampleIndex(
-                key=key, volume=info.volume, subject=info.subject, json=parts[0], npy=parts[1], crc32c=crc
+                key=key, volume=info.volume, subject=info.subject, json=meta, npy=npy, crc32c=crc, mask=mask
             )
 
 
@@ -234,17 +248,31 @@ def open_manifest(folder: Path) -> tuple[Manifest, tuple[ShardIndex, ...]]:
 
 
 def read_brick(folder: Path, shard: str, sample: SampleIndex) -> tuple[BrickInfo, NDArray[Any]]:
+    """Description and voxels of one brick; see `read_masked_brick`."""
+    info, voxels, _ = read_masked_brick(folder, shard, sample)
+    return info, voxels
+
+
+def read_masked_brick(folder: Path, shard: str, sample: SampleIndex) -> Brick:
     """Read one brick by its offsets and check its checksum.
+
+    Returns:
+        Description, voxels, and where voxels were blanked (uint8), or None if none were.
 
     Raises:
         DataError: With reason `corrupt`, naming shard and brick, if a byte differs from what was written.
     """
     with (folder / shard).open("rb") as handle:
         meta, payload = (_read_at(handle, *part) for part in (sample.json, sample.npy))
-    if google_crc32c.value(meta + payload) != sample.crc32c:
+        mask = b"" if sample.mask is None else _read_at(handle, *sample.mask)
+    if google_crc32c.value(meta + payload + mask) != sample.crc32c:
         raise DataError(f"brick {sample.key} in {shard} must have the checksum it was written with", "corrupt")
     voxels = np.load(io.BytesIO(payload), allow_pickle=False)
-    return from_dict(BrickInfo, json.loads(meta), sample.key), voxels
+    info = from_dict(BrickInfo, json.loads(meta), sample.key)
+    if not mask:
+        return info, voxels, None
+    bits = np.load(io.BytesIO(mask), allow_pickle=False)
+    return info, voxels, np.unpackbits(bits, count=voxels.size).reshape(voxels.shape)
 
 
 def brick_cache(bricks: int) -> Any:

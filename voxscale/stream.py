@@ -20,7 +20,7 @@ from voxscale.config import config, require
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
 from voxscale.seed import derive, rng
-from voxscale.shards import BrickInfo, open_manifest, read_brick
+from voxscale.shards import Brick, BrickInfo, open_manifest, read_masked_brick
 from voxscale.store import Entry, open_store
 from voxscale.volume import Triple
 
@@ -122,10 +122,11 @@ class ShardStream:
     def sample(self, index: int) -> list[Patch]:
         """Views of one brick."""
         shard, where = self.bricks[self.entry(*divmod(index, len(self)))]
-        info, voxels = read_brick(self.folder, shard, where)
-        return [self._view(info, voxels, index, view) for view in range(self.config.views)]
+        brick = read_masked_brick(self.folder, shard, where)
+        return [self._view(brick, index, view) for view in range(self.config.views)]
 
-    def _view(self, info: BrickInfo, voxels: NDArray[Any], index: int, view: int) -> Patch:
+    def _view(self, brick: Brick, index: int, view: int) -> Patch:
+        info, voxels, removed = brick
         contract, patch = self.manifest.contract, self.manifest.patch
         generator = rng(self.seed, "crop", index, view)
         drawn = spatial.sample(generator, self.config.spatial)
@@ -140,6 +141,7 @@ class ShardStream:
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
+            removed=None if removed is None else np.ascontiguousarray(removed[box]),
         )
 
 

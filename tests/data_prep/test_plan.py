@@ -78,5 +78,5 @@ def test_bad_command_lines(store, tmp_path, caplog):
 
 def test_an_empty_store_cannot_be_planned(tmp_path):
     create_store(tmp_path, {})
-    with pytest.raises(DataError, match="at least one accepted scan"):
+    with pytest.raises(DataError, match="at least one accepted volume"):
         plan_task(tmp_path)

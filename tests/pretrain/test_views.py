@@ -38,6 +38,20 @@ def test_crops_of_a_sample_stand_together() -> None:
         assert torch.equal(views.inside[row // 2, row % 2], inside[row])
 
 
+def test_blanked_voxels_count_as_outside() -> None:
+    removed = np.zeros((8, 8, 8), np.uint8)
+    removed[:, 5:] = 1
+    marked = dataclasses.replace(crop(3), removed=removed)
+    views = make_views(collate([marked, crop(4)]), PATCH, 1, ViewsConfig())
+    plain = make_views(batch_of(3, 4), PATCH, 1, ViewsConfig())
+    assert not views.inside[0, :, :, :, 5:].any()
+    assert (views.images[0, :, :, :, 5:] == 0).all()
+    assert torch.equal(views.inside[0, :, :, :, :5], plain.inside[0, :, :, :, :5])
+    assert torch.equal(views.inside[1], plain.inside[1])
+    with pytest.raises(DataError, match="removed must have shape"):
+        dataclasses.replace(crop(3), removed=removed[:4])
+
+
 def test_ops_switched_off_one_by_one_leave_the_plain_crops() -> None:
     batch = batch_of(1, 2)
     assert torch.equal(

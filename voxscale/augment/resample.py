@@ -43,7 +43,7 @@ def resample(
 
     Returns:
         Images: (b, 1, z, y, x) float32 in 0..1, 0 outside the scan.
-        Inside: (b, 1, z, y, x) true where a voxel lies inside the scan.
+        Inside: (b, 1, z, y, x) true where a voxel lies inside the scan and was not blanked.
         Label: (b, 1, z, y, x) uint8 of the nearest voxel, 0 outside; None if the batch has none.
     """
     inside = torch.ones(len(batch.voxels), *patch, dtype=torch.bool, device=batch.voxels.device)
@@ -57,6 +57,9 @@ def resample(
         normalised.append(clamped * (2 / max(padded - 1, 1)) - 1)
     grid = torch.stack(normalised[::-1], dim=-1)  # grid_sample wants x, y, z
     inside = inside[:, None]
+    if batch.removed is not None:
+        blanked = F.grid_sample(batch.removed.float(), grid, mode="nearest", padding_mode="border", align_corners=True)
+        inside = inside & (blanked < 0.5)
     images = F.grid_sample(batch.voxels.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
     scale = batch.scale.float()[:, :, None, None, None, None]
     images = (images * scale[:, 0] + scale[:, 1]).clamp(0, 1) * inside
