@@ -6,6 +6,7 @@ import pytest
 
 from data_prep.config import RulesConfig
 from data_prep.rules import RULES, first_reason
+from data_prep.rules.padding import padding_value
 from data_prep.rules.scan import Scan
 from voxscale.errors import ConfigError
 from voxscale.io import load_file
@@ -166,3 +167,36 @@ def test_real_segmentations_are_told_from_real_scans(path):
 def test_bad_thresholds(values, text):
     with pytest.raises(ConfigError, match=text):
         RulesConfig(**values)
+
+
+@pytest.mark.parametrize(("share", "rejected"), [(0.99, True), (0.9, False)])
+def test_scans_that_are_nearly_all_padding(share, rejected):
+    values = np.full((20, 20, 20), -2000.0)
+    inside = np.arange(values.size).reshape(values.shape) % 100 < round(100 * (1 - share))
+    inside[:, [0, 0, -1, -1], [0, -1, 0, -1]] = False
+    values[inside] = 40 + np.arange(inside.sum())
+    found = RULES_BY_NAME["padding"](make_scan(values), RulesConfig(max_padding=0.98))
+    assert (found is not None) == rejected
+    assert padding_value(values.astype(np.float32)) == -2000
+
+
+def test_noise_and_colour_have_no_padding():
+    noise = np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32)
+    assert padding_value(noise) is None
+    assert padding_value(np.zeros((3, 1, 20, 20), np.float32)) is None
+
+
+def planar(shape, known=True):
+    values = np.random.default_rng(0).integers(0, 3, shape).astype(np.float32)
+    volume = Volume(values, np.eye(4), "OT")
+    return Scan(volume, values, None, {}, known)
+
+
+def test_2d_images_are_judged_by_their_sides_only():
+    assert first_reason(planar((1, 28, 28)), RulesConfig()) is None
+    assert first_reason(planar((3, 1, 28, 28), known=False), RulesConfig()) is None
+    assert first_reason(planar((1, 12, 40)), RulesConfig())[0] == "extent"
+    with pytest.raises(ConfigError, match=r"rules\.min_pixels"):
+        RulesConfig(min_pixels=0)
+    with pytest.raises(ConfigError, match=r"rules\.max_padding"):
+        RulesConfig(max_padding=0)
