@@ -25,6 +25,7 @@ from voxscale.config import config, config_hash, parse, require, to_dict
 from voxscale.errors import DataError
 from voxscale.files import locked
 from voxscale.index import INDEX, write_index
+from voxscale.io.dicom import count_volumes
 from voxscale.io.isolate import FULL, run_isolated
 from voxscale.progress import Progress
 from voxscale.store import accepted, create_store, read_root
@@ -195,10 +196,20 @@ class _Ingest:
         try:
             told = run_isolated(take_in, (job,), self.settings.seconds, self.settings.gigabytes)
         except DataError as error:
-            return _row(job.key, source, "rejected", error.reason, str(error), part=job.part), 1
+            parts = self._parts(job) if job.part == 0 and job.several else 1
+            return _row(job.key, source, "rejected", error.reason, str(error), part=job.part), parts
         status = "rejected" if "rule" in told else "accepted"
         row = _row(job.key, source, status, told.get("rule"), told.get("reason"), told.get("entry"), job.part)
         return row | {"notes": told["notes"], "thumbnail": told["thumbnail"]}, int(told["parts"])
+
+    def _parts(self, job: Job) -> int:
+        """Volumes of a series whose first one cannot be used: an echo that lost a slice must not cost the others."""
+        if not job.dicom:
+            return 1
+        try:
+            return int(run_isolated(count_volumes, (job.files,), self.settings.seconds, self.settings.gigabytes))
+        except DataError:
+            return 1
 
     def _job(self, source: Source, key: str, subject: str) -> Job:
         """What a reader process needs to know of an input."""

@@ -96,7 +96,8 @@ def agreement(one: Descriptor, other: Descriptor) -> int:
     if min(len(one.looks), len(other.looks)) < LEAST:
         return 0
     a, b = one.looks.astype(np.float32), other.looks.astype(np.float32)
-    apart = np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=2))
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)  # exact: whole numbers below 2^24
+    apart = np.sqrt(np.maximum(squares, 0))
     best, back = apart.argmin(axis=1), apart.argmin(axis=0)
     rows = np.flatnonzero((back[best] == np.arange(len(a))) & (apart.min(axis=1) < ALIKE))
     if len(rows) < LEAST:

@@ -263,3 +263,23 @@ def test_volumes_of_one_input(tmp_path):
     none = ingest(source, store, replace(SMALL, volumes=0))
     assert (none.accepted, none.rejected) == (0, 1)
     assert rows(store)[-1]["rule"] == "several_volumes" or "several_volumes" in {row["rule"] for row in rows(store)}
+
+
+def test_a_volume_that_cannot_be_used_does_not_cost_the_others(tmp_path):
+    def echo(time):
+        def change(index, item):
+            item.EchoTime, item.SeriesInstanceUID, item.InstanceNumber = time, "1.2.3.77", index
+            item.SOPInstanceUID = f"1.2.3.{int(time)}.{index}"
+            item.Rows, item.Columns = 10, 12
+
+        return change
+
+    (tmp_path / "in").mkdir()
+    first, _ = make_series(tmp_path / "in" / "a", echo(5.0), kind=MR, count=7, turn=(1.0, 0, 0, 0, 1, 0))
+    make_series(tmp_path / "in" / "b", echo(9.0), kind=MR, count=6, turn=(1.0, 0, 0, 0, 1, 0), seed=1)
+    lost = sorted(first, key=lambda path: pydicom.dcmread(path).InstanceNumber)[3]
+    lost.unlink()
+    lenient = replace(SMALL, rules=replace(SMALL.rules, min_slices=5, min_extent=4.0))
+    counts = ingest([tmp_path / "in"], tmp_path / "store", lenient)
+    assert (counts.found, counts.accepted, counts.rejected, counts.parts) == (1, 0, 1, 1)
+    assert {row["kind"]: row["rule"] for row in rows(tmp_path / "store")} == {"part": None, "image": "missing_slices"}

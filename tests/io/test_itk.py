@@ -110,3 +110,10 @@ def test_flipped_bits_in_compressed_data_are_noticed(tmp_path, image):
     for at in range(len(whole) - 400, len(whole) - 1, 37):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         assert reason(path) in ("corrupt", "truncated")
+
+
+def test_a_lost_data_file_is_told(tmp_path, image):
+    for compress in (False, True):
+        SimpleITK.WriteImage(image, str(tmp_path / "a.mhd"), useCompression=compress)
+        (tmp_path / ("a.zraw" if compress else "a.raw")).unlink()
+        assert reason(tmp_path / "a.mhd") in ("truncated", "undecodable")

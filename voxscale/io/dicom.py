@@ -21,7 +21,7 @@ from voxscale.io.loaded import Loaded, ReadConfig
 from voxscale.io.storage import Raw, make_raw
 from voxscale.volume import Modality, Volume
 
-__all__ = ["load_series", "read_headers", "read_series"]
+__all__ = ["count_volumes", "load_series", "read_headers", "read_series"]
 
 OUTSIDE_HU = -1024.0
 
@@ -63,12 +63,7 @@ def load_series(paths: Sequence[Path], part: int = 0, settings: ReadConfig | Non
 
 
 def _load(paths: Sequence[Path], part: int, settings: ReadConfig) -> Loaded:
-    headers = [_read(path, pixels=False) for path in paths]
-    modalities: list[Modality] = [_check_class(item) for item in headers]
-    _same("one kind of storage class", modalities)
-    _same("the same storage class", [class_uid(item) for item in headers])
-    _same("one SeriesInstanceUID", [str(item.get("SeriesInstanceUID") or "") for item in headers])
-    frames = [frame for file, item in enumerate(headers) for frame in frames_of(item, file)]
+    headers, modalities, frames = _survey(paths)
     if class_uid(headers[0]) in PLANAR:
         return _planar(paths, headers, frames, part, modalities[0], [])
     _check_geometry(frames)
@@ -83,6 +78,37 @@ def _load(paths: Sequence[Path], part: int, settings: ReadConfig) -> Loaded:
     raw, more = _assemble(paths, found, modalities[0])
     told = technique(headers[chosen[0].file])
     return Loaded(raw, modalities[0], part, len(volumes), notes=(*notes, *more), technique=told)
+
+
+def _survey(paths: Sequence[Path]) -> tuple[list[Dataset], list[Modality], list[Frame]]:
+    """Headers, modalities and frames of a series, after the checks that need no geometry."""
+    headers = [_read(path, pixels=False) for path in paths]
+    modalities: list[Modality] = [_check_class(item) for item in headers]
+    _same("one kind of storage class", modalities)
+    _same("the same storage class", [class_uid(item) for item in headers])
+    _same("one SeriesInstanceUID", [str(item.get("SeriesInstanceUID") or "") for item in headers])
+    return headers, modalities, [frame for file, item in enumerate(headers) for frame in frames_of(item, file)]
+
+
+def count_volumes(paths: Sequence[Path]) -> int:
+    """How many volumes a series holds, so that one that cannot be used does not hide the others.
+
+    Raises:
+        DataError: If that cannot be told; see `load_series`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            headers, _, frames = _survey(paths)
+            if class_uid(headers[0]) in PLANAR:
+                return len(frames)
+            _check_geometry(frames)
+            return len(volumes_of(frames, lambda a, b: _same_slices(paths, a, b))[0])
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # as in load_series
+            kind = type(error).__name__
+            raise DataError(f"dicom header must hold allowed values, not fail with {kind}", "bad_header") from None
 
 
 def _choose(volumes: Sequence[list[Frame]], part: int) -> list[Frame]:

@@ -75,6 +75,8 @@ def _check_stream(path: Path, header: dict[str, str]) -> None:
         return
     beside = data_file(path)
     expand = zlib.decompressobj()
+    if beside is not None and not beside.is_file():
+        raise DataError("itk data file must lie beside its header", "truncated")
     with (beside or path).open("rb") as handle:
         if beside is None:
             head = handle.read(HEADER_BYTES)
