@@ -205,6 +205,7 @@ TILTED = lambda index, item: setattr(item, "ImagePositionPatient", [0, 0.9 * ind
         (set_tags(ImageType=["DERIVED", "SECONDARY", "PROJECTION IMAGE"]), "projection"),
         (set_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "secondary_capture"),
         (set_tags(RescaleSlope=0), "bad_scaling"),
+        (set_tags(PhotometricInterpretation="PALETTE COLOR"), "bad_dtype"),
         (set_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"), "not_an_image"),
         (set_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3"), "not_an_image"),
         (set_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33"), "not_an_image"),

@@ -149,6 +149,8 @@ def _check_class(item: Dataset) -> Modality:
         raise DataError("dicom series must show slices, not projections or screenshots", "projection")
     if known in VOLUMES and int(item.get("SamplesPerPixel") or 1) != 1:
         raise DataError("dicom image must have one sample per pixel, not colour", "bad_dtype")
+    if "PALETTE" in str(item.get("PhotometricInterpretation") or "").upper():
+        raise DataError("dicom pixels must be grey values or colours, not places in a palette", "bad_dtype")
     if item.get("ModalityLUTSequence"):
         raise DataError("dicom image must be scaled by slope and intercept, not by a table", "bad_scaling")
     return VOLUMES.get(known) or PLANAR[known]
