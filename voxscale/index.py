@@ -22,8 +22,10 @@ from voxscale.files import sync
 
 INDEX = "index.parquet"
 VERSION = 1
-ROWS = 8192
+ROWS = 512
 """Rows of a row group: the unit that is read."""
+KEPT = 32
+"""Row groups kept in memory once read."""
 
 
 def _fixed(kind: Any, n: int) -> Any:
@@ -145,14 +147,15 @@ class Index(Mapping[str, Entry]):
                 f"{INDEX} must be of version {VERSION}, not {found or 'unknown'}; ingest again", "bad_schema"
             )
         self._place = {key: place for place, key in enumerate(ids)}
-        self._group = -1
-        self._rows: list[dict[str, Any]] = []
+        self._groups: dict[int, list[dict[str, Any]]] = {}
 
     def __getitem__(self, key: str) -> Entry:
         group, row = divmod(self._place[key], ROWS)
-        if group != self._group:
-            self._rows, self._group = self._file.read_row_group(group).to_pylist(), group
-        return from_row(self._rows[row])
+        if group not in self._groups:
+            if len(self._groups) >= KEPT:
+                del self._groups[next(iter(self._groups))]  # the one read longest ago
+            self._groups[group] = self._file.read_row_group(group).to_pylist()
+        return from_row(self._groups[group][row])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
