@@ -34,6 +34,8 @@ from voxscale.store import Store, open_store
 
 MOST_SHOWN = 24
 """Thumbnails of one rule, pairs of duplicates, dots of a chart times ten."""
+MOST_ENTRIES = 20_000
+"""Scans that tables and charts tell of; of more, every nth."""
 SAMPLES = 6
 """Scans shown in three planes."""
 BINS = 80
@@ -53,9 +55,9 @@ def write_report(path: Path, shards: Path | None = None, out: Path | None = None
         Where the page is.
     """
     store, counts = open_store(path), tally(path)
-    entries = dict(store.entries)
+    entries, sampled = _some(store)
     sections = [
-        _overview(counts, entries),
+        _overview(counts, sampled),
         _composition(entries, store),
         _ledger(counts, path),
         _duplicates(path),
@@ -70,9 +72,17 @@ def write_report(path: Path, shards: Path | None = None, out: Path | None = None
     return page
 
 
-def _overview(counts: Tally, entries: Entries) -> Section:
+def _some(store: Store) -> tuple[Entries, str]:
+    """The accepted scans, or so many of them, evenly spread, as a page can tell of."""
+    keys = list(store.entries)
+    step = -(-len(keys) // MOST_ENTRIES) or 1
+    told = f"Tables and charts below the ledger tell of {len(keys[::step])} scans, every {step}th." if step > 1 else ""
+    return {key: store.entries[key] for key in keys[::step]}, told
+
+
+def _overview(counts: Tally, sampled: str) -> Section:
     found = sum(counts.images.values())
-    size = sum(entry.bytes for entry in entries.values())
+    size = counts.bytes
     accepted, rejected, held = (counts.images[name] for name in ("accepted", "rejected", "quarantined"))
     further = counts.parts["accepted"]
     lead = (
@@ -87,10 +97,11 @@ def _overview(counts: Tally, entries: Entries) -> Section:
         ),
         (f"{rejected}", "rejected", "unusable, each with a reason"),
         (f"{held}", "quarantined", "usable perhaps, after a decision"),
-        (f"{len({e.subject for e in entries.values()})}", "subjects", "grouped by keyed hash"),
+        (f"{len(counts.subjects)}", "subjects", "grouped by keyed hash"),
         (_bytes(size), "on disk", "compressed voxels and labels"),
     ]
     more = paragraph(f"{counts.labels} labels have no image or are second labels.", "note") if counts.labels else ""
+    more += paragraph(sampled, "note") if sampled else ""
     return Section("Overview", tiles(shown) + more, lead)
 
 

@@ -69,6 +69,8 @@ class Tally:
         labels: Labels without an image.
         parts: Further volumes by status.
         notes: How often each decision was noted.
+        subjects: Keyed hashes of the subjects of accepted scans.
+        bytes: Size of all accepted scans on disk.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -77,6 +79,8 @@ class Tally:
     labels: int = 0
     parts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    subjects: set[str] = field(default_factory=set)
+    bytes: int = 0
 
 
 def read_rows(store: Path) -> Iterator[dict[str, Any]]:
@@ -98,6 +102,9 @@ def tally(store: Path) -> Tally:
                 out.parts[row["status"]] += 1
             case _:
                 out.labels += 1
+        if row["status"] == "accepted":
+            out.subjects.add(row["entry"]["subject"])
+            out.bytes += row["entry"]["bytes"]
         for note in row.get("notes", []):
             out.notes["".join("n" if c.isdigit() else c for c in note).replace("nn", "n")] += 1
         if row["rule"]:

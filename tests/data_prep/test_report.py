@@ -114,3 +114,12 @@ def test_no_sideways_scrolling_on_a_phone(store, tmp_path):
     found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
     assert found is not None
     assert int(found[1]) <= int(found[2])
+
+
+def test_of_very_many_scans_an_even_sample_is_told(store, monkeypatch):
+    from data_prep import report
+
+    monkeypatch.setattr(report, "MOST_ENTRIES", 2)
+    text = write_report(store).read_text()
+    assert "5 of 8 images are in the store" in text
+    assert "tell of 2 scans, every 3th" in text
