@@ -132,6 +132,7 @@ class _Ingest:
                     bar.advance(1)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+        self.ledger.flush()
         self._name_classes()
         if todo or not (self.store / INDEX).exists():
             write_index(self.store, accepted(self.store))

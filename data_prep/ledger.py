@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from voxscale.store import LEDGER
 
 SOURCES = "sources.jsonl"
 THUMBNAILS = "thumbnails"
+FLUSH_S = 10.0
+"""Seconds after which replaced rows are written; a new row is written at once."""
 
 Row = dict[str, Any]
 
@@ -40,6 +43,8 @@ class Ledger:
         self.rows: list[Row] = read_lines(store / LEDGER)
         self._known = {(row["path"], row["part"]): row for row in read_lines(private / SOURCES)}
         owned = {row["row"] for (path, _), row in self._known.items() if Path(path).exists()}
+        self._gone: list[Row] = []
+        self._flushed = time.monotonic()
         self.ownerless = [place for place in range(len(self.rows)) if place not in owned]
 
     def place(self, source: Source, part: int = 0) -> int | None:
@@ -112,20 +117,32 @@ class Ledger:
             self.rows.append(row)
             append_line(self._store / LEDGER, row)
         elif self.rows[place] != row:
-            old, self.rows[place] = self.rows[place], row
-            write_text(self._store / LEDGER, "".join(json.dumps(each) + "\n" for each in self.rows))
-            self._forget(old)
+            self._gone.append(self.rows[place])
+            self.rows[place] = row
+            if time.monotonic() - self._flushed > FLUSH_S:
+                self.flush()
 
-    def _forget(self, row: Row) -> None:
-        """Remove a scan that no row accepts any more, and a picture that no row has."""
+    def flush(self) -> None:
+        """Write rows that were replaced, then remove scans and pictures that no row has any more.
+
+        Until then the ledger on disk holds the older rows, whose hashes differ
+        from those in the private list: after a crash they are settled again.
+        """
+        if not self._gone:
+            return
+        write_text(self._store / LEDGER, "".join(json.dumps(each) + "\n" for each in self.rows))
         accepted = {each["id"] for each in self.rows if each["status"] == "accepted"}
-        folder = self._store / row["id"]
-        if row["status"] == "accepted" and row["id"] not in accepted and folder.exists():
-            gone = folder.with_name(f".{folder.name}.old")
-            folder.rename(gone)
-            shutil.rmtree(gone)
-        if row["thumbnail"] and not any(each["thumbnail"] and each["id"] == row["id"] for each in self.rows):
-            (self._store / THUMBNAILS / f"{row['id']}.png").unlink(missing_ok=True)
+        pictures = {each["id"] for each in self.rows if each["thumbnail"]}
+        for row in self._gone:
+            folder = self._store / row["id"]
+            if row["status"] == "accepted" and row["id"] not in accepted and folder.exists():
+                gone = folder.with_name(f".{folder.name}.old")
+                folder.rename(gone)
+                shutil.rmtree(gone)
+            if row["thumbnail"] and row["id"] not in pictures:
+                (self._store / THUMBNAILS / f"{row['id']}.png").unlink(missing_ok=True)
+        self._gone.clear()
+        self._flushed = time.monotonic()
 
     def _private_row(self, source: Source, part: int, taken: int, place: int, row: Row) -> Row:
         """What is kept of an input outside the store."""

@@ -76,7 +76,7 @@ def _some(store: Store) -> tuple[Entries, str]:
     """The accepted scans, or so many of them, evenly spread, as a page can tell of."""
     keys = list(store.entries)
     step = -(-len(keys) // MOST_ENTRIES) or 1
-    told = f"Tables and charts below the ledger tell of {len(keys[::step])} scans, every {step}th." if step > 1 else ""
+    told = f"Tables and charts below the ledger tell of {len(keys[::step])} scans, one in {step}." if step > 1 else ""
     return {key: store.entries[key] for key in keys[::step]}, told
 
 

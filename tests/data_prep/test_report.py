@@ -122,4 +122,4 @@ def test_of_very_many_scans_an_even_sample_is_told(store, monkeypatch):
     monkeypatch.setattr(report, "MOST_ENTRIES", 2)
     text = write_report(store).read_text()
     assert "5 of 8 images are in the store" in text
-    assert "tell of 2 scans, every 3th" in text
+    assert "tell of 2 scans, one in 3" in text
