@@ -55,12 +55,14 @@ def mean_ci(values: Sequence[float], seed: int, resamples: int = 10000, level: f
         raise DataError(
             f"values must be one row of finite numbers, not {data.shape} with {bad} not finite", "nonfinite"
         )
-    mean = float(data.mean())
+    least, most = float(data.min()), float(data.max())
+    mean = min(max(float(data.mean()), least), most)  # the mean of equal numbers may be off in its last bit
     if data.size == 1:
         return MeanCI(mean, None, None)
     low, high = _interval(data, seed, resamples, level, "BCa")
     if math.isnan(low) or math.isnan(high):
         low, high = _interval(data, seed, resamples, level, "percentile")
+    low, high = (min(max(end, least), most) for end in (low, high))
     return MeanCI(mean, low, high)
 
 
