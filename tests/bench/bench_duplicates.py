@@ -61,7 +61,7 @@ CHANGES: dict[str, Callable[[np.ndarray, tuple[float, float, float], np.random.G
     "mirrored": lambda x, s, d: (np.flip(x, int(d.integers(3))), s),
     "gamma 0.7-1.4": lambda x, s, d: (np.clip((x - x.min()) / spread(x), 0, 1) ** d.uniform(0.7, 1.4), s),
     "8 bits": lambda x, s, _: (eight_bits(x), s),
-    "cropped, mirrored, noisy": lambda x, s, d: (
+    "cropped, mirrored, another level": lambda x, s, d: (
         np.flip(crop(x, 0.8, d), 2) + d.normal(0, 0.02 * spread(x), 1)[0],
         s,
     ),
