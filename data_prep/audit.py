@@ -11,15 +11,16 @@ from typing import Any
 import tyro
 
 from data_prep.descriptor import Descriptor, describe, read_descriptor
-from data_prep.similar import LEAST, find_pairs
+from data_prep.similar import LEAST, Table, find_pairs, make_table
 from voxscale.config import config, parse, require
+from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import write_json
 from voxscale.store import Store, open_store
 
 log = logging.getLogger("voxscale")
 
-DESCRIPTOR = "descriptor.npz"
+DESCRIPTOR = "descriptor.bin"
 """File of each scan's folder that holds its descriptor."""
 DUPLICATES, AUDIT = "duplicates.json", "audit.json"
 LEAK = 3
@@ -41,16 +42,23 @@ class Twin:
     score: int
 
 
-def descriptors_of(store: Store) -> dict[str, Descriptor]:
-    """The descriptor of every accepted scan; one that is missing is made from the scan."""
-    found: dict[str, Descriptor] = {}
-    for key in store.entries:
-        known = read_descriptor(store.path / key / DESCRIPTOR)
-        if known is None:
-            volume = store.volume(key)
-            known = describe(volume.values(), volume.spacing)
-        found[key] = known
-    return found
+def table_of(store: Store, folder: Path) -> Table:
+    """The descriptors of all accepted scans, in their order; one that is missing is made from the scan.
+
+    Args:
+        store: The store.
+        folder: Where the large arrays are kept while they are needed; memory then holds 60 bytes a scan.
+    """
+    folder.mkdir(parents=True)
+    return make_table((_descriptor(store, key) for key in store.entries), len(store.entries), folder)
+
+
+def _descriptor(store: Store, key: str) -> Descriptor:
+    known = read_descriptor(store.path / key / DESCRIPTOR)
+    if known is not None:
+        return known
+    volume = store.volume(key)
+    return describe(volume.values(), volume.spacing)
 
 
 def near_duplicates(path: Path, least: int = LEAST) -> list[Twin]:
@@ -61,11 +69,15 @@ def near_duplicates(path: Path, least: int = LEAST) -> list[Twin]:
         least: Fewest places that must agree.
     """
     store = open_store(path)
-    found = descriptors_of(store)
-    keys, series = list(found), {key: entry.series for key, entry in store.entries.items()}
-    pairs = find_pairs(list(found.values()), least=least)
+    keys = list(store.entries)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".", suffix=".tmp") as scratch:
+        pairs = find_pairs(table_of(store, Path(scratch) / "all"), least=least)
     twins = [Twin(keys[pair.a], keys[pair.b], pair.score) for pair in pairs]
-    return [twin for twin in twins if series[twin.a] is None or series[twin.a] != series[twin.b]]
+    return [twin for twin in twins if not _one_series(store.entries[twin.a], store.entries[twin.b])]
+
+
+def _one_series(a: Entry, b: Entry) -> bool:
+    return a.series is not None and a.series == b.series
 
 
 def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
@@ -76,9 +88,11 @@ def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
         task: The task's store.
         least: Fewest places that must agree.
     """
-    mine, theirs = descriptors_of(open_store(path)), descriptors_of(open_store(task))
-    a, b = list(mine), list(theirs)
-    pairs = find_pairs(list(theirs.values()), list(mine.values()), least)
+    mine, theirs = open_store(path), open_store(task)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".", suffix=".tmp") as scratch:
+        asked, known = table_of(theirs, Path(scratch) / "task"), table_of(mine, Path(scratch) / "store")
+        pairs = find_pairs(asked, known, least)
+    a, b = list(mine.entries), list(theirs.entries)
     return [Twin(a[pair.b], b[pair.a], pair.score) for pair in pairs]
 
 

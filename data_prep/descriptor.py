@@ -7,7 +7,7 @@ Two scans are the same if blobs that look alike also lie alike: distances
 between them agree. Distances do not change under cropping or mirroring either.
 """
 
-import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ RADII = (1.0, 2.0, 3.0, 4.0, 5.0)
 """Radii of the spheres in grid cells."""
 SIZE = 4 * len(RADII)
 """Numbers per blob."""
+MARK, HEAD = b"VSDE", struct.Struct("<4sII")
+"""Beginning of a descriptor's file: mark, recipe, number of blobs."""
 STEPS = 24.0
 """Quantisation: 24 steps per standard deviation."""
 
@@ -45,28 +47,31 @@ class Descriptor:
     looks: NDArray[np.int8]
 
     @property
-    def overall(self) -> NDArray[np.float32]:
+    def overall(self) -> NDArray[np.int8]:
         """(3 * SIZE,) one vector for the search: quartiles over the blobs; zeros without blobs."""
         if len(self.looks) == 0:
-            return np.zeros(3 * SIZE, dtype=np.float32)
-        return np.percentile(self.looks.astype(np.float32), (25, 50, 75), axis=0).astype(np.float32).ravel()
+            return np.zeros(3 * SIZE, dtype=np.int8)
+        return np.percentile(self.looks.astype(np.float32), (25, 50, 75), axis=0).astype(np.int8).ravel()
 
     def to_bytes(self) -> bytes:
-        """The descriptor as a file."""
-        stream = io.BytesIO()
-        np.savez_compressed(stream, points=self.points, looks=self.looks, recipe=np.int32(RECIPE))
-        return stream.getvalue()
+        """The descriptor as a file: a mark, recipe, number of blobs, their places, what is around them."""
+        head = HEAD.pack(MARK, RECIPE, len(self.points))
+        return head + self.points.astype("<f2").tobytes() + self.looks.tobytes()
 
 
 def read_descriptor(path: Path) -> Descriptor | None:
     """A descriptor written by `to_bytes`; None if there is none, or one of another recipe."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            if int(found["recipe"]) != RECIPE:
-                return None
-            return Descriptor(found["points"].astype(np.float16), found["looks"].astype(np.int8))
-    except (OSError, ValueError, KeyError):
+        data = path.read_bytes()
+    except OSError:
         return None
+    if len(data) < HEAD.size:
+        return None
+    mark, recipe, count = HEAD.unpack_from(data)
+    if (mark, recipe) != (MARK, RECIPE) or len(data) != HEAD.size + count * (6 + SIZE):
+        return None
+    points = np.frombuffer(data, "<f2", 3 * count, HEAD.size).reshape(count, 3)
+    return Descriptor(points, np.frombuffer(data, np.int8, SIZE * count, HEAD.size + 6 * count).reshape(count, SIZE))
 
 
 def describe(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> Descriptor:

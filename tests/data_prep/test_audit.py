@@ -49,7 +49,7 @@ def test_a_lost_descriptor_is_made_again(tmp_path):
     write(tmp_path / "in" / "copy.nii", 1, lambda x: x + 1)
     ingest([tmp_path / "in"], tmp_path / "store", SMALL)
     before = near_duplicates(tmp_path / "store")
-    for path in (tmp_path / "store").glob("*/descriptor.npz"):
+    for path in (tmp_path / "store").glob("*/descriptor.bin"):
         path.unlink()
     assert near_duplicates(tmp_path / "store") == before
     assert len(before) == 1

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from data_prep.descriptor import POINTS, Descriptor, describe, read_descriptor
-from data_prep.similar import LEAST, agreement, build, find_pairs
+from data_prep.similar import LEAST, agreement, agreements, build, find_pairs, make_table
 from voxscale.io import load_file
 from voxscale.seed import rng
 
@@ -38,6 +38,10 @@ def made(values, spacing=SPACING):
     return describe(np.ascontiguousarray(values, dtype=np.float32), spacing)
 
 
+def table(descriptors):
+    return make_table(descriptors, len(descriptors))
+
+
 @pytest.fixture(scope="module")
 def known():
     return [made(scan(number)) for number in range(6)]
@@ -46,13 +50,13 @@ def known():
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_copy_is_found_and_nothing_else(known, change):
     values, spacing = CHANGES[change](scan(2))
-    pairs = find_pairs([made(values, spacing)], known)
+    pairs = find_pairs(table([made(values, spacing)]), table(known))
     assert [(pair.a, pair.b) for pair in pairs] == [(0, 2)]
     assert pairs[0].score >= 2 * LEAST
 
 
 def test_pairs_within_a_set_are_told_once(known):
-    pairs = find_pairs([*known, known[3]])
+    pairs = find_pairs(table([*known, known[3]]))
     assert [(pair.a, pair.b) for pair in pairs] == [(3, 6)]
 
 
@@ -61,9 +65,30 @@ def test_the_index_proposes_as_comparing_all_does(known, monkeypatch):
 
     queries = [made(CHANGES["noisy"](scan(number))[0]) for number in range(6)]
     monkeypatch.setattr(similar, "EXACT_UP_TO", 0)
-    assert sorted((pair.a, pair.b) for pair in find_pairs(queries, known)) == [(n, n) for n in range(6)]
+    assert sorted((pair.a, pair.b) for pair in find_pairs(table(queries), table(known))) == [(n, n) for n in range(6)]
     vectors = np.stack([each.overall for each in known])
-    assert [int(build(vectors).search(vector.astype(np.int8), 1).keys[0]) for vector in vectors] == list(range(6))
+    assert [int(build(vectors).search(vector, 1).keys[0]) for vector in vectors] == list(range(6))
+
+
+def test_a_pair_is_found_whichever_side_proposes_it(known, monkeypatch):
+    from data_prep import similar
+
+    many = [*known, made(CHANGES["cropped"](scan(5))[0]), known[0]]
+    whole = find_pairs(table(many))
+    assert sorted((pair.a, pair.b) for pair in whole) == [(0, 7), (5, 6)]
+    for near in ([[1], [0], [0], [0], [0], [0], [5], [0]], [[7], [0], [0], [0], [0], [6], [0], [1]]):
+        monkeypatch.setattr(similar, "propose", lambda *_, near=near: np.array(near))
+        assert find_pairs(table(many)) == whole
+
+
+def test_a_table_on_disk_is_that_in_memory(known, tmp_path):
+    kept, held = make_table(known, len(known), tmp_path), table(known)
+    for name in ("looks", "points", "counts", "overall"):
+        assert np.array_equal(getattr(kept, name), getattr(held, name))
+    numbers = np.arange(len(known))
+    assert agreements(kept, 2, kept, numbers) == agreements(held, 2, held, numbers)
+    one_by_one = [agreement(known[2], other) for other in known]
+    assert agreements(held, 2, held, numbers) == one_by_one
 
 
 def test_agreement_is_symmetric(known):
@@ -96,7 +121,7 @@ def test_different_real_scans_are_told_apart():
     paths = sorted([*DATA.glob("*_unlabelled/*"), *DATA.glob("labelled/sarcoma_*/images/*")])
     volumes = [load_file(path).volume() for path in paths]
     found = [describe(volume.values(), volume.spacing) for volume in volumes]
-    assert find_pairs(found) == []
+    assert find_pairs(table(found)) == []
     half = [describe(v.values()[:, : int(0.8 * v.shape[1]), ::-1].copy(), v.spacing) for v in volumes]
     recall = np.mean([agreement(a, b) >= LEAST for a, b in zip(found, half, strict=True)])
     assert recall >= 0.9
