@@ -16,9 +16,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from voxscale.errors import DataError
 from voxscale.io.dicom import load_series
+from voxscale.io.dicom_code import coded_name
 from voxscale.io.dicom_seg import load_seg, read_seg_header
 from voxscale.io.masks import load_masks
-from voxscale.io.rtstruct import load_rtstruct, read_rtstruct_header
+from voxscale.io.rtstruct import fill, load_rtstruct, read_rtstruct_header
 from voxscale.seed import rng
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dicom"
@@ -104,6 +105,49 @@ def test_a_segmentation_of_another_grid_is_refused(tmp_path):
     assert error.value.reason == "label_grid"
 
 
+def coded(meaning, value, scheme="SCT", side=None):
+    item = Dataset()
+    item.CodeMeaning, item.CodeValue, item.CodingSchemeDesignator = meaning, value, scheme
+    if side:
+        inner = Dataset()
+        inner.CodeMeaning, inner.CodeValue, inner.CodingSchemeDesignator = "CANARY", side, "SCT"
+        item.SegmentedPropertyTypeModifierCodeSequence = [inner]
+    return item
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (coded("CANARY", "10200004"), "liver"),
+        (coded("CANARY", "T-62000", "SRT"), "liver"),
+        (coded("CANARY", "64033007", side="7771000"), "kidney left"),
+        (coded("CANARY", "64033007", side="24028007"), "kidney right"),
+        (coded("CANARY", "51114001"), "artery"),
+        (coded("CANARY", "CANARY"), None),
+        (coded("CANARY", "1", "99CANARY"), None),
+    ],
+)
+def test_codes_become_their_public_meaning_with_their_side(item, expected):
+    assert coded_name([item]) == expected
+
+
+def test_left_and_right_stay_two_structures(tmp_path):
+    both = [coded("k", "64033007", side=side) for side in ("7771000", "24028007")]
+    assert len({coded_name([item]) for item in both}) == 2
+    assert coded_name(None) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_label_maps(tmp_path):
+    paths, items = series(tmp_path / "s")
+    pixels = rng(0, "label map").integers(0, 3, (6, 10, 12)).astype(np.uint8)
+    write_seg(tmp_path / "seg.dcm", items, pixels, SegmentationTypeValues.LABELMAP)
+    assert [each.number for each in read_seg_header(tmp_path / "seg.dcm").structures] == [1, 2]
+    label = load_seg(tmp_path / "seg.dcm", load_series(paths).raw, {1: 4, 2: 9, 3: 11})
+    assert [int((label.voxels == value).sum()) for value in (4, 9)] == [int((pixels == n).sum()) for n in (1, 2)]
+    assert label.notes == ("label: 1 of 3 structures are empty",)
+
+
 @REAL
 @pytest.mark.filterwarnings("ignore")
 def test_the_real_segmentations_are_as_highdicom_reads_them():
@@ -176,6 +220,39 @@ def test_discs_and_holes(tmp_path, turn):
     assert np.array_equal(moved[3] == 3, far < 3.0)
     assert not moved[[0, 1, 4, 5]].any()
     assert read_rtstruct_header(path).structures[0].name == "CANARY"
+
+
+def square(*corners):
+    return np.array(corners, dtype=float)
+
+
+def test_borders_and_keyholes():
+    box = square((1, 1), (1, 4), (4, 4), (4, 1))
+    expected = np.zeros((6, 6), bool)
+    expected[1:4, 1:4] = True  # the lower ends count, the upper ones do not
+    assert np.array_equal(fill([box], (6, 6)), expected)
+    beside = square((1, 4), (1, 6), (4, 6), (4, 4))
+    assert not (fill([box], (6, 6)) & fill([beside], (6, 6))).any()
+    # One contour around a ring: in along the first row, around the hole, and out again.
+    ring = square((0, 0), (0, 9), (9, 9), (9, 0), (0, 0), (3, 3), (6, 3), (6, 6), (3, 6), (3, 3))
+    expected = np.zeros((10, 10), bool)
+    expected[:9, :9] = True
+    expected[3:6, 3:6] = False
+    assert np.array_equal(fill([ring], (10, 10)), expected)
+    assert not fill([box, box], (6, 6)).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polygons_by_their_winding_angle(seed):
+    corners = rng(seed, "polygon").uniform(0, 20, (9, 2))
+    grid = np.stack(np.meshgrid(np.arange(21), np.arange(21), indexing="ij"), -1).reshape(-1, 2)
+    turns = np.zeros(len(grid))  # even-odd by winding angle, for points off the edges
+    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        u, v = a - grid, b - grid
+        cross = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+        turns += np.arctan2(cross, (u * v).sum(axis=1))
+    inside = np.rint(turns / (2 * np.pi)).astype(int) % 2 == 1
+    assert np.array_equal(fill([corners], (21, 21)).ravel(), inside)
 
 
 def test_contours_off_the_image_are_refused_and_points_are_left_out(tmp_path):

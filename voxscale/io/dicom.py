@@ -1,6 +1,5 @@
 """DICOM series: CT and MR volumes from files, enhanced files and mosaics; radiographs and other 2D images."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pydicom.dataset import Dataset
 from voxscale.errors import DataError
 from voxscale.io.dicom_frames import Frame, frames_of
 from voxscale.io.dicom_group import volumes_of
-from voxscale.io.dicom_header import PLANAR, SECONDARY, VOLUMES, class_name, class_uid, read_headers
+from voxscale.io.dicom_header import PLANAR, SECONDARY, VOLUMES, class_name, class_uid, plain_errors, read_headers
 from voxscale.io.dicom_pixels import decode, same_pixels
 from voxscale.io.dicom_stack import Stack, axes_of, regrid, stack
 from voxscale.io.dicom_technique import image_type, technique
@@ -51,15 +50,8 @@ def load_series(paths: Sequence[Path], part: int = 0, settings: ReadConfig | Non
             `undecodable` or `no_such_volume`.
         GeometryError: With reason `bad_affine`, or `sheared` for a tilted gantry.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom quotes header values in its warnings
-        try:
-            return _load(paths, part, settings or ReadConfig())
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # pydicom reads a value when it is asked for, and a damaged one raises anything
-            kind = type(error).__name__
-            raise DataError(f"dicom header must hold allowed values, not fail with {kind}", "bad_header") from None
+    with plain_errors("dicom header must hold allowed values", "bad_header"):
+        return _load(paths, part, settings or ReadConfig())
 
 
 def _load(paths: Sequence[Path], part: int, settings: ReadConfig) -> Loaded:
@@ -96,19 +88,12 @@ def count_volumes(paths: Sequence[Path]) -> int:
     Raises:
         DataError: If that cannot be told; see `load_series`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            headers, _, frames = _survey(paths)
-            if class_uid(headers[0]) in PLANAR:
-                return len(frames)
-            _check_geometry(frames)
-            return len(volumes_of(frames, lambda a, b: _same_slices(paths, a, b))[0])
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # as in load_series
-            kind = type(error).__name__
-            raise DataError(f"dicom header must hold allowed values, not fail with {kind}", "bad_header") from None
+    with plain_errors("dicom header must hold allowed values", "bad_header"):
+        headers, _, frames = _survey(paths)
+        if class_uid(headers[0]) in PLANAR:
+            return len(frames)
+        _check_geometry(frames)
+        return len(volumes_of(frames, lambda a, b: _same_slices(paths, a, b))[0])
 
 
 def _choose(volumes: Sequence[list[Frame]], part: int) -> list[Frame]:
@@ -123,12 +108,8 @@ def _same(what: str, found: Sequence[object]) -> None:
 
 
 def _read(path: Path, pixels: bool) -> Dataset:
-    try:
+    with plain_errors("dicom file must be readable", "unreadable"):
         return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a damaged file makes pydicom raise
-        raise DataError(f"dicom file must be readable, not fail with {type(error).__name__}", "unreadable") from None
 
 
 def _check_class(item: Dataset) -> Modality:

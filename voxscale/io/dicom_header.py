@@ -1,13 +1,15 @@
 """What sorts DICOM files before any pixel is read."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from voxscale.errors import DataError
 from voxscale.volume import Modality
 
 IMAGES = "1.2.840.10008.5.1.4.1.1."
@@ -74,6 +76,27 @@ def _kind(known: str) -> str:
     if known == STRUCTURES:
         return "rtstruct"
     return "image" if not known or "Image Storage" in UID(known).name else "other"
+
+
+@contextmanager
+def plain_errors(message: str, reason: str) -> Generator[None]:
+    """Turn whatever pydicom raises on a damaged file into one `DataError`, and silence what it warns of.
+
+    pydicom reads a value when it is asked for, so anything may fail anywhere;
+    its warnings quote header values.
+
+    Args:
+        message: Begins the error, up to "not fail with".
+        reason: Of the error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{message}, not fail with {type(error).__name__}", reason) from None
 
 
 def class_uid(item: Dataset) -> str:

@@ -1,7 +1,7 @@
 """DICOM Segmentation objects (binary, fractional, label map) on the grid of their image."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,14 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
+from pydicom.pixels.utils import iter_pixels
 
 from voxscale.errors import DataError
+from voxscale.io.dicom_code import coded_name
+from voxscale.io.dicom_header import plain_errors
 from voxscale.io.storage import Raw
-from voxscale.io.structures import LoadedLabel, Structure, StructureHeader, paint
+from voxscale.io.structures import GRID_TOLERANCE, LoadedLabel, Structure, StructureHeader, empty_note, paint
 from voxscale.volume import Affine, lps_to_sar
-
-GRID_TOLERANCE = 0.1
-"""A segment's voxel may lie off the image's voxel by this share of a voxel."""
 
 
 def read_seg_header(path: Path) -> StructureHeader:
@@ -27,47 +25,28 @@ def read_seg_header(path: Path) -> StructureHeader:
     Raises:
         DataError: With reason `unreadable`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            item = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-            series = tuple(str(each.SeriesInstanceUID) for each in item.get("ReferencedSeriesSequence") or [])
-            found = tuple(_structure(segment) for segment in item.SegmentSequence)
-            return StructureHeader(series, str(item.get("FrameOfReferenceUID") or ""), found)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a damaged file makes pydicom raise
-        text = f"dicom segmentation must have a readable header, not fail with {type(error).__name__}"
-        raise DataError(text, "unreadable") from None
+    with plain_errors("dicom segmentation must have a readable header", "unreadable"):
+        item = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        studies: list[Any] = list(item.get("StudiesContainingOtherReferencedInstancesSequence") or [])
+        series = [each for place in (item, *studies) for each in place.get("ReferencedSeriesSequence") or []]
+        uids = dict.fromkeys(str(each.SeriesInstanceUID) for each in series)
+        found = [_structure(segment) for segment in item.SegmentSequence]
+        # Number 0 of a label map is its background (PS3.3 C.8.20.2.3.3).
+        structures = tuple(each for each in found if each.number > 0)
+        return StructureHeader(tuple(uids), str(item.get("FrameOfReferenceUID") or ""), structures)
 
 
 def _structure(segment: Dataset) -> Structure:
-    meaning = None
-    kinds: Any = segment.get("SegmentedPropertyTypeCodeSequence")
-    if kinds:
-        meaning = public_meaning(
-            str(kinds[0].get("CodeValue") or ""), str(kinds[0].get("CodingSchemeDesignator") or "")
-        )
-    return Structure(int(segment.SegmentNumber), meaning, str(segment.get("SegmentLabel") or ""))
-
-
-def public_meaning(value: str, scheme: str) -> str | None:
-    """Meaning of a code in the dictionaries that come with pydicom; a file's own words for it are not used."""
-    for known in {scheme, "SCT"} if scheme in ("SCT", "SRT", "99SDM") else {scheme}:
-        try:
-            wanted = Code(value, scheme, "")
-            collection: Any = getattr(codes, known)
-            for name in dir(collection):
-                found: Any = getattr(collection, name)
-                if isinstance(found, Code) and found == wanted:
-                    return str(found.meaning).lower()
-        except (AttributeError, ValueError, KeyError):
-            continue
-    return None
+    code = coded_name(segment.get("SegmentedPropertyTypeCodeSequence"))
+    return Structure(int(segment.SegmentNumber), code, str(segment.get("SegmentLabel") or ""))
 
 
 def load_seg(path: Path, image: Raw, values: Mapping[int, int]) -> LoadedLabel:
     """Read a segmentation onto the grid of its image.
+
+    Frames are placed by their position and orientation, so their order does
+    not matter; slices without a frame are background. One frame is decoded at
+    a time.
 
     Args:
         path: The file.
@@ -78,46 +57,53 @@ def load_seg(path: Path, image: Raw, values: Mapping[int, int]) -> LoadedLabel:
         DataError: With reason `label_grid` if a frame does not lie on the image's grid, `unreadable` or
             `undecodable`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            item = pydicom.dcmread(path, force=True)
-            pixels = np.asarray(item.pixel_array)
-            pixels = pixels[None] if pixels.ndim == 2 else pixels
-            return _paint(item, pixels, image, values)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # whatever a damaged file makes pydicom raise
-        text = f"dicom segmentation must decode, not fail with {type(error).__name__}"
-        raise DataError(text, "undecodable") from None
+    with plain_errors("dicom segmentation must decode", "undecodable"):
+        return _paint(pydicom.dcmread(path, force=True), image, values)
 
 
-def _paint(item: Dataset, pixels: NDArray[Any], image: Raw, values: Mapping[int, int]) -> LoadedLabel:
-    shape = image.voxels.shape[-3:]
-    label = LoadedLabel(np.zeros(shape, dtype=np.uint8))
-    notes: list[str] = []
+def _paint(item: Dataset, image: Raw, values: Mapping[int, int]) -> LoadedLabel:
+    label = LoadedLabel(np.zeros(image.voxels.shape[-3:], dtype=np.uint8))
     kind = str(item.get("SegmentationType") or "BINARY").upper()
-    if kind == "FRACTIONAL":
-        pixels = pixels >= float(item.MaximumFractionalValue) / 2
-        notes.append("label: fractions of at least one half count as inside")
-    shared: Any = item.SharedFunctionalGroupsSequence[0]
     frames: list[Any] = list(item.PerFrameFunctionalGroupsSequence)
-    if len(frames) != len(pixels):
-        raise DataError(f"dicom segmentation must have {len(frames)} frames, not {len(pixels)}", "undecodable")
-    numbers = [_segment(frame, shared, kind) for frame in frames]
-    for place in sorted(range(len(frames)), key=lambda i: numbers[i]):
-        index = _to_image(frames[place], shared, image.affine, shape, pixels.shape[1:])
-        if kind == "LABELMAP":
-            for number in (int(n) for n in np.unique(pixels[place]) if n):
-                _put(label, index, pixels[place] == number, values.get(number))
-        else:
-            _put(label, index, pixels[place] > 0, values.get(numbers[place]))
-    return LoadedLabel(label.voxels, label.overlaps, tuple(notes))
+    if len(frames) != int(item.NumberOfFrames):
+        text = f"dicom segmentation must describe all of its {int(item.NumberOfFrames)} frames, not {len(frames)}"
+        raise DataError(text, "undecodable")
+    shared: Any = item.SharedFunctionalGroupsSequence[0]
+    numbers = [0 if kind == "LABELMAP" else _segment(frame, shared) for frame in frames]
+    size = (int(item.Rows), int(item.Columns))
+    placer, half, drawn = _Placer(shared, image.affine, label.voxels.shape, size), 0.0, set[int]()
+    if kind == "FRACTIONAL":
+        half = float(item.MaximumFractionalValue) / 2
+    order = sorted(range(len(frames)), key=lambda place: numbers[place])  # the later number has the voxel
+    for place, pixels in zip(order, _pixels(item, order), strict=True):
+        slot = placer.find(frames[place])
+        found = (int(n) for n in np.unique(pixels) if n) if kind == "LABELMAP" else (numbers[place],)
+        for number in found:
+            match kind:
+                case "LABELMAP":
+                    mask = pixels == number
+                case "FRACTIONAL":
+                    mask = pixels >= half
+                case _:
+                    mask = pixels > 0
+            if number in values and mask.any():
+                drawn.add(number)
+                paint(label, slot.turn(mask), values[number], slot.where)
+    told = ("label: fractions of at least one half count as inside",) if kind == "FRACTIONAL" else ()
+    return LoadedLabel(label.voxels, label.overlaps, (*told, *empty_note(values, drawn)))
 
 
-def _segment(frame: Dataset, shared: Dataset, kind: str) -> int:
-    if kind == "LABELMAP":
-        return 0
+def _pixels(item: Dataset, order: list[int]) -> Iterator[NDArray[Any]]:
+    """Frames in the given order, (rows, columns) each."""
+    # pydicom 3.0.2 cuts bits off packed frames that do not end with a byte when it reads them one by one.
+    if int(item.BitsAllocated) == 1 and (int(item.Rows) * int(item.Columns)) % 8:
+        every = np.asarray(item.pixel_array).reshape(-1, int(item.Rows), int(item.Columns))
+        yield from (every[place] for place in order)
+    else:
+        yield from iter_pixels(item, raw=True, indices=None if order == sorted(order) else order)
+
+
+def _segment(frame: Dataset, shared: Dataset) -> int:
     for place in (frame, shared):
         inside: Any = place.get("SegmentIdentificationSequence")
         if inside:
@@ -125,33 +111,76 @@ def _segment(frame: Dataset, shared: Dataset, kind: str) -> int:
     raise DataError("dicom segmentation must name the segment of every frame", "unreadable")
 
 
-def _to_image(frame: Dataset, shared: Dataset, affine: Affine, shape: Any, size: tuple[int, ...]) -> NDArray[np.int64]:
-    """Image index (z, y, x) of every pixel of a frame, (rows, columns, 3).
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where a frame lies in the image.
 
-    Raises:
-        DataError: With reason `label_grid`.
+    Attributes:
+        where: A plane of the image's array.
+        flips: Steps along rows and columns, 1 or -1.
+        swapped: Whether the frame's columns come first in the plane.
     """
 
-    def find(macro: str, tag: str) -> NDArray[np.float64]:
-        for place in (frame, shared):
+    where: tuple[slice | int, ...]
+    flips: tuple[int, int]
+    swapped: bool
+
+    def turn(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A frame's mask as it lies in the plane."""
+        turned = mask[:: self.flips[0], :: self.flips[1]]
+        return turned.T if self.swapped else turned
+
+
+@dataclass(frozen=True, slots=True)
+class _Placer:
+    """Finds the plane of each frame.
+
+    Attributes:
+        shared: What holds for all frames.
+        affine: Of the image.
+        shape: Of the image.
+        size: Rows and columns of a frame.
+    """
+
+    shared: Dataset
+    affine: Affine
+    shape: tuple[int, ...]
+    size: tuple[int, int]
+
+    def find(self, frame: Dataset) -> _Slot:
+        """The place of a frame.
+
+        Raises:
+            DataError: With reason `label_grid` if any of its pixels lies off the image's voxels.
+        """
+        turn = self._numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        sizes = self._numbers(frame, "PixelMeasuresSequence", "PixelSpacing", 2)
+        own = np.eye(4)
+        own[:3, 0], own[:3, 1] = turn[3:] * sizes[0], turn[:3] * sizes[1]  # row index, then column index
+        own[:3, 2] = np.cross(turn[:3], turn[3:])
+        own[:3, 3] = self._numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3)
+        steps = (np.linalg.inv(self.affine) @ lps_to_sar_points(own))[:3, [0, 1, 3]]
+        last = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]) * [self.size[0] - 1, self.size[1] - 1, 1]
+        whole = np.rint(np.clip(np.nan_to_num(steps), -1e9, 1e9))
+        near = bool((np.abs((steps - whole) @ last.T) <= GRID_TOLERANCE).all())  # False where a number is NaN
+        row, column = (int(np.abs(whole[:, n]).argmax()) for n in (0, 1))
+        straight = np.abs(whole[:, :2]).sum() == 2 and row != column and bool(whole[row, 0] and whole[column, 1])
+        ends = whole @ last.T
+        inside = bool((ends >= 0).all() and (ends < np.asarray(self.shape)[:, None]).all())
+        if not (near and straight and inside):
+            raise DataError("dicom segmentation must lie on the grid of its image", "label_grid")
+        low, high = ends.min(axis=1).astype(int).tolist(), ends.max(axis=1).astype(int).tolist()
+        where = tuple(slice(low[n], high[n] + 1) if n in (row, column) else low[n] for n in range(3))
+        return _Slot(where, (int(whole[row, 0]), int(whole[column, 1])), row > column)
+
+    def _numbers(self, frame: Dataset, macro: str, tag: str, count: int) -> NDArray[np.float64]:
+        for place in (frame, self.shared):
             inside: Any = place.get(macro)
             if inside and tag in inside[0]:
-                return np.asarray([float(part) for part in inside[0][tag].value])
+                found = np.asarray([float(part) for part in inside[0][tag].value])
+                if found.shape == (count,) and np.isfinite(found).all():
+                    return found
         raise DataError(f"dicom segmentation must give {tag} for every frame", "label_grid")
-
-    turn = find("PlaneOrientationSequence", "ImageOrientationPatient")
-    sizes = find("PixelMeasuresSequence", "PixelSpacing")
-    own = np.eye(4)
-    own[:3, 0], own[:3, 1] = turn[3:] * sizes[0], turn[:3] * sizes[1]  # row index, then column index
-    own[:3, 2], own[:3, 3] = np.cross(turn[:3], turn[3:]), find("PlanePositionSequence", "ImagePositionPatient")
-    world = lps_to_sar_points(own)
-    step = np.linalg.inv(affine) @ world
-    rows, columns = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
-    exact = rows[..., None] * step[:3, 0] + columns[..., None] * step[:3, 1] + step[:3, 3]
-    index = np.rint(exact).astype(np.int64)
-    if np.abs(exact - index).max() > GRID_TOLERANCE or (index < 0).any() or (index >= np.asarray(shape)).any():
-        raise DataError("dicom segmentation must lie on the grid of its image", "label_grid")
-    return index
 
 
 def lps_to_sar_points(matrix: NDArray[np.float64]) -> Affine:
@@ -160,14 +189,3 @@ def lps_to_sar_points(matrix: NDArray[np.float64]) -> Affine:
     out = np.eye(4)
     out[:3] = swap @ matrix[[2, 1, 0]]
     return out
-
-
-def _put(label: LoadedLabel, index: NDArray[np.int64], mask: NDArray[np.bool_], value: int | None) -> None:
-    """Write one frame of one segment."""
-    if value is None or not mask.any():
-        return
-    z, y, x = index[mask].T
-    whole = np.zeros(label.voxels.shape, dtype=bool)
-    low, high = int(z.min()), int(z.max()) + 1
-    whole[z, y, x] = True
-    paint(label, whole[low:high], value, (slice(low, high),))

@@ -8,9 +8,7 @@ import numpy as np
 from voxscale.errors import DataError
 from voxscale.io import load_file
 from voxscale.io.storage import Raw
-from voxscale.io.structures import LoadedLabel, paint
-
-GRID_TOLERANCE_MM = 0.01
+from voxscale.io.structures import GRID_TOLERANCE, LoadedLabel, empty_note, off_grid, paint
 
 
 def load_masks(paths: Sequence[Path], image: Raw, values: Mapping[int, int]) -> LoadedLabel:
@@ -19,20 +17,27 @@ def load_masks(paths: Sequence[Path], image: Raw, values: Mapping[int, int]) -> 
     Args:
         paths: One mask per class.
         image: The image they belong to.
-        values: Class of each mask, by its place in `paths` from 1.
+        values: Class of each mask, by its place in `paths` from 1; others are left out.
 
     Raises:
-        DataError: With reason `label_grid`, `label_values`, or as the mask's reader says.
+        DataError: With reason `label_grid`, `label_values` (other values than 0 and 1, or 0 and 255),
+            `several_volumes`, or as the mask's reader says.
     """
-    shape = image.voxels.shape[-3:]
-    label = LoadedLabel(np.zeros(shape, dtype=np.uint8))
+    label, drawn = LoadedLabel(np.zeros(image.voxels.shape[-3:], dtype=np.uint8)), set[int]()
     for number, path in enumerate(paths, 1):
-        mask = load_file(path).raw
-        if mask.voxels.shape != shape or np.abs(mask.affine - image.affine).max() > GRID_TOLERANCE_MM:
+        if number not in values:
+            continue
+        loaded = load_file(path)
+        mask, shape = loaded.raw, label.voxels.shape
+        if loaded.parts != 1:
+            raise DataError(f"mask must hold one volume, not {loaded.parts}", "several_volumes")
+        if mask.voxels.shape != shape or off_grid(mask.affine, image.affine, shape) > GRID_TOLERANCE:
             raise DataError("mask must lie on the grid of its image", "label_grid")
-        found = mask.values()
-        if not np.isin(found, (0.0, 1.0)).all() and not np.isin(found, (0.0, 255.0)).all():
+        levels = set((np.unique(mask.voxels).astype(np.float64) * mask.slope + mask.intercept).tolist())
+        if not (levels <= {0.0, 1.0} or levels <= {0.0, 255.0}):
             raise DataError("mask must hold 0 and 1 only", "label_values")
-        if number in values:
-            paint(label, found > 0, values[number])
-    return label
+        inside = mask.voxels != -mask.intercept / mask.slope
+        if inside.any():
+            drawn.add(number)
+            paint(label, inside, values[number])
+    return LoadedLabel(label.voxels, label.overlaps, empty_note(values, drawn))
