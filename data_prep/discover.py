@@ -1,20 +1,18 @@
 """Finding scans: walks folders in a fixed order and says what belongs together."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_prep import bids, totalsegmentator
 from data_prep.config import Labels
 from data_prep.files import is_dicom, sort_pictures, sort_volumes, stem_of, what_is
-from data_prep.labels import read_modality, read_task
+from data_prep.labels import read_class_table, read_modality, read_task
 from data_prep.series import Drawn, Header, Reader, Series, link
 from data_prep.source import Discovery, Source
 from voxscale.config import require
 from voxscale.errors import ConfigError, DataError
-from voxscale.io import NIFTI_SUFFIXES, suffix_of
-from voxscale.io.structures import Structure
 from voxscale.volume import Modality
 
 __all__ = ["Discovery", "Source", "discover"]
@@ -27,17 +25,6 @@ CHANNEL = re.compile(r"_\d{4}$")
 
 CLASS_TABLE = "labels.csv"
 """Table of image classes beside a folder `images`: columns file, label and perhaps label_name."""
-
-MASKS = "segmentations"
-"""TotalSegmentator's folder of masks, beside the scan."""
-SCANS = ("ct.nii.gz", "mri.nii.gz", "ct.nii", "mri.nii")
-
-BIDS_FILE = "dataset_description.json"
-BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
-BIDS_MODALITY: dict[str, Modality] = {
-    **dict.fromkeys(("T1w", "T2w", "FLAIR", "PDw", "T2star", "bold", "dwi", "inplaneT2", "angio", "SWI"), "MR"),
-    **dict.fromkeys(("ct", "CT"), "CT"),
-}
 
 
 @dataclass(slots=True)
@@ -84,7 +71,7 @@ def discover(
         require(not inside, "sources", "folders of which none holds another", f"folder {number} of {len(real)}")
     found = Discovery()
     for root in real:
-        walk = _Walk(root, found, Reader(seconds, gigabytes), labels)
+        walk = _Walk(root, found, Reader(seconds, gigabytes), labels, begun=len(found.sources))
         walk.visit(root, None)
         walk.finish()
     return found
@@ -104,6 +91,8 @@ class _Walk:
     labels: Labels
     seen: set[Path] = field(default_factory=set)
     bids: bool = False
+    derivatives: Path | None = None
+    begun: int = 0
     series: dict[tuple[str, str], tuple[Series, _Task | None]] = field(default_factory=dict)
     drawn: list[Drawn] = field(default_factory=list)
 
@@ -121,13 +110,13 @@ class _Walk:
             if path.is_dir() and path.name.startswith("."):
                 self._leave_out(path, "hidden")
         files = [path for path in entries if not path.is_dir()]
-        if any(path.name == BIDS_FILE for path in files) and folder == self.root:
+        if any(path.name == bids.FILE for path in files) and folder == self.root:
             self.bids = True
             self.found.saw("bids")
-        if MASKS in folders and any(path.name in SCANS for path in files):
-            files = self._masked(folder, files, folders.pop(MASKS))
+        if totalsegmentator.is_case(folders, files):
+            files = self._masked(folder, files, folders.pop(totalsegmentator.MASKS))
         if self.bids and folder == self.root and "derivatives" in folders:
-            self._leave_out(folders.pop("derivatives"), "derivatives")
+            self.derivatives = folders.pop("derivatives")
         self._files(folder, files, task)
         self._folders(folder, folders, task)
 
@@ -167,41 +156,22 @@ class _Walk:
 
     def _classed(self, folder: Path, table: Path) -> _Task:
         """A folder of images whose classes stand in a table."""
-        with table.open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        if not rows or any(not (row.get("file") and str(row.get("label", "")).isdecimal()) for row in rows):
-            raise DataError("labels.csv must give a file and a whole number as label in every row", "bad_dataset")
-        for row in rows:
-            value, name = int(row["label"]), row.get("label_name") or row["label"]
+        classes, names = read_class_table(table)
+        for value, name in names.items():
             if self.found.image_classes.setdefault(value, name) != name:
-                raise DataError(f"image class {value} must have one name in labels.csv", "class_conflict")
-        classes = {row["file"]: int(row["label"]) for row in rows}
+                raise DataError(f"image class {value} must have one name in all tables", "class_conflict")
         return _Task(folder / "images", None, {}, read_modality(folder), image_classes=classes)
 
     def _masked(self, folder: Path, files: list[Path], masks: Path) -> list[Path]:
         """Take a scan with one mask per class beside it; returns the other files."""
-        scan = next(path for path in files if path.name in SCANS)
         self.found.saw("totalsegmentator")
-        inside = sorted(path for path in masks.rglob("*") if path.is_file())
-        label = tuple(path for path in inside if suffix_of(path) in NIFTI_SUFFIXES)
-        self.found.count("sidecars", len(inside) - len(label))
+        source, others = totalsegmentator.source_of(folder, files, masks, self.root)
+        self.found.count("sidecars", others)
         if self.labels == "ignore":
-            self.found.count("labels", len(label))
-            label = ()
-        names = tuple(Structure(number, None, stem_of(path)) for number, path in enumerate(label, 1))
-        self.found.sources.append(
-            Source(
-                (scan,),
-                scan.relative_to(self.root).as_posix(),
-                stem_of(scan),
-                label=label,
-                label_format="masks",
-                label_names=names,
-                person=f"case:{folder.name}",
-                modality="CT" if scan.name.startswith("ct") else "MR",
-            )
-        )
-        return [path for path in files if path != scan]
+            self.found.count("labels", len(source.label))
+            source = replace(source, label=(), label_names=())
+        self.found.sources.append(source)
+        return [path for path in files if path not in source.files]
 
     def _task(self, images: Path, labels: Path | None) -> None:
         """Visit the images of a task, then report its labels without image."""
@@ -281,6 +251,12 @@ class _Walk:
     def finish(self) -> None:
         """Report what only the end of the walk could tell."""
         self._gather()
+        if self.derivatives is not None and self.labels == "ignore":
+            self._leave_out(self.derivatives, "derivatives")
+        elif self.derivatives is not None:
+            mine = self.found.sources[self.begun :]
+            self.found.sources[self.begun :], rest = bids.pair_labels(mine, self.derivatives)
+            self.found.count("derivatives", len(rest))
 
     def _one_series(self, series: Series, task: _Task | None) -> Source:
         first = series.header
@@ -303,9 +279,8 @@ class _Walk:
         if task is None:
             modality = None
             if self.bids:
-                subject = next((part for part in place.split("/") if BIDS_SUBJECT.fullmatch(part)), None)
-                person = person or (subject and f"case:{subject}")
-                modality = BIDS_MODALITY.get(stem.rpartition("_")[2])
+                person = person or bids.subject_of(place)
+                modality = bids.MODALITY.get(bids.read_name(stem).suffix)
             return Source(parts, place, stem, dicom=dicom, person=person, modality=modality)
         if task.image_classes is not None:
             value = task.image_classes.get(parts[0].name)

@@ -1,5 +1,6 @@
 """Label files and the class names that stand beside them."""
 
+import csv
 import json
 import logging
 from collections.abc import Mapping
@@ -18,6 +19,29 @@ log = logging.getLogger("voxscale")
 def to_label_map(raw: Raw) -> LabelMap:
     """A label whose values passed the rules, as uint8."""
     return LabelMap(np.ascontiguousarray(np.rint(raw.values()).astype(np.uint8)), raw.affine)
+
+
+def read_class_table(table: Path) -> tuple[dict[str, int], dict[int, str]]:
+    """Class of each image by its file name, and the names of the classes, from a CSV file.
+
+    Columns are `file`, `label` (a whole number) and, if there is one, `label_name`.
+
+    Raises:
+        DataError: With reason `bad_dataset` if a row lacks one of the first two, or `class_conflict`.
+    """
+    try:
+        with table.open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise DataError("labels.csv must be a readable CSV file", "bad_dataset") from None
+    if not rows or any(not (row.get("file") and str(row.get("label", "")).isdecimal()) for row in rows):
+        raise DataError("labels.csv must give a file and a whole number as label in every row", "bad_dataset")
+    names: dict[int, str] = {}
+    for row in rows:
+        value, name = int(row["label"]), row.get("label_name") or row["label"]
+        if names.setdefault(value, name) != name:
+            raise DataError(f"image class {value} must have one name in labels.csv", "class_conflict")
+    return {row["file"]: int(row["label"]) for row in rows}, names
 
 
 def read_task(folder: Path) -> tuple[dict[int, str], Modality | None]:

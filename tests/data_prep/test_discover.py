@@ -341,6 +341,33 @@ def test_bids(tmp_path):
     assert found.layouts == {"bids": 1}
 
 
+def test_labels_among_bids_derivatives(tmp_path):
+    (tmp_path / "dataset_description.json").write_text("{}")
+    for subject in ("01", "02", "03"):
+        touch(*(tmp_path / f"sub-{subject}" / "anat" / f"sub-{subject}_{name}.nii.gz" for name in ("T1w", "T2w")))
+    tool = tmp_path / "derivatives" / "tool"
+    touch(tool / "sub-01" / "sub-01_space-orig_desc-x_dseg.nii.gz", tool / "sub-01" / "sub-01_desc-brain_mask.nii.gz")
+    touch(*(tool / "sub-02" / f"sub-02_label-{name}_mask.nii.gz" for name in ("liver", "lesion")))
+    touch(
+        tool / "sub-04" / "sub-04_dseg.nii.gz", tool / "sub-03" / "sub-03_space-MNI152_dseg.nii.gz", tool / "notes.json"
+    )
+    found = everything(tmp_path, discover([tmp_path]))
+    labels = {source.stem: (source.label_format, [path.name for path in source.label]) for source in found.sources}
+    assert labels == {
+        "sub-01_T1w": ("file", ["sub-01_space-orig_desc-x_dseg.nii.gz"]),
+        "sub-01_T2w": ("file", []),
+        "sub-02_T1w": ("masks", ["sub-02_label-lesion_mask.nii.gz", "sub-02_label-liver_mask.nii.gz"]),
+        "sub-02_T2w": ("file", []),
+        "sub-03_T1w": ("file", []),
+        "sub-03_T2w": ("file", []),
+    }
+    assert [each.name for each in found.sources[2].label_names] == ["lesion", "liver"]
+    assert found.counts == {"sidecars": 1, "derivatives": 4}
+    alone = everything(tmp_path, discover([tmp_path], labels="ignore"))
+    assert not any(source.label for source in alone.sources)
+    assert alone.counts == {"sidecars": 1, "derivatives": 7}
+
+
 def test_images_with_classes(tmp_path):
     touch(*(tmp_path / "images" / name for name in ("a.png", "b.png", "c.png")))
     (tmp_path / "labels.csv").write_text("file,label,label_name\na.png,0,well\nb.png,1,ill\n")
@@ -353,6 +380,12 @@ def test_images_with_classes(tmp_path):
     assert found.image_classes == {0: "well", 1: "ill"}
     (tmp_path / "labels.csv").write_text("file,label\na.png,well\n")
     with pytest.raises(DataError, match="whole number"):
+        discover([tmp_path])
+    (tmp_path / "labels.csv").write_text("file,label,label_name\na.png,1,well\nb.png,1,ill\n")
+    with pytest.raises(DataError, match="one name"):
+        discover([tmp_path])
+    (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe,1")
+    with pytest.raises(DataError, match="readable CSV"):
         discover([tmp_path])
 
 
