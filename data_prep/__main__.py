@@ -1,5 +1,6 @@
 """`python -m data_prep {phantom,ingest,audit,report,plan,pack} ...`: one entry for all stages of data preparation."""
 
+import importlib
 import logging
 import os
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Sequence
 from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.parent import VARIABLE, end_with
 
-USAGE = "usage: python -m data_prep {phantom,ingest,audit,report,plan,pack} [--help] ..."
+STAGES = ("phantom", "ingest", "audit", "report", "plan", "pack")
+"""Each is a module with a `main`; only the one that runs is imported."""
+USAGE = f"usage: python -m data_prep {{{','.join(STAGES)}}} [--help] ..."
 
 
 def main(args: Sequence[str]) -> int:
@@ -22,35 +25,11 @@ def main(args: Sequence[str]) -> int:
     log = logging.getLogger("voxscale")
     end_with(os.environ.get(VARIABLE, ""))
     stage, rest = (args[0], args[1:]) if args else ("", [])
+    if stage not in STAGES:
+        log.error(USAGE)
+        return 0 if stage in ("-h", "--help") else 2
     try:
-        match stage:
-            case "ingest":
-                from data_prep import ingest
-
-                return ingest.main(rest)
-            case "audit":
-                from data_prep import audit
-
-                return audit.main(rest)
-            case "report":
-                from data_prep import report
-
-                return report.main(rest)
-            case "plan":
-                from data_prep import plan
-
-                return plan.main(rest)
-            case "pack":
-                from data_prep import pack
-
-                return pack.main(rest)
-            case "phantom":
-                from data_prep import phantom
-
-                return phantom.main(rest)
-            case _:
-                log.error(USAGE)
-                return 0 if stage in ("-h", "--help") else 2
+        return int(importlib.import_module(f"data_prep.{stage}").main(rest))
     except VoxScaleError as error:
         log.error("error: %s", error)
         return 1

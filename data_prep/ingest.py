@@ -4,10 +4,10 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +15,7 @@ import tyro
 
 from data_prep.audit import write_duplicates
 from data_prep.config import IngestConfig
+from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
 from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects, part_id
 from data_prep.ledger import Ledger
@@ -38,32 +39,6 @@ UNDECLARED = 128
 T = TypeVar("T")
 U = TypeVar("U")
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What became of the images; found = accepted + rejected + quarantined.
-
-    Attributes:
-        found: Images found.
-        accepted: In the store.
-        rejected: Unusable, with a reason in the ledger.
-        quarantined: Usable perhaps, but not without a person's decision (duplicate, no label, no subject, extra
-            channel).
-        parts: Further volumes accepted from inputs that hold several; not part of `found`.
-        orphan_labels: Labels without image.
-        others: Files that are neither image nor label of one.
-        files: Files by what they are: labels, DICOM-SEG, RTSTRUCT, sidecars and so on.
-    """
-
-    found: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    quarantined: int = 0
-    parts: int = 0
-    orphan_labels: int = 0
-    others: int = 0
-    files: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts:
@@ -140,7 +115,7 @@ class _Ingest:
                 twins = write_duplicates(self.store)
                 if twins:
                     log.info("ingest: %d pairs of scans show the same, see duplicates.json", len(twins))
-        return self._count(found)
+        return count(found, self.ledger)
 
     def _name(self, source: Source) -> tuple[Source, str | None]:
         """An input and its id; None if its bytes cannot be read."""
@@ -257,24 +232,6 @@ class _Ingest:
         values = {int(value) for label in labels for value in label or {}}
         known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
         create_store(self.store, {value: str(value) for value in values} | known)
-
-    def _count(self, found: Discovery) -> Counts:
-        """What became of this run's sources, those settled earlier included."""
-        rows = [self.ledger.rows[place] for source in found.sources for place in self.ledger.places(source)]
-        images = [row["status"] for row in rows if row["kind"] == "image"]
-        rules = Counter(f"{row['status']} {row['rule']}" for row in rows if row["rule"] is not None)
-        for rule, count in rules.most_common():
-            log.info("ingest: %d %s", count, rule)
-        return Counts(
-            found=len(images),
-            accepted=images.count("accepted"),
-            rejected=images.count("rejected"),
-            quarantined=images.count("quarantined"),
-            parts=sum(row["kind"] == "part" and row["status"] == "accepted" for row in rows),
-            orphan_labels=sum(row["kind"] == "label" for row in rows),
-            others=found.others,
-            files=found.counts,
-        )
 
 
 _Claim = tuple[Source, str, Row | None]

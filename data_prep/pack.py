@@ -171,18 +171,17 @@ def pack(
             for number, volumes in enumerate(groups(store, patch, contract, config)):
                 indexes.append(_shard(folder, f"shard-{number:05d}.tar", store, volumes, contract, patch, config))
                 bar.advance(len(volumes))
-        samples = sum(len(index.samples) for index in indexes)
+        samples = [sample for index in indexes for sample in index.samples]
         if not samples:
-            raise DataError(
-                f"pack.foreground must be lower than {config.foreground}: no brick shows that much body", "only_air"
-            )
+            least = config.foreground
+            raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
         manifest = Manifest(
             contract=contract,
             patch=patch,
             strides=strides,
             config_hash=made_from,
-            samples=samples,
-            volumes=len({sample.volume for index in indexes for sample in index.samples}),
+            samples=len(samples),
+            volumes=len({sample.volume for sample in samples}),
             skipped_air=sum(index.skipped_air for index in indexes),
             in_task=in_task,
             shards=tuple(_line(folder, index) for index in indexes),
@@ -208,6 +207,8 @@ def _chosen(store: Store, exclude: Path | None) -> tuple[Store, int]:
     twins = set() if exclude is None else {twin.a for twin in shared(store.path, exclude)}
     out = planar | twins | {key for key, e in store.entries.items() if _fingerprint(e) in tested}
     chosen = {key: e for key, e in store.entries.items() if key not in out}
+    if len(planar) == len(store.entries):
+        raise DataError("store must hold at least one volume; bricks are not cut from 2D images", "only_planar")
     if not chosen:
         raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
     in_task = len(out - planar)

@@ -1,7 +1,7 @@
 """What happens to one volume in a process of its own: read, check, pass the privacy gate, measure, write."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from data_prep.config import RulesConfig
 from data_prep.descriptor import describe
 from data_prep.labels import to_label_map
 from data_prep.ledger import THUMBNAILS
+from data_prep.measure import Measured, measure
 from data_prep.privacy.config import PrivacyConfig
 from data_prep.privacy.gate import pass_gate
 from data_prep.rules import first_reason
-from data_prep.rules.padding import padding_value
 from data_prep.rules.scan import Scan
 from data_prep.source import LabelFormat
-from voxscale.contract import PERCENTILES, foreground_threshold
-from voxscale.entry import Entry, Occupancy, Privacy
+from voxscale.entry import Entry, Privacy
 from voxscale.errors import DataError
 from voxscale.files import write_bytes
 from voxscale.io import IMAGE_SUFFIXES, load_file, suffix_of
@@ -33,9 +32,6 @@ from voxscale.io.storage import Raw
 from voxscale.report.thumbnail import thumbnail
 from voxscale.store import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
-
-BINS = 64
-"""Bins of the histogram kept of each scan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,8 @@ def take_in(job: Job) -> dict[str, Any]:
     passed = pass_gate(volume, values, job.privacy)
     told["notes"] += passed.notes
     label_map = None if label is None else to_label_map(label)
-    entry = measure(passed.volume, passed.values, label_map, job, loaded, passed.privacy)
+    measured = measure(passed.values, passed.volume.modality)
+    entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
     found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing).to_bytes()}
     entry = write_volume(job.store, job.key, passed.volume, label_map, entry, job.classes, passed.removed, found)
     _show(job, passed.volume, passed.values)
@@ -181,38 +178,23 @@ def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> boo
     return True
 
 
-def measure(
-    volume: Volume,
-    values: NDArray[np.float32],
-    label: LabelMap | None,
-    job: Job,
-    loaded: Loaded,
-    privacy: Privacy,
+def entry_of(
+    volume: Volume, measured: Measured, label: LabelMap | None, job: Job, loaded: Loaded, privacy: Privacy
 ) -> Entry:
-    """Compute the ledger entry of a scan.
+    """Gather what the ledger keeps of a scan.
 
     Args:
         volume: The scan.
-        values: (z, y, x), or (3, 1, y, x) for colour, its values.
+        measured: Of its values.
         label: Its label.
         job: Whose it is.
         loaded: What its reader told.
         privacy: Verdicts of the gate.
     """
-    found = np.percentile(values, PERCENTILES)
-    percentiles = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
-    grey = values if values.ndim == 3 else values.mean(axis=0)
-    body = grey > foreground_threshold(volume.modality, percentiles)
-    box_z, box_y, box_x = (_range(np.asarray(body.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
-    inner = grey[body] if body.any() else grey
-    padding = padding_value(values)
     counts = None if label is None else np.bincount(label.voxels.reshape(-1))
     stated = "values" if job.modality is None else "config"
     return Entry(
-        subject=job.identity.subject,
-        study=job.identity.study,
-        series=job.identity.series,
-        day=job.identity.day,
+        **asdict(job.identity),
         modality=volume.modality,
         modality_from=stated if loaded.modality is None else "header",
         shape=volume.shape,
@@ -223,15 +205,7 @@ def measure(
         dtype=volume.voxels.dtype.name,
         slope=volume.slope,
         intercept=volume.intercept,
-        percentiles=percentiles,
-        histogram=_histogram(values, float(found[0]), float(found[-1])),
-        body_mean=float(inner.mean(dtype=np.float64)),
-        body_std=float(inner.std(dtype=np.float64)),
-        foreground_box=(box_z, box_y, box_x),
-        foreground=float(body.mean()),
-        occupancy=Occupancy.measure(body),
-        padding=padding,
-        padded=0.0 if padding is None else float((grey == padding).mean()),
+        **{field.name: getattr(measured, field.name) for field in fields(measured)},
         label=None if counts is None else {str(v): int(n) for v, n in enumerate(counts) if v and n},
         image_class=job.image_class,
         technique=asdict(loaded.technique),
@@ -239,17 +213,3 @@ def measure(
         part=loaded.part,
         parts=loaded.parts,
     )
-
-
-def _histogram(values: NDArray[np.float32], low: float, high: float) -> tuple[float, ...]:
-    """Share of voxels per bin; values beyond the ends fall into the outer bins."""
-    if not high > low:
-        return ()
-    counts, _ = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
-    return tuple(round(float(n) / values.size, 6) for n in counts)
-
-
-def _range(present: NDArray[np.bool_]) -> tuple[int, int]:
-    """Half-open range of the true places; all places if there are none."""
-    places = np.flatnonzero(present)
-    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, len(present))

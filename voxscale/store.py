@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from voxscale.arrays import chunk_bytes, write_array
 from voxscale.config import from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
@@ -23,12 +23,6 @@ from voxscale.volume import LabelMap, Volume
 
 SCHEMA = 2
 LEDGER = "ledger.jsonl"
-CHUNK = 32
-"""Voxels along an axis of an inner chunk: the unit that is decoded."""
-SHARD = 256
-"""Voxels along an axis of a shard, at most: the unit that is a file."""
-CHUNK_2D, SHARD_2D = 256, 2048
-"""The same for 2D images."""
 LOCATIONS = 1000
 """Voxels of each class whose places are kept."""
 
@@ -126,63 +120,32 @@ def write_volume(
     """
     beside = store / f".{key}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
-    _write_array(beside / "0", volume.voxels)
+    write_array(beside / "0", volume.voxels)
     if label is not None:
-        _write_array(beside / "labels" / "task" / "0", label.voxels)
-    masked = None if removed is None else LabelMap(removed.astype(np.uint8), volume.affine)
-    if masked is not None:
-        _write_array(beside / "labels" / "removed" / "0", masked.voxels)
-    entry = replace(entry, bytes=chunk_bytes(beside))
-    grid = multiscales(volume)
-    _write_group(beside, {"ome": {"version": "0.5", "multiscales": grid}, "voxscale": asdict(entry)})
-    maps = {"task": (label, classes), "removed": (masked, {1: "removed"})}
-    present = [name for name, (found, _) in maps.items() if found is not None]
+        _write_label(beside, "task", label, volume, classes)
+    if removed is not None:
+        _write_label(beside, "removed", LabelMap(removed.astype(np.uint8), volume.affine), volume, {1: "removed"})
+    present = [name for name, found in (("task", label), ("removed", removed)) if found is not None]
     if present:
         _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": present}})
-    for name, (found, names) in maps.items():
-        if found is not None:
-            ome = {
-                "version": "0.5",
-                "multiscales": multiscales(volume, label=True),
-                "image-label": image_label(found, names),
-            }
-            _write_group(beside / "labels" / name, {"ome": ome, "voxscale": _count(found)})
+    entry = replace(entry, bytes=chunk_bytes(beside))
+    ome = {"version": "0.5", "multiscales": multiscales(volume)}
+    _write_group(beside, {"ome": ome, "voxscale": asdict(entry)})
     for name, content in (beside_it or {}).items():
         (beside / name).write_bytes(content)
     commit_folder(beside, store / key)
     return entry
 
 
+def _write_label(folder: Path, name: str, label: LabelMap, volume: Volume, classes: Mapping[int, str]) -> None:
+    """Write one label of a scan, with the names of its classes and where they are."""
+    write_array(folder / "labels" / name / "0", label.voxels)
+    ome = {"version": "0.5", "multiscales": multiscales(volume, label=True), "image-label": image_label(label, classes)}
+    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": _count(label)})
+
+
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
     write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
-
-
-def _write_array(folder: Path, voxels: NDArray[Any]) -> None:
-    """Write one sharded array; empty chunks too, so that a missing one is always damage."""
-    chunk, shard = (CHUNK, SHARD) if voxels.shape[-3] > 1 else (CHUNK_2D, SHARD_2D)
-    chunks = tuple(min(chunk, n) for n in voxels.shape)
-    shards = tuple(min(-(-n // c) * c, shard // c * c) for n, c in zip(voxels.shape, chunks, strict=True))
-    array = zarr.create_array(
-        store=folder,
-        shape=voxels.shape,
-        dtype=voxels.dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        dimension_names=("z", "y", "x") if voxels.ndim == 3 else ("c", "z", "y", "x"),
-        config={"write_empty_chunks": True},
-    )
-    array[...] = voxels
-
-
-def chunk_bytes(folder: Path) -> int:
-    """Size of all chunk files of one scan and its label."""
-    return sum(
-        file.stat().st_size
-        for part in ("0/c", "labels/task/0/c", "labels/removed/0/c")
-        for file in (folder / part).rglob("*")
-        if file.is_file()
-    )
 
 
 def _count(label: LabelMap) -> dict[str, Any]:
