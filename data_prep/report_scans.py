@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from voxscale.entry import Entry
+from voxscale.index import Statistics
 from voxscale.report import charts
 from voxscale.report.page import Section, chart, grid, paragraph, picture
 from voxscale.report.planes import three_planes
@@ -38,12 +39,13 @@ def composition(entries: Entries, store: Store) -> Section:
                 str(len({entry.subject for entry in some})),
                 _range(entry.shape[0] for entry in some),
                 _range(max(entry.shape[1:]) for entry in some),
+                _body(some),
                 ", ".join(f"{name} {n}" for name, n in types),
                 ", ".join(f"{name} {n}" for name, n in parts),
             ]
         )
-    head = ["Modality", "Scans", "Subjects", "Slices", "Matrix", "Stored as", "Body part"]
-    html = table("Scans by modality", head, rows, text=(0, 5, 6))
+    head = ["Modality", "Scans", "Subjects", "Slices", "Matrix", "Body", "Stored as", "Body part"]
+    html = table("Scans by modality", head, rows, text=(0, 6, 7))
     html += _geometry(entries) + _classes(entries, store)
     return Section("Composition", html)
 
@@ -83,6 +85,14 @@ def _classes(entries: Entries, store: Store) -> str:
         lines = [[store.image_classes.get(v, str(v)), str(n)] for v, n in sorted(classed.items())]
         html += table("Classes of whole images", ["Class", "Images"], lines)
     return html
+
+
+def _body(some: Sequence[Entry]) -> str:
+    """Mean and standard deviation over the bodies of some scans."""
+    pooled = Statistics()
+    for entry in some:
+        pooled.add(entry)
+    return f"{pooled.mean:.0f} ± {pooled.std:.0f}"
 
 
 def by_kind(some: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:

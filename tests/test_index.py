@@ -1,5 +1,7 @@
 """The index gives back what the ledger holds, lazily, and knows when it is not one."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +27,25 @@ def test_the_index_is_the_ledger(tmp_path):
     table = pq.read_table(tmp_path / "store" / INDEX)
     assert table.schema.names == SCHEMA.names
     assert table.column("shape").to_pylist()[0] == list(before[next(iter(before))].shape)
+
+
+def test_statistics_of_each_modality_are_those_of_all_bodies_together(tmp_path):
+    make_store(tmp_path / "store", 1, labelled=False)
+    ((_, entry),) = accepted(tmp_path / "store")
+    bodies = [rng(n, "values").normal(100 * n, 1 + n, (10, 10 + n, 7)) for n in range(4)]
+    entries = [
+        dataclasses.replace(
+            entry, modality="MR" if n else "CT", shape=body.shape, foreground=0.5, body_mean=float(body[:5].mean()),
+            body_std=float(body[:5].std()),
+        )
+        for n, body in enumerate(bodies)
+    ]  # fmt: skip
+    write_index(tmp_path / "store", ((f"{n:016x}", each) for n, each in enumerate(entries)))
+    found = Index(tmp_path / "store" / INDEX).statistics
+    together = np.concatenate([body[:5].ravel() for body in bodies[1:]])
+    assert (found["MR"].scans, found["MR"].voxels) == (3, pytest.approx(len(together)))
+    assert (found["MR"].mean, found["MR"].std) == pytest.approx((together.mean(), together.std()))
+    assert (found["CT"].scans, found["CT"].mean) == (1, pytest.approx(bodies[0][:5].mean()))
 
 
 def test_a_damaged_or_foreign_index_is_refused(tmp_path):

@@ -236,3 +236,22 @@ def test_blanked_voxels_travel_with_their_bricks(tmp_path):
     with pytest.raises(DataError, match="passed the privacy gate"):
         pack(tmp_path / "store", tmp_path / "s2", CONTRACT, PATCH, STRIDES, SMALL)
     assert store.entries[key].privacy.passed
+
+
+def test_bricks_that_the_index_knows_as_air_are_left_out_unread(tmp_path):
+    import dataclasses
+    import shutil
+
+    from voxscale.entry import Occupancy
+    from voxscale.files import write_text
+    from voxscale.store import LEDGER
+
+    ids = make_store(tmp_path / "store", 2, labelled=False)
+    lines = [json.loads(line) for line in (tmp_path / "store" / LEDGER).read_text().splitlines()]
+    air = Occupancy.measure(np.zeros(open_store(tmp_path / "store").entries[ids[0]].shape, bool))
+    lines[0]["entry"]["occupancy"] = dataclasses.asdict(air)
+    write_text(tmp_path / "store" / LEDGER, "".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(tmp_path / "store" / ids[0] / "0")  # reading it would fail
+    manifest = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
+    assert manifest.volumes == 1
+    assert manifest.skipped_air > 0

@@ -5,9 +5,10 @@ and taken away before the next one begins, so an index that is there is valid.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,53 @@ def from_row(row: dict[str, Any]) -> Entry:
 _PRIVACY = ("face", "text", "ocr", "removed")
 
 
+@dataclass(slots=True)
+class Statistics:
+    """What all scans of one modality have in common, over the voxels of their bodies.
+
+    Attributes:
+        scans: How many.
+        voxels: Of the body, in all of them.
+        mean: Over these voxels.
+        std: Standard deviation over these voxels.
+    """
+
+    scans: int = 0
+    voxels: float = 0.0
+    mean: float = 0.0
+    std: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        """Pool one more scan (Chan, Golub and LeVeque 1983, the pairwise update)."""
+        more = entry.foreground * math.prod(entry.shape)
+        total, apart = self.voxels + more, entry.body_mean - self.mean
+        self.scans += 1
+        if total > 0:
+            squares = self.voxels * self.std**2 + more * entry.body_std**2 + apart**2 * self.voxels * more / total
+            self.mean += apart * more / total
+            self.voxels, self.std = total, math.sqrt(squares / total)
+
+
 def write_index(store: Path, entries: Iterable[tuple[str, Entry]]) -> None:
-    """Write the index of a store beside the old one, then put it in its place."""
+    """Write the index of a store beside the old one, then put it in its place.
+
+    The statistics of each modality go into the file's metadata.
+    """
     beside = store / f".{INDEX}.{os.getpid()}.tmp"
     try:
         with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
             waiting: list[dict[str, Any]] = []
+            statistics: dict[str, Statistics] = {}
             for key, entry in entries:
+                statistics.setdefault(entry.modality, Statistics()).add(entry)
                 waiting.append(to_row(key, entry))
                 if len(waiting) == ROWS:
                     writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
                     waiting = []
             if waiting:
                 writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+            told = {modality: asdict(found) for modality, found in sorted(statistics.items())}
+            writer.add_key_value_metadata({"voxscale.statistics": json.dumps(told)})
         sync(beside)
         beside.replace(store / INDEX)
     finally:
@@ -148,6 +183,13 @@ class Index(Mapping[str, Entry]):
             )
         self._place = {key: place for place, key in enumerate(ids)}
         self._groups: dict[int, list[dict[str, Any]]] = {}
+
+    @property
+    def statistics(self) -> dict[str, Statistics]:
+        """Of each modality."""
+        found: dict[bytes, bytes] = self._file.metadata.metadata or {}
+        told = json.loads(found.get(b"voxscale.statistics", b"{}"))
+        return {modality: Statistics(**values) for modality, values in told.items()}
 
     def __getitem__(self, key: str) -> Entry:
         group, row = divmod(self._place[key], ROWS)

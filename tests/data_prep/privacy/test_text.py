@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,22 @@ def test_a_missing_recogniser_that_is_required_is_said(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match="privacy.ocr"):
         find_text(scan(), "MR", False, PrivacyConfig(ocr="require"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("tesseract"), reason="needs tesseract")
+def test_the_recogniser_reads_what_the_glyphs_do_not_tell():
+    """Anti-aliased grey words without a pixel of full ink; what was read is not told."""
+    picture = Image.new("L", (480, 160), 40)
+    ImageDraw.Draw(picture).text((30, 50), "PATIENT MILLER", fill=170, font=ImageFont.load_default(36))
+    values = np.asarray(picture, dtype=np.float32)[None].copy()
+    values[0, 0, 0] = 255
+    assert not find_text(values, "XR", True, OFF).found
+    found = find_text(values, "XR", True, PrivacyConfig(ocr="require"))
+    assert (found.found, found.ocr) == (True, True)
+    assert "MILLER" not in found.reason
+    plain = find_text(scan((1, 160, 480)), "XR", True, PrivacyConfig())
+    assert (plain.found, plain.ocr) == (False, True)
 
 
 def test_settings_are_checked():
