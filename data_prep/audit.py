@@ -61,19 +61,24 @@ def _descriptor(store: Store, key: str) -> Descriptor:
     return describe(volume.values(), volume.spacing)
 
 
-def near_duplicates(path: Path, least: int = LEAST) -> list[Twin]:
-    """Pairs of scans of one store that show the same, best first; volumes of one series are not compared.
+def near_duplicates(path: Path, least: int = LEAST) -> tuple[list[Twin], list[str]]:
+    """Find scans of one store that show the same; volumes of one series are not compared.
 
     Args:
         path: The store.
         least: Fewest places that must agree.
+
+    Returns:
+        Pairs, best first, and the ids of scans that show too little to be compared.
     """
     store = open_store(path)
     keys = list(store.entries)
     with tempfile.TemporaryDirectory(dir=path, prefix=".", suffix=".tmp") as scratch:
-        pairs = find_pairs(table_of(store, Path(scratch) / "all"), least=least)
+        table = table_of(store, Path(scratch) / "all")
+        pairs = find_pairs(table, least=least)
+        little = [key for key, count in zip(keys, table.counts.tolist(), strict=True) if count < 2 * least]
     twins = [Twin(keys[pair.a], keys[pair.b], pair.score) for pair in pairs]
-    return [twin for twin in twins if not _one_series(store.entries[twin.a], store.entries[twin.b])]
+    return [twin for twin in twins if not _one_series(store.entries[twin.a], store.entries[twin.b])], little
 
 
 def _one_series(a: Entry, b: Entry) -> bool:
@@ -98,8 +103,9 @@ def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
 
 def write_duplicates(path: Path) -> list[Twin]:
     """Find copies within a store and write them to `duplicates.json`."""
-    twins = near_duplicates(path)
-    write_json(path / DUPLICATES, {"least": LEAST, "pairs": [asdict(twin) for twin in twins]})
+    twins, little = near_duplicates(path)
+    told = {"least": LEAST, "pairs": [asdict(twin) for twin in twins], "too_little": little}
+    write_json(path / DUPLICATES, told)
     return twins
 
 

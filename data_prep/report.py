@@ -142,8 +142,11 @@ def _duplicates(store: Path) -> Section:
         path = store / name
         if not path.is_file():
             continue
-        pairs = json.loads(path.read_text())["pairs"]
+        told = json.loads(path.read_text())
+        pairs = told["pairs"]
         leads.append(f"{len(pairs)} pairs {what}")
+        if little := len(told.get("too_little", ())):
+            leads.append(f"{little} scans show too little to be compared")
         if not pairs:
             continue
         html += heading(f"Pairs {what}")

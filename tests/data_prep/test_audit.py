@@ -29,7 +29,7 @@ def test_shared_scans_are_listed(tmp_path, capsys):
     write(tmp_path / "task" / "b.nii", 9)
     ingest([tmp_path / "in"], tmp_path / "store", SMALL)
     ingest([tmp_path / "task"], tmp_path / "other", SMALL)
-    assert len(near_duplicates(tmp_path / "store")) == 1
+    assert len(near_duplicates(tmp_path / "store")[0]) == 1
     assert len(json.loads((tmp_path / "store" / "duplicates.json").read_text())["pairs"]) == 1
     assert len(shared(tmp_path / "store", tmp_path / "other")) == 1
     capsys.readouterr()
@@ -52,7 +52,19 @@ def test_a_lost_descriptor_is_made_again(tmp_path):
     for path in (tmp_path / "store").glob("*/descriptor.bin"):
         path.unlink()
     assert near_duplicates(tmp_path / "store") == before
-    assert len(before) == 1
+    assert len(before[0]) == 1
+    assert before[1] == []
+
+
+def test_scans_that_show_too_little_are_named(tmp_path):
+    path = tmp_path / "in" / "a.nii"
+    path.parent.mkdir()
+    values = np.zeros((30, 30, 30), np.int16)
+    values[12:18, 12:18, 12:18] = np.arange(216).reshape(6, 6, 6)
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(path)
+    ingest([tmp_path / "in"], tmp_path / "store", SMALL)
+    told = json.loads((tmp_path / "store" / "duplicates.json").read_text())
+    assert (told["pairs"], len(told["too_little"])) == ([], 1)
 
 
 @pytest.mark.parametrize("arguments", [["audit"], ["report"]])
