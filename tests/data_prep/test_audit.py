@@ -59,9 +59,8 @@ def test_a_lost_descriptor_is_made_again(tmp_path):
 def test_scans_that_show_too_little_are_named(tmp_path):
     path = tmp_path / "in" / "a.nii"
     path.parent.mkdir()
-    values = np.zeros((30, 30, 30), np.int16)
-    values[12:18, 12:18, 12:18] = np.arange(216).reshape(6, 6, 6)
-    nibabel.Nifti1Image(values, np.eye(4)).to_filename(path)
+    z, y, x = np.mgrid[:12, :12, :12]
+    nibabel.Nifti1Image((z + 2 * y + 3 * x).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0])).to_filename(path)
     ingest([tmp_path / "in"], tmp_path / "store", SMALL)
     told = json.loads((tmp_path / "store" / "duplicates.json").read_text())
     assert (told["pairs"], len(told["too_little"])) == ([], 1)
