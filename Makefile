@@ -30,6 +30,7 @@ $(VENV)/pyvenv.cfg:
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch]'
 	$(PY) -m voxscale.engine.compile
+	$(PY) -m voxscale.kernel
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

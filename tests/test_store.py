@@ -8,6 +8,7 @@ import zarr
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
 
 from voxscale.contract import PERCENTILES, InputContract
+from voxscale.entry import Privacy
 from voxscale.errors import DataError
 from voxscale.files import append_line
 from voxscale.store import LEDGER, Entry, chunk_bytes, create_store, open_store, stamp_contract, write_volume
@@ -123,9 +124,9 @@ def test_label_locations_lie_on_their_class(store, volume):
 def test_one_shard_per_small_volume_and_several_of_a_large_one(tmp_path):
     small = make_store(tmp_path / "a", make_volume((5, 33, 70)))
     assert len([p for p in (small.path / KEY / "0" / "c").rglob("*") if p.is_file()]) == 1
-    large = make_volume((300, 8, 8))
+    large = make_volume((600, 8, 8))
     store = make_store(tmp_path / "b", large)
-    assert len([p for p in (store.path / KEY / "0" / "c").rglob("*") if p.is_file()]) == 2
+    assert len([p for p in (store.path / KEY / "0" / "c").rglob("*") if p.is_file()]) == 2  # 512 and 88 slices
     assert np.array_equal(store.read(KEY), large.voxels)
 
 
@@ -146,7 +147,7 @@ def test_a_missing_chunk_is_an_error_even_if_it_was_empty(tmp_path, part):
     shard.unlink()
     fresh = open_store(store.path)
     read = fresh.read if part == "0" else fresh.read_label
-    with pytest.raises(DataError, match="bytes of chunks") as error:
+    with pytest.raises(DataError, match="intact chunks") as error:
         read(KEY)
     assert error.value.reason == "corrupt"
 
@@ -173,7 +174,7 @@ def test_every_flipped_byte_is_found(tmp_path):
         with pytest.raises(DataError, match="intact chunks"):
             open_store(store.path).read(KEY)
     shard.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match="bytes of chunks"):
+    with pytest.raises(DataError, match="intact chunks"):
         open_store(store.path).read(KEY)
 
 
@@ -231,8 +232,8 @@ def test_what_is_not_a_store(tmp_path):
     assert error.value.reason == "not_a_store"
     create_store(tmp_path, {})
     text = (tmp_path / "zarr.json").read_text()
-    (tmp_path / "zarr.json").write_text(text.replace('"schema": 2', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 2, not"):
+    (tmp_path / "zarr.json").write_text(text.replace('"schema": 3', '"schema": 99'))
+    with pytest.raises(DataError, match="schema 3, not"):
         open_store(tmp_path)
 
 
@@ -247,3 +248,39 @@ def test_a_ledger_that_is_being_written_can_be_read(store):
         handle.write("\n")
     with pytest.raises(DataError, match="line 3 must be JSON"):
         open_store(store.path)
+
+
+def test_levels_are_what_ome_says_and_what_the_store_reads(tmp_path):
+    volume = make_volume((40, 70, 80))
+    affine = volume.affine.copy()
+    affine[0, 0] = 6.0  # thick slices stay as many
+    volume = replace(volume, affine=affine)
+    label = make_label(volume)
+    removed = np.zeros(volume.voxels.shape, bool)
+    removed[3, 4, 5] = True
+    create_store(tmp_path, CLASSES)
+    entry = replace(make_entry(volume, label), privacy=Privacy("defaced", "none", False, 1))
+    entry = write_volume(tmp_path, KEY, volume, label, entry, CLASSES, removed)
+    append_line(tmp_path / LEDGER, {"id": KEY, "kind": "image", "status": "accepted", "entry": asdict(entry)})
+    store = open_store(tmp_path)
+    assert [level.shape for level in store.levels(KEY)] == [(40, 70, 80), (40, 35, 40), (40, 18, 20)]
+    group = zarr.open_group(tmp_path / KEY, mode="r")
+    Image.from_zarr(group)
+    for part in ("task", "removed"):
+        ImageLabel.from_zarr(group[f"labels/{part}"])
+    datasets = group.attrs["ome"]["multiscales"][0]["datasets"]
+    assert [d["path"] for d in datasets] == ["0", "1", "2"]
+    assert datasets[2]["coordinateTransformations"][0]["scale"] == [6.0, 8.0, 6.0]
+    assert datasets[1]["coordinateTransformations"][1]["translation"] == [-7.5, 20.0 + 1.0, 31.25 + 0.75]
+    for number, level in enumerate(store.levels(KEY)):
+        assert group[str(number)].shape == level.shape
+        assert np.array_equal(group[str(number)][...], store.read(KEY, level=number))
+        assert np.array_equal(group[f"labels/task/{number}"][...], store.read_label(KEY, level=number))
+        assert store.read_removed(KEY, level=number).sum() == 1
+    with pytest.raises(DataError, match="below 3"):
+        store.read(KEY, level=3)
+
+
+def test_metadata_of_an_array_may_be_damaged_without_harm(store, volume):
+    (store.path / KEY / "0" / "zarr.json").write_text("no longer JSON")
+    assert np.array_equal(open_store(store.path, "range").read(KEY), volume.voxels)

@@ -2,16 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from voxscale.arrays import chunk_bytes, write_array
+from voxscale.arrays import Layout, chunk_bytes, layout_of, write_array
+from voxscale.chunks import Box, Mapped, Ranged, Shard, open_shard, read_box
 from voxscale.config import from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
@@ -19,14 +21,18 @@ from voxscale.errors import DataError
 from voxscale.files import commit_folder, write_json
 from voxscale.index import INDEX, Index
 from voxscale.ome import image_label, multiscales
+from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
 from voxscale.volume import LabelMap, Volume
 
-SCHEMA = 2
+SCHEMA = 3
 LEDGER = "ledger.jsonl"
 LOCATIONS = 1000
 """Voxels of each class whose places are kept."""
+OPEN = 64
+"""Shards kept open by a store."""
 
-Box = Sequence[tuple[int, int]]
+Access = Literal["map", "range"]
+"""Map shards into memory, or read ranges of them: for network file systems, where a cut file ends a process."""
 
 
 def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[int, str] | None = None) -> None:
@@ -120,16 +126,17 @@ def write_volume(
     """
     beside = store / f".{key}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
-    write_array(beside / "0", volume.voxels)
+    _write_levels(beside, volume.voxels, volume, shrink)
     if label is not None:
-        _write_label(beside, "task", label, volume, classes)
+        _write_label(beside, "task", label, volume, classes, shrink_label)
     if removed is not None:
-        _write_label(beside, "removed", LabelMap(removed.astype(np.uint8), volume.affine), volume, {1: "removed"})
+        mask = LabelMap(removed.astype(np.uint8), volume.affine)
+        _write_label(beside, "removed", mask, volume, {1: "removed"}, shrink_mask)
     present = [name for name, found in (("task", label), ("removed", removed)) if found is not None]
     if present:
         _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": present}})
     entry = replace(entry, bytes=chunk_bytes(beside))
-    ome = {"version": "0.5", "multiscales": multiscales(volume)}
+    ome = {"version": "0.5", "multiscales": multiscales(volume, _levels(volume))}
     _write_group(beside, {"ome": ome, "voxscale": asdict(entry)})
     for name, content in (beside_it or {}).items():
         (beside / name).write_bytes(content)
@@ -137,10 +144,29 @@ def write_volume(
     return entry
 
 
-def _write_label(folder: Path, name: str, label: LabelMap, volume: Volume, classes: Mapping[int, str]) -> None:
+Shrink = Callable[[NDArray[Any], Sequence[int]], NDArray[Any]]
+
+
+def _levels(volume: Volume) -> tuple[Level, ...]:
+    return levels(volume.shape, volume.spacing)
+
+
+def _write_levels(folder: Path, voxels: NDArray[Any], volume: Volume, shrink_by: Shrink) -> None:
+    """Write an array and its coarser levels."""
+    factor = (1, 1, 1)
+    for number, level in enumerate(_levels(volume)):
+        voxels = shrink_by(voxels, [now // before for now, before in zip(level.factor, factor, strict=True)])
+        factor = level.factor
+        write_array(folder / str(number), voxels)
+
+
+def _write_label(
+    folder: Path, name: str, label: LabelMap, volume: Volume, classes: Mapping[int, str], shrink_by: Shrink
+) -> None:
     """Write one label of a scan, with the names of its classes and where they are."""
-    write_array(folder / "labels" / name / "0", label.voxels)
-    ome = {"version": "0.5", "multiscales": multiscales(volume, label=True), "image-label": image_label(label, classes)}
+    _write_levels(folder / "labels" / name, label.voxels, volume, shrink_by)
+    scales = multiscales(volume, _levels(volume), label=True)
+    ome = {"version": "0.5", "multiscales": scales, "image-label": image_label(label, classes)}
     _write_group(folder / "labels" / name, {"ome": ome, "voxscale": _count(label)})
 
 
@@ -178,29 +204,41 @@ class Store:
     contract: InputContract | None
     entries: Mapping[str, Entry]
     image_classes: dict[int, str] = field(default_factory=lambda: cast(dict[int, str], {}))
-    _arrays: dict[str, Any] = field(default_factory=lambda: cast(dict[str, Any], {}), repr=False, compare=False)
+    access: Access = "map"
+    _shards: OrderedDict[str, Shard] = field(
+        default_factory=lambda: OrderedDict[str, Shard](), repr=False, compare=False
+    )
 
-    def read(self, key: str, box: Box | None = None) -> NDArray[Any]:
+    def read(self, key: str, box: Box | None = None, level: int = 0, as_float: bool = False) -> NDArray[Any]:
         """Stored numbers of one scan, (z, y, x); (3, 1, y, x) for a colour image.
 
         Args:
             key: Id of the scan.
-            box: Half-open index ranges along z, y, x inside the scan; None reads all of it.
+            box: Half-open index ranges along z, y, x inside the level; None reads all of it.
+            level: Of the pyramid; 0 is the scan itself, see `voxscale.pyramid`.
+            as_float: Whether 8- and 16-bit numbers are converted to float32 as they are decoded.
 
         Raises:
             DataError: With reason `unknown_id`, `no_label`, `bad_box` or `corrupt`.
         """
-        return self._read(key, "0", box)
+        entry = self._entry(key)
+        return self._read(key, "", level, box, entry.dtype, entry.channels, as_float)
 
-    def read_label(self, key: str, box: Box | None = None) -> NDArray[np.uint8]:
+    def levels(self, key: str) -> tuple[Level, ...]:
+        """The pyramid of one scan."""
+        entry = self._entry(key)
+        return levels(entry.shape, entry.spacing)
+
+    def read_label(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8]:
         """The label of one scan, (z, y, x) uint8; arguments and errors as in `read`."""
         if self._entry(key).label is None:
             raise DataError(f"scan {key} must have a label", "no_label")
-        return self._read(key, "labels/task/0", box)
+        return self._read(key, "labels/task/", level, box)
 
-    def read_removed(self, key: str, box: Box | None = None) -> NDArray[np.uint8] | None:
+    def read_removed(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8] | None:
         """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if nothing was; arguments as in `read`."""
-        return self._read(key, "labels/removed/0", box) if self._entry(key).privacy.removed else None
+        removed = self._entry(key).privacy.removed
+        return self._read(key, "labels/removed/", level, box) if removed else None
 
     def label_locations(self, key: str) -> dict[int, NDArray[np.int64]]:
         """Places of some voxels of each class present, (n, 3) indices along z, y, x."""
@@ -226,33 +264,51 @@ class Store:
             )
         return self.entries[key]
 
-    def _read(self, key: str, part: str, box: Box | None) -> NDArray[Any]:
-        entry = self._entry(key)
-        where = [(0, n) for n in entry.shape] if box is None else [(int(a), int(b)) for a, b in box]
-        if len(where) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(where, entry.shape, strict=True)):
-            raise DataError(f"box must lie inside {entry.shape} and not be empty, not {where}", "bad_box")
+    def _read(
+        self,
+        key: str,
+        part: str,
+        level: int,
+        box: Box | None,
+        dtype: str = "uint8",
+        channels: int = 1,
+        as_float: bool = False,
+    ) -> NDArray[Any]:
+        pyramid = self.levels(key)
+        if not 0 <= level < len(pyramid):
+            raise DataError(f"level must be below {len(pyramid)}, not {level}", "bad_box")
+        shape = pyramid[level].shape
+        where = [(0, n) for n in shape] if box is None else [(int(a), int(b)) for a, b in box]
+        if len(where) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(where, shape, strict=True)):
+            raise DataError(f"box must lie inside {shape} and not be empty, not {where}", "bad_box")
+        name = f"{key}/{part}{level}"
+        layout = layout_of(shape if channels == 1 else (channels, *shape), dtype)
+        flat = where if channels == 1 else [(0, channels), *where[1:]]
         try:
-            return np.asarray(self._array(key, part)[(..., *(slice(a, b) for a, b in where))])
-        except DataError:
-            raise
-        except (OSError, ValueError, RuntimeError, KeyError):
+            found = read_box(layout, partial(self._shard, name, layout, channels), flat, as_float)
+        except (OSError, DataError):
             raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
+        return found if channels == 1 else found[:, None]
 
-    def _array(self, key: str, part: str) -> Any:
-        """An open array; the first use checks that no chunk file is missing or cut."""
-        name = f"{key}/{part}"
-        if name not in self._arrays:
-            found, wanted = chunk_bytes(self.path / key), self.entries[key].bytes
-            if found != wanted:
-                raise DataError(
-                    f"scan {key} must have {wanted} bytes of chunks, not {found}; ingest it again", "corrupt"
-                )
-            self._arrays[name] = zarr.open_array(self.path / name, mode="r")
-        return self._arrays[name]
+    def _shard(self, name: str, layout: Layout, channels: int, place: tuple[int, int, int]) -> Shard:
+        """An open shard; the ones used last are kept."""
+        z, y, x = place
+        file = f"{name}/c/{z}/{y}/{x}" if channels == 1 else f"{name}/c/{z}/0/{y}/{x}"
+        if file in self._shards:
+            self._shards.move_to_end(file)
+        else:
+            self._shards[file] = open_shard((Mapped if self.access == "map" else Ranged)(self.path / file), layout)
+            if len(self._shards) > OPEN:
+                self._shards.popitem(last=False)
+        return self._shards[file]
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, access: Access = "map") -> Store:
     """Open a store for reading, even while it is being written.
+
+    Args:
+        path: The store's folder.
+        access: How shards are read.
 
     Raises:
         DataError: With reason `not_a_store`, `bad_schema` or `corrupt`.
@@ -265,6 +321,7 @@ def open_store(path: Path) -> Store:
         contract=None if contract is None else from_dict(InputContract, contract, "store.contract"),
         entries=Index(path / INDEX) if (path / INDEX).exists() else dict(accepted(path)),
         image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
+        access=access,
     )
 
 
