@@ -3,6 +3,7 @@
 from configs.pretrain import fast_precision
 from finetune.config import FinetuneConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig
+from voxscale.loader import LoaderConfig
 
 
 def default() -> FinetuneConfig:
@@ -17,7 +18,8 @@ def default() -> FinetuneConfig:
         seeds=(0, 1, 2),
         heads=4,
         optim=OptimConfig(kind="adamw", lr=1e-3),
-        loop=LoopConfig(steps=5000, batch=2, workers=8, log_every=50, checkpoint_every=1000),
+        loader=LoaderConfig(workers=8),
+        loop=LoopConfig(steps=5000, batch=2, log_every=50, checkpoint_every=1000),
     )
 
 

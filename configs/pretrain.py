@@ -5,6 +5,7 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
+from voxscale.loader import LoaderConfig
 from voxscale.models.build import SIZES, ModelConfig
 from voxscale.stream import ShardStreamConfig
 
@@ -21,7 +22,8 @@ def _stunet(size: str, batch: int, lr: float, steps: int) -> PretrainConfig:
     return PretrainConfig(
         model=ModelConfig(width=width, depth=depth),
         optim=OptimConfig(kind="adamw", lr=lr, weight_decay=1e-5),
-        loop=LoopConfig(steps=steps, batch=batch, workers=8, log_every=50, checkpoint_every=1000, keep=3),
+        loader=LoaderConfig(workers=8),
+        loop=LoopConfig(steps=steps, batch=batch, log_every=50, checkpoint_every=1000, keep=3),
     )
 
 

@@ -29,7 +29,8 @@ from voxscale.index import INDEX, write_index
 from voxscale.io.dicom import count_volumes
 from voxscale.io.isolate import FULL, run_isolated
 from voxscale.progress import Progress
-from voxscale.store import accepted, create_store, read_root
+from voxscale.store import accepted
+from voxscale.store_root import create_store, read_root
 
 log = logging.getLogger("voxscale")
 

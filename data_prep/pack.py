@@ -1,258 +1,243 @@
-"""Pack a store into shards: `python -m data_prep pack STORE SHARDS --plan PLAN.json`."""
+"""Pack a store into shards: `python -m data_prep pack STORE SHARDS --plan PLAN.json [--part K/N]`."""
 
 import argparse
+import hashlib
 import json
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.audit import shared
-from voxscale.config import config, config_hash, from_dict, load_json, parse, require, to_dict
-from voxscale.contract import InputContract, foreground_threshold
+from data_prep.bricks import PackConfig, brick_boxes, describe, occupied
+from data_prep.groups import Candidate, Group, plan_groups, read_groups, write_groups
+from data_prep.part import Part, parse_part
+from voxscale.config import config_hash, from_dict, load_json, parse, to_dict
+from voxscale.contract import InputContract
+from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import locked, sha256_file, write_json
+from voxscale.files import locked
+from voxscale.folder import Folder, open_folder, url_of
 from voxscale.patches import Plan
 from voxscale.progress import Progress
-from voxscale.shards import Brick, BrickInfo, Manifest, ManifestShard, ShardIndex, Strides, index_path, write_shard
-from voxscale.store import Entry, Store, open_store
+from voxscale.shards import SCHEMA, Manifest, ManifestShard, ShardIndex, Strides, count_groups, group_of, index_name
+from voxscale.store import Store, open_store
+from voxscale.tars import Cut, write_shard
 
 log = logging.getLogger("voxscale")
 
-Box = tuple[slice, slice, slice]
-
-
-@config
-class PackConfig:
-    """How scans are cut into bricks and bricks gathered in tars.
-
-    Attributes:
-        factor: Edge of a brick over the edge of a patch, both in mm; room for zooming and for several places.
-        overlap: Share of a brick's edge that it shares with its neighbour.
-        foreground: Least share of body in a brick; emptier ones are counted and left out.
-        shard_mb: Size at which a tar is closed, in 10^6 bytes.
-    """
-
-    factor: float = 2.0
-    overlap: float = 0.25
-    foreground: float = 0.05
-    shard_mb: int = 512
-
-    def __post_init__(self) -> None:
-        """Check ranges; raises `ConfigError`."""
-        require(self.factor >= 1, "pack.factor", "at least 1", self.factor)
-        require(0 <= self.overlap < 1, "pack.overlap", "in [0, 1)", self.overlap)
-        require(0 <= self.foreground <= 1, "pack.foreground", "in [0, 1]", self.foreground)
-        require(self.shard_mb >= 1, "pack.shard_mb", "at least 1", self.shard_mb)
-
-
-def tile(length: int, edge: int, overlap: float) -> list[int]:
-    """Starts of equally spaced tiles of one edge that cover a length, at least `overlap` shared by neighbours."""
-    if edge >= length:
-        return [0]
-    count = math.ceil((length - edge) / max(edge * (1 - overlap), 1)) + 1
-    return [round(i * (length - edge) / (count - 1)) for i in range(count)]
-
-
-def brick_boxes(entry: Entry, patch: Sequence[int], contract: InputContract, config: PackConfig) -> list[Box]:
-    """Boxes of one scan's bricks, inside its body's bounding box."""
-    axes: list[list[slice]] = []
-    for axis in range(3):
-        low, high = entry.foreground_box[axis]
-        wanted = patch[axis] * contract.spacing[axis] / entry.spacing[axis] * config.factor
-        edge = min(math.ceil(wanted), entry.shape[axis])
-        # A body smaller than a brick is shown with what surrounds it.
-        if high - low < edge:
-            low = min(max(0, (low + high - edge) // 2), entry.shape[axis] - edge)
-            high = low + edge
-        axes.append([slice(low + s, low + s + edge) for s in tile(high - low, edge, config.overlap)])
-    return [(z, y, x) for z in axes[0] for y in axes[1] for x in axes[2]]
-
-
-def groups(store: Store, patch: Sequence[int], contract: InputContract, config: PackConfig) -> list[list[str]]:
-    """Volumes of each tar: in order of their ids, closed at the size limit, before any voxel is read."""
-    out: list[list[str]] = [[]]
-    size = 0.0
-    for volume in sorted(store.entries):
-        entry = store.entries[volume]
-        boxes = brick_boxes(entry, patch, contract, config)
-        more = sum(math.prod(s.stop - s.start for s in box) for box in boxes) * np.dtype(entry.dtype).itemsize
-        if out[-1] and size + more > config.shard_mb * 1e6:
-            out.append([])
-            size = 0.0
-        out[-1].append(volume)
-        size += more
-    return out
-
-
-class Cutter:
-    """Cuts the bricks of some volumes and counts those left out as air."""
-
-    def __init__(self, store: Store, patch: Sequence[int], contract: InputContract, config: PackConfig) -> None:
-        self.store, self.patch, self.contract, self.config = store, patch, contract, config
-        self.skipped = 0
-
-    def bricks(self, volumes: Sequence[str]) -> Iterator[Brick]:
-        """Yield every brick that shows some body, with the mask of blanked voxels if it has some."""
-        for volume in volumes:
-            entry = self.store.entries[volume]
-            boxes = brick_boxes(entry, self.patch, self.contract, self.config)
-            occupied = [box for box in boxes if entry.occupancy is None or entry.occupancy.most(box) > 0]
-            self.skipped += len(boxes) - len(occupied)
-            if not occupied:
-                continue  # nothing but air, as the index knows without a look
-            whole, removed = self.store.read(volume), self.store.read_removed(volume)
-            limit = foreground_threshold(entry.modality, entry.percentiles)
-            for box in occupied:
-                voxels = np.ascontiguousarray(whole[box])
-                if float((voxels * entry.slope + entry.intercept > limit).mean()) < self.config.foreground:
-                    self.skipped += 1
-                    continue
-                blank = removed[box] if removed is not None and removed[box].any() else None
-                yield describe(volume, entry, box), voxels, blank
-
-
-def describe(volume: str, entry: Entry, box: Box) -> BrickInfo:
-    """Geometry and provenance of one brick."""
-    start = [s.start for s in box]
-    affine = np.asarray(entry.affine, dtype=np.float64)
-    affine[:3, 3] += affine[:3, :3] @ start
-    return BrickInfo(
-        volume=volume,
-        subject=entry.subject,
-        start=(start[0], start[1], start[2]),
-        shape=tuple(s.stop - s.start for s in box),
-        dtype=entry.dtype,
-        spacing=entry.spacing,
-        affine=tuple(tuple(row) for row in affine.tolist()),
-        modality=entry.modality,
-        slope=entry.slope,
-        intercept=entry.intercept,
-        percentiles=dict(entry.percentiles),
-    )
-
-
-def _fingerprint(entry: Entry) -> str:
-    """Equal for the same scan in two stores: its grid and its values' percentiles, not the keyed ids."""
-    return config_hash([list(entry.shape), entry.affine, dict(entry.percentiles)])
+PARTS = ".parts"
+"""Folder of the locks of workers that pack a part each."""
 
 
 def pack(
     store_path: Path,
-    folder: Path,
+    path: Path,
     contract: InputContract,
     patch: tuple[int, int, int],
     strides: Strides,
     config: PackConfig,
     exclude: Path | None = None,
-) -> Manifest:
+    part: Part | None = None,
+) -> Manifest | None:
     """Write all shards that are not there yet, then the manifest.
 
     Args:
-        store_path: A store.
-        folder: Where the shards go.
+        store_path: A store, or its URL.
+        path: Where the shards go, a folder or a URL.
         contract: Input contract of the training to come.
         patch: Patch size (z, y, x) of the training to come, in voxels of the contract's spacing.
         strides: (z, y, x) stride of each downsampling step that this patch allows; handed on.
         config: How to cut.
         exclude: Store of a task: scans that are also in it are left out, as they would be tested on.
+        part: Which worker of how many this is; a worker writes its own tars and no manifest.
+
+    Returns:
+        The manifest; None for a worker.
 
     Raises:
         DataError: If the store has no accepted volume, or no brick shows any body.
     """
-    store, in_task = _chosen(open_store(store_path), exclude)
-    made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
-    indexes: list[ShardIndex] = []
-    with locked(folder):
-        with Progress("pack", len(store.entries), unit="scans") as bar:
-            for number, volumes in enumerate(groups(store, patch, contract, config)):
-                indexes.append(_shard(folder, f"shard-{number:05d}.tar", store, volumes, contract, patch, config))
-                bar.advance(len(volumes))
-        samples = [sample for index in indexes for sample in index.samples]
-        if not samples:
-            least = config.foreground
-            raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
-        manifest = Manifest(
-            contract=contract,
-            patch=patch,
-            strides=strides,
-            config_hash=made_from,
-            samples=len(samples),
-            volumes=len({sample.volume for sample in samples}),
-            skipped_air=sum(index.skipped_air for index in indexes),
-            in_task=in_task,
-            shards=tuple(_line(folder, index) for index in indexes),
-        )
-        write_json(folder / "manifest.json", to_dict(manifest))
+    job = _Pack(open_store(store_path), open_folder(path), contract, patch, config)
+    candidates, in_task = job.choose(exclude)
+    with _held(path, part), _scratch(path) as scratch:
+        groups = job.plan(candidates)
+        mine = [number for number in range(len(groups)) if part is None or part.owns(number)]
+        indexes: list[tuple[Group, ShardIndex]] = []
+        with Progress("pack", sum(len(groups[n].volumes) for n in mine), unit="scans") as bar:
+            for number in mine:
+                if groups[number].volumes:
+                    indexes.append((groups[number], job.shard(number, groups[number], scratch)))
+                    bar.advance(len(groups[number].volumes))
+        if part is not None:
+            return None
+        manifest = job.manifest(indexes, strides, in_task)
+        job.folder.write("manifest.json", (json.dumps(to_dict(manifest), indent=1) + "\n").encode())
     return manifest
 
 
-def _chosen(store: Store, exclude: Path | None) -> tuple[Store, int]:
-    """The store without the scans of a task, and how many those are."""
-    if not store.entries:
-        raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
-    unchecked = sum(not entry.privacy.passed for entry in store.entries.values())
-    if unchecked:
-        raise DataError(
-            f"store must have passed the privacy gate; {unchecked} of its scans have not: ingest with privacy.gate on",
-            "not_checked",
+@contextmanager
+def _held(path: Path, part: Part | None) -> Generator[None]:
+    """Hold a local folder against others who write the same tars."""
+    if url_of(path) is not None:
+        yield  # object stores have no locks; workers that write the same tar write the same bytes
+        return
+    with ExitStack() as stack:
+        if part is not None:
+            stack.enter_context(locked(path / PARTS / part.name))
+        else:
+            stack.enter_context(locked(path))
+            for other in sorted((path / PARTS).glob("*")):
+                stack.enter_context(locked(other))
+            for leftover in path.glob(".*.tmp"):
+                leftover.unlink()
+        yield
+
+
+@contextmanager
+def _scratch(path: Path) -> Generator[Path]:
+    if url_of(path) is None:
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+class _Pack:
+    """One packing of one store."""
+
+    def __init__(
+        self, store: Store, folder: Folder, contract: InputContract, patch: tuple[int, int, int], config: PackConfig
+    ) -> None:
+        self.store, self.folder = store, folder
+        self.contract, self.patch, self.config = contract, patch, config
+        self.made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
+
+    def choose(self, exclude: Path | None) -> tuple[list[Candidate], int]:
+        """The scans to pack, and how many were left out because a task holds them too."""
+        if not self.store.entries:
+            raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
+        tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
+        twins = set() if exclude is None else {twin.a for twin in shared(self.store.path, exclude)}
+        planar = unchecked = in_task = 0
+        chosen: list[Candidate] = []
+        for key, entry in self.store.entries.items():
+            unchecked += not entry.privacy.passed
+            if entry.planar:
+                planar += 1
+            elif key in twins or (tested and _fingerprint(entry) in tested):
+                in_task += 1
+            else:
+                chosen.append(Candidate(key, entry.subject, self._size(entry)))
+        if unchecked:
+            raise DataError(
+                f"store must have passed the privacy gate; {unchecked} of its scans have not: ingest with privacy.gate "
+                "on",
+                "not_checked",
+            )
+        if planar:
+            log.warning("pack: %d 2D images are left out; bricks are cut from volumes", planar)
+        if planar == len(self.store.entries):
+            raise DataError("store must hold at least one volume; bricks are not cut from 2D images", "only_planar")
+        if not chosen:
+            text = "store must hold scans that are not in the task as well; add unlabelled scans"
+            raise DataError(text, "all_in_task")
+        if in_task:
+            log.warning("pack: %d scans are left out because they are in the task as well", in_task)
+        return chosen, in_task
+
+    def _size(self, entry: Entry) -> float:
+        """Bytes that the bricks of a scan take, about: as many a voxel as in the store."""
+        boxes = brick_boxes(entry, self.patch, self.contract, self.config)
+        voxels = sum((z[1] - z[0]) * (y[1] - y[0]) * (x[1] - x[0]) for z, y, x in boxes)
+        return entry.bytes * voxels / (entry.shape[0] * entry.shape[1] * entry.shape[2])
+
+    def plan(self, candidates: Sequence[Candidate]) -> tuple[Group, ...]:
+        """The scans of each tar, those of an earlier run first."""
+        before = read_groups(self.folder, self.made_from)
+        groups = plan_groups(before, candidates, self.config.shard_mb * 1e6, self.config.holdout)
+        if groups != before:
+            write_groups(self.folder, self.made_from, groups)
+        return groups
+
+    def shard(self, number: int, group: Group, scratch: Path) -> ShardIndex:
+        """One tar: the one that is there if it was made from the same scans and config, else a new one."""
+        name = f"shard-{number:05d}.tar"
+        entries = {key: self.store.entries[key] for key in group.volumes}
+        told = {key: to_dict(entry) for key, entry in entries.items()}
+        inputs = config_hash({"scans": told, "config": self.made_from, "schema": SCHEMA})
+        known = _known(self.folder, name)
+        if known is not None and known.inputs == inputs and self.folder.size(name) == known.bytes:
+            return known
+        self.folder.remove(index_name(name))
+        skipped, lost = [0], dict[str, str]()
+        return write_shard(
+            self.folder, name, self._cut(entries, skipped, lost), inputs, lambda: (skipped[0], lost), scratch
         )
-    planar = {key for key, e in store.entries.items() if e.planar}
-    if planar:
-        log.warning("pack: %d 2D images are left out; bricks are cut from volumes", len(planar))
-    tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
-    twins = set() if exclude is None else {twin.a for twin in shared(store.path, exclude)}
-    out = planar | twins | {key for key, e in store.entries.items() if _fingerprint(e) in tested}
-    chosen = {key: e for key, e in store.entries.items() if key not in out}
-    if len(planar) == len(store.entries):
-        raise DataError("store must hold at least one volume; bricks are not cut from 2D images", "only_planar")
-    if not chosen:
-        raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
-    in_task = len(out - planar)
-    if in_task:
-        log.warning("pack: %d scans are left out because they are in the task as well", in_task)
-    return replace(store, entries=chosen), in_task
+
+    def _cut(self, entries: dict[str, Entry], skipped: list[int], lost: dict[str, str]) -> Iterator[Cut]:
+        """Every brick that shows enough body; counts the others, and scans that cannot be read."""
+        for key, entry in entries.items():
+            boxes = brick_boxes(entry, self.patch, self.contract, self.config)
+            chosen = occupied(entry, boxes, self.config.foreground)
+            skipped[0] += len(boxes) - len(chosen)
+            group = group_of(entry.dataset, entry.modality, entry.technique.get("body_part"))
+            for box in chosen:
+                try:
+                    layout, voxels, mask = self.store.cut(key, box)
+                except DataError as error:
+                    lost[key] = error.reason
+                    log.warning("pack: scan %s is left out (%s); ingest it again", key, error.reason)
+                    break
+                yield describe(key, entry, box, layout.chunk), group, voxels, mask
+
+    def manifest(self, indexes: Sequence[tuple[Group, ShardIndex]], strides: Strides, in_task: int) -> Manifest:
+        """What all tars hold together."""
+        samples = [sample for _, index in indexes for sample in index.samples]
+        if not samples:
+            least = self.config.foreground
+            raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
+        people: dict[str, set[str]] = {}
+        for group, index in indexes:
+            people.setdefault(group.split, set()).update(sample.subject for sample in index.samples)
+        return Manifest(
+            contract=self.contract,
+            patch=self.patch,
+            strides=strides,
+            config_hash=self.made_from,
+            samples=len(samples),
+            volumes=len({sample.volume for sample in samples}),
+            subjects={split: len(found) for split, found in sorted(people.items())},
+            skipped_air=sum(index.skipped_air for _, index in indexes),
+            in_task=in_task,
+            lost={key: reason for _, index in indexes for key, reason in index.lost.items()},
+            shards=tuple(self._line(group, index) for group, index in indexes if index.samples),
+        )
+
+    def _line(self, group: Group, index: ShardIndex) -> ManifestShard:
+        return ManifestShard(
+            name=index.name,
+            bytes=index.bytes,
+            sha256=index.sha256,
+            index_sha256=hashlib.sha256(self.folder.read(index_name(index.name))).hexdigest(),
+            samples=len(index.samples),
+            groups=dict(count_groups(index.samples)),
+            split=group.split,
+        )
 
 
-def _line(folder: Path, index: ShardIndex) -> ManifestShard:
-    return ManifestShard(
-        name=index.name,
-        bytes=index.bytes,
-        sha256=index.sha256,
-        index_sha256=sha256_file(index_path(folder, index.name)),
-        samples=len(index.samples),
-    )
+def _known(folder: Folder, name: str) -> ShardIndex | None:
+    """The index of a tar that an earlier run wrote."""
+    try:
+        return from_dict(ShardIndex, json.loads(folder.read(index_name(name))), name)
+    except (OSError, ValueError, DataError):
+        return None
 
 
-def _shard(
-    folder: Path,
-    name: str,
-    store: Store,
-    volumes: Sequence[str],
-    contract: InputContract,
-    patch: tuple[int, int, int],
-    config: PackConfig,
-) -> ShardIndex:
-    """One tar: the one that is there if it was made from the same volumes and config, else a new one."""
-    described = [store.entries[v] for v in volumes]
-    inputs = config_hash(
-        {
-            "volumes": list(volumes),
-            "entries": [to_dict(e) for e in described],
-            "config": [to_dict(config), to_dict(contract), list(patch)],
-        }
-    )
-    path = index_path(folder, name)
-    if path.is_file() and (folder / name).is_file():
-        index = from_dict(ShardIndex, json.loads(path.read_text()), name)
-        if index.inputs == inputs and (folder / name).stat().st_size == index.bytes:
-            return index
-    path.unlink(missing_ok=True)
-    cutter = Cutter(store, patch, contract, config)
-    return write_shard(folder, name, cutter.bricks(volumes), inputs, lambda: cutter.skipped)
+def _fingerprint(entry: Entry) -> str:
+    """Equal for the same scan in two stores: its grid and its values' percentiles, not the keyed ids."""
+    return config_hash([list(entry.shape), entry.affine, dict(entry.percentiles)])
 
 
 def main(args: Sequence[str]) -> int:
@@ -262,11 +247,15 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--exclude", type=Path)
+    parser.add_argument("--part")
     known, rest = parser.parse_known_args(args)
     options = parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
     plan = load_json(Plan, known.plan)
-    manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options, known.exclude)
+    part = None if known.part is None else parse_part(known.part)
+    manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options, known.exclude, part)
+    if manifest is None:
+        return 0
     summary = {"samples": manifest.samples, "volumes": manifest.volumes, "skipped_air": manifest.skipped_air}
-    summary |= {"in_task": manifest.in_task}
+    summary |= {"in_task": manifest.in_task, "lost": len(manifest.lost)}
     print(json.dumps(summary | {"shards": len(manifest.shards)}))
     return 0

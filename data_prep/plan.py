@@ -12,7 +12,8 @@ from voxscale.config import config, load_json, parse, require, save_json, to_dic
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
 from voxscale.patches import Plan, plan_patch
-from voxscale.store import open_store, stamp_contract
+from voxscale.store import open_store
+from voxscale.store_root import stamp_contract
 
 BUDGET_VOXELS = 48**3
 

@@ -24,7 +24,7 @@ from voxscale.report.page import (
     tiles,
 )
 from voxscale.report.table import quantity, table
-from voxscale.shards import open_manifest
+from voxscale.shards import ShardReader, open_manifest
 from voxscale.store import Store, open_store
 
 MOST_SHOWN = 24
@@ -170,7 +170,9 @@ def _disk(entries: Entries, shards: Path | None) -> Section:
         rows.append([kind, _bytes(raw), _bytes(kept), f"{raw / max(kept, 1):.2f}"])
     html = table("Disk use", ["Modality", "Voxels", "Stored", "Ratio"], rows) if rows else ""
     if shards is not None:
-        manifest, indexes = open_manifest(shards)
+        manifest = open_manifest(shards)
+        reader = ShardReader(shards, manifest)
+        indexes = [reader.index(line.name) for line in manifest.shards]
         lines = [
             [index.name, str(len(index.samples)), _bytes(index.bytes), str(index.skipped_air)] for index in indexes
         ]

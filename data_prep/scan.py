@@ -30,7 +30,7 @@ from voxscale.io.masks import load_masks
 from voxscale.io.rtstruct import load_rtstruct
 from voxscale.io.storage import Raw
 from voxscale.report.thumbnail import thumbnail
-from voxscale.store import write_volume
+from voxscale.scan_folder import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
 
 

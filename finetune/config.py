@@ -7,6 +7,7 @@ from voxscale.augment.gamma import GammaConfig
 from voxscale.augment.noise import NoiseConfig
 from voxscale.config import config, require
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
+from voxscale.loader import LoaderConfig
 from voxscale.stream import CaseStreamConfig
 
 
@@ -60,6 +61,7 @@ class FinetuneConfig:
         engine: Precision and sharding.
         optim: Optimizer and schedule.
         loop: Length, batch, checkpoints of each training.
+        loader: Loading processes.
         inference: Sliding window.
         tracker: W&B.
     """
@@ -76,6 +78,7 @@ class FinetuneConfig:
     engine: EngineConfig = EngineConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig(steps=500, batch=2)
+    loader: LoaderConfig = LoaderConfig()
     inference: InferenceConfig = InferenceConfig()
     tracker: TrackerConfig = TrackerConfig()
 

@@ -13,7 +13,7 @@ from finetune.summary import ARMS, by_case, summarise
 from voxscale.files import write_arrays
 from voxscale.metrics.dice import dice_per_label
 from voxscale.store import Store
-from voxscale.stream import intensity_scale
+from voxscale.stream.crop import intensity_scale
 
 PREVIEWS = ("best", "median", "worst")
 """Which differences are shown in the report."""

@@ -15,7 +15,7 @@ from voxscale.batch import Batch
 from voxscale.contract import InputContract
 from voxscale.inference import sliding_window
 from voxscale.store import Store
-from voxscale.stream import intensity_scale
+from voxscale.stream.crop import intensity_scale
 from voxscale.volume import Triple
 
 Size = tuple[int, int, int]

@@ -34,6 +34,8 @@ from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ContractError, DataError
 from voxscale.files import sha256_file, write_arrays, write_json
+from voxscale.incidents import Incidents
+from voxscale.loader import load
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
@@ -44,7 +46,7 @@ from voxscale.patches import Plan
 from voxscale.progress import Progress
 from voxscale.seed import derive, rng
 from voxscale.store import Store, open_store
-from voxscale.stream import CaseStream, load, rank_indices
+from voxscale.stream import CaseStream, rank_indices
 
 log = logging.getLogger("voxscale")
 
@@ -181,7 +183,9 @@ def train_and_test(
         tracker = Tracker(folder, config.tracker, public, start.step)
     loop = config.loop
     ranks = (config.engine.accumulate, dist.rank(), dist.world_size())
-    batches = load(stream, rank_indices(start.step, loop.steps, loop.batch, *ranks), loop.workers, pin=False)
+    incidents = Incidents(folder, dist.rank(), config.loader.replaced)
+    indices = rank_indices(start.step, loop.steps, loop.batch, *ranks)
+    batches = incidents.counting(load(stream, indices, config.loader, False, incidents.record))
 
     def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
         return segmentation_loss(engine, batch, task.plan.patch, config)

@@ -6,6 +6,7 @@ from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from pretrain.views import ViewsConfig
 from voxscale.config import config
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
+from voxscale.loader import LoaderConfig
 from voxscale.models.build import ModelConfig
 from voxscale.stream import ShardStreamConfig
 
@@ -28,6 +29,7 @@ class PretrainConfig:
         engine: Precision and sharding.
         optim: Optimizer and schedule.
         loop: Length, batch, checkpoints.
+        loader: Loading processes.
         tracker: W&B.
     """
 
@@ -41,4 +43,5 @@ class PretrainConfig:
     engine: EngineConfig = EngineConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+    loader: LoaderConfig = LoaderConfig()
     tracker: TrackerConfig = TrackerConfig()

@@ -21,9 +21,11 @@ from voxscale.engine.run import about, find_checkpoint, first_weights, network_i
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
 from voxscale.files import sha256_file, write_arrays
+from voxscale.incidents import Incidents
+from voxscale.loader import LoaderConfig, load
 from voxscale.models.build import ModelConfig, build
 from voxscale.shards import Manifest
-from voxscale.stream import ShardStream, load, rank_indices
+from voxscale.stream import ShardStream, rank_indices
 
 log = logging.getLogger("voxscale")
 
@@ -57,7 +59,9 @@ def pretrain(config: PretrainConfig) -> None:
         indices = rank_indices(
             start.step, config.loop.steps, config.loop.batch, config.engine.accumulate, dist.rank(), dist.world_size()
         )
-        batches = load(stream, indices, config.loop.workers, pin=engine.device.type == "cuda")
+        incidents = Incidents(config.run, dist.rank(), config.loader.replaced)
+        loaded = load(stream, indices, config.loader, engine.device.type == "cuda", incidents.record)
+        batches = incidents.counting(loaded)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             views = make_views(batch, stream.manifest.patch, stream_config.views, config.views)
@@ -91,7 +95,7 @@ def save_preview(engine: Engine, stream: ShardStream, config: PretrainConfig) ->
     """Write one fused volume, its label map and the model's guess for the report; every rank calls."""
     patch, contract = stream.manifest.patch, stream.manifest.contract
     samples = -(-2 // stream.config.views)  # two crops: of one scan, or of two
-    batch = next(load(stream, iter([list(range(samples))]), workers=0, pin=False)).to(engine.device)
+    batch = next(load(stream, iter([list(range(samples))]), LoaderConfig(), False, lambda _: None)).to(engine.device)
     views = make_views(batch, patch, stream.config.views, config.views)
     background, foreground, label, fused = vf.fuse_views(views, config.objective)
     engine.eval()

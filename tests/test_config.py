@@ -23,6 +23,7 @@ from voxscale.config import (
 from voxscale.contract import InputContract
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, micro_batch
 from voxscale.errors import ConfigError
+from voxscale.loader import LoaderConfig
 
 
 @config
@@ -148,7 +149,7 @@ def test_require_lists_choices():
         (lambda: OptimConfig(weight_decay=-1.0), "optim.weight_decay"),
         (lambda: LoopConfig(steps=0), "loop.steps"),
         (lambda: LoopConfig(keep=1), "loop.keep"),
-        (lambda: LoopConfig(workers=-1), "loop.workers"),
+        (lambda: LoaderConfig(workers=-1), "loader.workers"),
         (lambda: InputContract(spacing=(0.0, 1.0, 1.0)), "contract.spacing"),
         (lambda: InputContract(ct_window=(5.0, 5.0)), "contract.ct_window"),
         (lambda: InputContract(mr_percentiles=(2.0, 99.0)), "contract.mr_percentiles"),

@@ -7,11 +7,14 @@ import pytest
 import zarr
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
 
+from voxscale.arrays import chunk_bytes
 from voxscale.contract import PERCENTILES, InputContract
-from voxscale.entry import Privacy
+from voxscale.entry import Entry, Privacy
 from voxscale.errors import DataError
 from voxscale.files import append_line
-from voxscale.store import LEDGER, Entry, chunk_bytes, create_store, open_store, stamp_contract, write_volume
+from voxscale.scan_folder import write_volume
+from voxscale.store import LEDGER, open_store
+from voxscale.store_root import create_store, stamp_contract
 from voxscale.volume import LabelMap, Volume
 
 KEY = "0123456789abcdef"

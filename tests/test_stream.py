@@ -1,5 +1,8 @@
 import dataclasses
 import itertools
+import pickle
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,23 +11,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests_stores import make_store
 
-from data_prep.pack import PackConfig, pack
+from data_prep.bricks import PackConfig
+from data_prep.pack import pack
 from voxscale.augment.resample import resample
 from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import collate
 from voxscale.contract import InputContract
+from voxscale.entry import Occupancy
 from voxscale.errors import ConfigError, DataError
+from voxscale.loader import LoaderConfig, load
 from voxscale.store import open_store
 from voxscale.stream import (
     CaseStream,
     CaseStreamConfig,
     ShardStream,
     ShardStreamConfig,
-    cut,
-    load,
-    place,
+    StoreStream,
+    StoreStreamConfig,
+    WeightsConfig,
     rank_indices,
 )
+from voxscale.stream.crop import cut, on_body, place
 
 CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))
 STRIDES = ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
@@ -34,8 +41,8 @@ STILL = SpatialConfig(zoom=(1.0, 1.0), flip=(0.0, 0.0, 0.0))
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    make_store(folder / "store", 4, labelled=False)
-    pack(folder / "store", folder / "shards", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=1.25))
+    make_store(folder / "store", 5, labelled=False, shape=(50, 60, 44))
+    pack(folder / "store", folder / "shards", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=1.25, shard_mb=1))
     return folder / "shards"
 
 
@@ -59,25 +66,27 @@ def same(a, b):
 def test_a_sample_is_a_function_of_seed_and_index(shards):
     one, two = (ShardStream(shards, ShardStreamConfig(), seed=3) for _ in range(2))
     for index in (0, 5, 1000):
-        a, b = one.sample(index), two.sample(index)
+        (a, _), (b, _) = one.sample(index), two.sample(index)
         assert len(a) == 2
         assert all(same(x, y) for x, y in zip(a, b, strict=True))
-    assert not same(one.sample(0)[0], ShardStream(shards, ShardStreamConfig(), seed=4).sample(0)[0])
-    assert not same(one.sample(0)[0], one.sample(0)[1])
+    assert not same(one.sample(0)[0][0], ShardStream(shards, ShardStreamConfig(), seed=4).sample(0)[0][0])
+    assert not same(*one.sample(0)[0])
 
 
-def test_every_brick_comes_once_per_repeat_and_epoch(shards):
-    stream = ShardStream(shards, ShardStreamConfig(repeats=3), seed=0)
-    places = {}
+@pytest.mark.parametrize("patches", [1, 3])
+def test_every_brick_comes_as_often_as_planned_in_every_epoch(shards, patches):
+    stream = ShardStream(shards, ShardStreamConfig(repeats=3, patches=patches, mix=2), seed=0)
+    assert len(stream) == 3 * patches * stream.manifest.samples
+    orders = []
     for epoch in range(2):
-        order = []
-        for index in range(epoch * len(stream), (epoch + 1) * len(stream)):
-            epoch_, rest = divmod(index, len(stream))
-            order.append(stream.entry(epoch_, rest))
-        counts = np.bincount(order, minlength=len(stream.bricks))
-        assert (counts == 3).all()
-        places[epoch] = order
-    assert places[0] != places[1]
+        entries = [stream.entry(index) for index in range(epoch * len(stream), (epoch + 1) * len(stream))]
+        keys = [stream.brick(entry)[1].key for entry in entries]
+        assert set(Counter(keys).values()) == {3 * patches}
+        assert set(Counter(entries).values()) == {patches}  # each plan entry once, as many samples as it has
+        if patches > 1:
+            assert all(len(set(keys[i : i + patches])) == 1 for i in range(0, len(keys), patches))
+        orders.append(keys)
+    assert orders[0] != orders[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +111,8 @@ def test_stopping_and_resizing_never_repeats_or_skips_a_sample(accumulate, micro
 
 def test_workers_change_nothing(shards):
     stream = ShardStream(shards, ShardStreamConfig(), seed=0)
-    loaded = [list(load(stream, rank_indices(1, 4, 4, 1, 0, 2), workers=w, pin=False)) for w in (0, 2)]
+    made = [load(stream, rank_indices(1, 4, 4, 1, 0, 2), LoaderConfig(workers=w), False, print) for w in (0, 2)]
+    loaded = [list(batches) for batches in made]
     assert len(loaded[0]) == 3
     for a, b in zip(*loaded, strict=True):
         assert a.indices == b.indices
@@ -114,7 +124,7 @@ def test_workers_change_nothing(shards):
 def test_crops_show_the_scan_where_they_say(shards):
     """A crop resampled by its matrix equals the scan sampled at the same points in mm."""
     stream = ShardStream(shards, ShardStreamConfig(views=1, spatial=STILL), seed=0)
-    patch = stream.sample(2)[0]
+    patch = stream.sample(2)[0][0]
     images, inside, _ = resample(collate([patch]), (8, 8, 8))
     value = images[0, 0, 4, 4, 4] * 2000 - 1000
     index = patch.matrix @ [4, 4, 4, 1]
@@ -130,10 +140,10 @@ def test_case_stream_yields_labels_on_the_voxels_it_centres_on(task):
     config = CaseStreamConfig(foreground=1.0, spatial=STILL)
     stream = CaseStream(task, ids, (8, 8, 8), CONTRACT, config, seed=0)
     for index in range(12):
-        (patch,) = stream.sample(index)
+        ((patch,), _) = stream.sample(index)
         _, _, label = resample(collate([patch]), (8, 8, 8))
         assert label[0, 0, 2:6, 2:6, 2:6].max() > 0
-    volumes = [stream.sample(i)[0].volume for i in range(6)]
+    volumes = [stream.sample(i)[0][0].volume for i in range(6)]
     assert sorted(volumes[:3]) == ids
     assert sorted(volumes[3:]) == ids
 
@@ -141,13 +151,13 @@ def test_case_stream_yields_labels_on_the_voxels_it_centres_on(task):
 def test_case_stream_is_a_function_of_seed_and_index(task):
     ids = sorted(open_store(task).entries)
     streams = [CaseStream(task, ids, (8, 8, 8), CONTRACT, CaseStreamConfig(), seed=1) for _ in range(2)]
-    assert same(streams[0].sample(7)[0], streams[1].sample(7)[0])
+    assert same(streams[0].sample(7)[0][0], streams[1].sample(7)[0][0])
 
 
 def test_a_scan_smaller_than_the_patch_is_shown_whole(task):
     ids = sorted(open_store(task).entries)
     stream = CaseStream(task, ids, (64, 64, 64), CONTRACT, CaseStreamConfig(spatial=STILL), seed=0)
-    (patch,) = stream.sample(0)
+    ((patch,), _) = stream.sample(0)
     assert patch.voxels.shape == (20, 24, 22)
     images, inside, _ = resample(collate([patch]), (64, 64, 64))
     assert 0 < inside.float().mean() < 0.2
@@ -183,8 +193,188 @@ def test_scans_beyond_the_cache_give_the_same_patches(task):
     ids = sorted(open_store(task).entries)
     for index in range(6):
         one, two = (
-            CaseStream(task, ids, (8, 8, 8), CONTRACT, CaseStreamConfig(cache_gb=gb), seed=1).sample(index)[0]
+            CaseStream(task, ids, (8, 8, 8), CONTRACT, CaseStreamConfig(cache_gb=gb), seed=1).sample(index)[0][0]
             for gb in (0.0, 1.0)
         )
         assert same(one, two)
         assert np.array_equal(one.label, two.label)
+
+
+def test_stopped_and_resized_runs_deliver_what_an_undisturbed_one_does(shards):
+    """2 ranks with 2 workers, then 3 ranks, then 1: every sample once, in the order of the global index."""
+    stream = ShardStream(shards, ShardStreamConfig(views=1, repeats=1), seed=5)
+    batch, steps = 6, -(-len(stream) // 6)
+    whole = [stream.sample(index)[0][0] for index in range(batch * steps)]
+    assert len({patch.volume for patch in whole}) == 5
+    seen, start = [], 0
+    for stop, world, workers in ((2, 2, 2), (3, 3, 0), (steps, 1, 1)):
+        ranks = [
+            load(stream, rank_indices(start, stop, batch, 1, rank, world), LoaderConfig(workers=workers), False, print)
+            for rank in range(world)
+        ]
+        for parts in zip(*ranks, strict=True):
+            for part in parts:
+                seen += [(i, s, v) for i, s, v in zip(part.indices, part.seeds, part.voxels, strict=True)]
+        start = stop
+    assert [index for index, _, _ in seen] == list(range(batch * steps))
+    for (_, seed, voxels), patch in zip(seen, whole, strict=True):
+        assert seed == patch.seed
+        z, y, x = patch.voxels.shape
+        assert np.array_equal(voxels[0, :z, :y, :x], patch.voxels)
+
+
+def broken_copy(shards, folder, damage):
+    shutil.copytree(shards, folder)
+    damage(folder)
+    return folder
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["payload", "index", "tar gone", "tar cut"])
+def test_a_damaged_shard_is_replaced_alike_every_time_and_named(shards, tmp_path, what):
+    def damage(folder):
+        tar = folder / "shard-00001.tar"
+        match what:
+            case "payload":
+                sample = ShardStream(folder, ShardStreamConfig(), 0)._reader.index(tar.name).samples[0]
+                flip(tar, sample.voxels[0] + 30)
+            case "index":
+                flip(folder / "shard-00001.index.json", 40)
+            case "tar gone":
+                tar.unlink()
+            case _:
+                tar.write_bytes(tar.read_bytes()[:-1024])
+
+    config = ShardStreamConfig(views=1, repeats=1)
+    good = ShardStream(shards, config, seed=1)
+    made = [ShardStream(broken_copy(shards, tmp_path / str(n), damage), config, seed=1) for n in range(2)]
+    replaced = 0
+    for index in range(len(good)):
+        (patch,), _ = good.sample(index)
+        ((one,), bad), ((two,), bad_too) = (stream.sample(index) for stream in made)
+        assert same(one, two)
+        assert bad == bad_too
+        assert same(patch, one) == (not bad)
+        assert all(reason == "corrupt" for _, reason in bad)
+        replaced += bool(bad)
+    hit = good.manifest.shards[1].samples if what != "payload" else 1
+    assert replaced == hit
+
+
+def test_a_folder_where_nothing_can_be_read_stops(shards, tmp_path):
+    def damage(folder):
+        for tar in folder.glob("*.tar"):
+            tar.unlink()
+
+    stream = ShardStream(broken_copy(shards, tmp_path / "all", damage), ShardStreamConfig(), seed=1)
+    with pytest.raises(DataError, match="8 choices in a row were damaged"):
+        stream.sample(0)
+
+
+def test_what_a_stream_opens_does_not_grow_with_the_shards(shards, monkeypatch):
+    from voxscale.folder import LocalFolder
+
+    opened = []
+    read = LocalFolder.read
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name: opened.append(name) or read(self, name))
+    stream = ShardStream(shards, ShardStreamConfig(), seed=0)
+    assert opened == ["manifest.json"]
+    stream.sample(0)
+    assert len(opened) == 2  # and the index of one tar
+
+
+def test_streams_can_go_to_other_processes(shards, store):
+    for stream in (ShardStream(shards, ShardStreamConfig(), 0), store_stream(store)):
+        before = stream.sample(3)[0]
+        again = pickle.loads(pickle.dumps(stream))  # our own bytes
+        assert all(same(a, b) for a, b in zip(before, again.sample(3)[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volumes")
+    make_store(folder / "store", 4, labelled=False, shape=(50, 60, 44))
+    return folder / "store"
+
+
+def store_stream(path, seed=0, **how):
+    return StoreStream(path, (8, 8, 8), CONTRACT, StoreStreamConfig(**how), seed)
+
+
+def test_boxes_of_a_store_lie_where_they_say(store):
+    stream = store_stream(store, views=2, spatial=STILL)
+    opened = open_store(store)
+    volumes = Counter()
+    for index in range(len(stream)):
+        for patch in stream.sample(index)[0]:
+            whole = opened.read(patch.volume)
+            corner = np.argwhere(
+                np.lib.stride_tricks.sliding_window_view(whole, patch.voxels.shape)[..., 0, 0, 0]
+                == patch.voxels[0, 0, 0]
+            )
+            assert any(
+                np.array_equal(
+                    whole[tuple(slice(a, a + n) for a, n in zip(c, patch.voxels.shape, strict=True))], patch.voxels
+                )
+                for c in corner
+            )
+            volumes[patch.volume] += 1
+    assert set(volumes.values()) == {8}  # 4 repeats of 2 views
+
+
+def test_boxes_on_the_body_are_centred_where_the_index_knows_body():
+    body = np.zeros((100, 40, 70), bool)
+    body[64:96, 32:, :32] = True
+    occupancy = Occupancy.measure(body)
+    generator = np.random.default_rng(0)
+    centres = np.array([on_body(generator, occupancy, body.shape, (1, 1, 1)) for _ in range(200)])
+    assert (centres.min(axis=0) >= [63.5, 31.5, 0]).all()
+    assert (centres.max(axis=0) <= [95.5, 39, 31.5]).all()
+    wide = np.array([on_body(generator, occupancy, body.shape, (50, 50, 50)) for _ in range(50)])
+    assert (wide[:, 1] == 19.5).all()  # shorter than the box: centred
+    assert wide[:, 0].max() <= 99 - 24.5
+    nothing = Occupancy.measure(np.zeros((40, 40, 40), bool))
+    assert len(on_body(generator, nothing, (40, 40, 40), (8, 8, 8))) == 3
+
+
+def test_a_damaged_scan_is_replaced(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    keys = sorted(open_store(store).entries)
+    flip(next(p for p in (tmp_path / "store" / keys[0] / "0" / "c").rglob("*") if p.is_file()), 60)
+    text = (tmp_path / "store" / keys[1] / "zarr.json").read_text()
+    (tmp_path / "store" / keys[1] / "zarr.json").write_text(text.replace('"slope": 1.0', '"slope": 2.0'))
+    stream = store_stream(tmp_path / "store", views=1)
+    bad = [stream.sample(index)[1] for index in range(len(stream))]
+    assert {volume for each in bad for volume, _ in each} == set(keys[:2])
+
+
+def test_what_a_stream_of_scans_refuses(tmp_path):
+    make_store(tmp_path / "store", 0, labelled=False)
+    with pytest.raises(DataError, match="at least one accepted volume"):
+        store_stream(tmp_path / "store")
+    for values in ({"views": 0}, {"repeats": 0}, {"mix": 0}, {"foreground": 1.5}):
+        with pytest.raises(ConfigError, match="stream."):
+            StoreStreamConfig(**values)
+    for values in ({"temperature": 2.0}, {"factors": {"CT": -1.0}}):
+        with pytest.raises(ConfigError, match="weights."):
+            WeightsConfig(**values)
+
+
+def test_held_out_people_are_not_trained_on(tmp_path):
+    make_store(tmp_path / "store", 8, labelled=False, shape=(50, 60, 44))
+    how = PackConfig(factor=1.25, shard_mb=1, holdout=0.4)
+    pack(tmp_path / "store", tmp_path / "shards", CONTRACT, (8, 8, 8), STRIDES, how)
+    seen = {}
+    for split in ("train", "holdout"):
+        stream = ShardStream(tmp_path / "shards", ShardStreamConfig(views=1, repeats=1, split=split), 0)
+        seen[split] = {stream.sample(index)[0][0].volume for index in range(len(stream))}
+    assert not seen["train"] & seen["holdout"]
+    assert len(seen["train"] | seen["holdout"]) == 8
+    pack(tmp_path / "store", tmp_path / "all", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=1.25))
+    with pytest.raises(DataError, match="split must be one that the shards have"):
+        ShardStream(tmp_path / "all", ShardStreamConfig(split="holdout"), 0)

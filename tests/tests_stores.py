@@ -1,15 +1,18 @@
 """Small self-made stores for tests."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from voxscale import store as vs
 from voxscale.contract import PERCENTILES, InputContract
-from voxscale.entry import Privacy
+from voxscale.entry import Entry, Occupancy, Privacy
 from voxscale.files import append_line
+from voxscale.scan_folder import write_volume
 from voxscale.seed import rng
+from voxscale.store import LEDGER
+from voxscale.store_root import create_store, stamp_contract
 from voxscale.volume import LabelMap, Volume
 
 CLASSES = {1: "ball", 2: "box"}
@@ -33,13 +36,13 @@ def scan(seed: int, shape=(20, 24, 22), spacing=(2.0, 1.5, 1.5)) -> tuple[Volume
 def make_store(path: Path, count: int, labelled: bool, contract: InputContract | None = None, **how) -> list[str]:
     """Write a store of `count` scans; returns their ids."""
     classes = CLASSES if labelled else {}
-    vs.create_store(path, classes)
+    create_store(path, classes)
     ids: list[str] = []
     for number in range(count):
         volume, label = scan(number, **how)
         values = volume.values()
         low, high = np.argwhere(values > -600).min(0), np.argwhere(values > -600).max(0) + 1
-        entry = vs.Entry(
+        entry = Entry(
             subject=f"subject-{number}",
             modality="CT",
             modality_from="config",
@@ -52,14 +55,15 @@ def make_store(path: Path, count: int, labelled: bool, contract: InputContract |
             percentiles={str(p): float(np.percentile(values, p)) for p in PERCENTILES},
             foreground_box=tuple((int(a), int(b)) for a, b in zip(low, high, strict=True)),
             foreground=float((values > -600).mean()),
+            occupancy=Occupancy.measure(values > -600),
             privacy=Privacy(face="none", text="none"),
             label={str(c): int((label.voxels == c).sum()) for c in CLASSES} if labelled else None,
         )
         key = f"{number:016x}"
-        entry = vs.write_volume(path, key, volume, label if labelled else None, entry, classes)
+        entry = write_volume(path, key, volume, label if labelled else None, entry, classes)
         row = {"id": key, "kind": "image", "status": "accepted", "rule": "", "reason": ""}
-        append_line(path / vs.LEDGER, row | {"entry": vs.asdict(entry)})
+        append_line(path / LEDGER, row | {"entry": asdict(entry)})
         ids.append(key)
     if contract is not None:
-        vs.stamp_contract(path, contract)
+        stamp_contract(path, contract)
     return ids

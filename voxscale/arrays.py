@@ -75,6 +75,11 @@ def layout_of(shape: tuple[int, ...], dtype: str) -> Layout:
     return Layout(_three(flat), _three(chunk), _three(shard), np.dtype(dtype).name)
 
 
+def one_shard(shape: Three, chunk: Three, dtype: str) -> Layout:
+    """The layout of an array that is one shard, such as a brick."""
+    return Layout(shape, chunk, _three(tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))), dtype)
+
+
 def _three(values: tuple[int, ...]) -> Three:
     z, y, x = values
     return z, y, x

@@ -13,7 +13,7 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.arrays import Layout
+from voxscale.arrays import Layout, one_shard
 from voxscale.errors import DataError
 from voxscale.kernel import library
 
@@ -246,6 +246,51 @@ def _decode_plain(layout: Layout, buffer: Bytes, places: NDArray[np.void], out: 
             for name in ("from", "to")
         )
         out[target] = chunk[source]
+
+
+def copy_chunks(layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], box: Box) -> tuple[Layout, bytes]:
+    """Cut a box out along the edges of chunks, as a shard of its own; nothing is decoded, all checksums are compared.
+
+    Args:
+        layout: How the array is cut.
+        shard: Opens the shard at a place of the grid of shards.
+        box: Half-open index ranges along three axes that begin and end at chunks, or end with the array.
+
+    Returns:
+        The layout of the new array, and its only shard.
+
+    Raises:
+        DataError: With reason `corrupt`, as `read_box`.
+    """
+    spans = [range(a // c, -(-b // c)) for (a, b), c in zip(box, layout.chunk, strict=True)]
+    chunks: list[bytes] = []
+    for number in itertools.product(*spans):
+        place = [n // k for n, k in zip(number, layout.per_shard, strict=True)]
+        z, y, x = (n % k for n, k in zip(number, layout.per_shard, strict=True))
+        opened = shard((place[0], place[1], place[2]))
+        offset, size = opened.index[(z * layout.per_shard[1] + y) * layout.per_shard[2] + x].tolist()
+        if offset < 0 or size < LEAST:
+            raise DataError("shard must hold all of its chunks", "corrupt")
+        chunk = bytes(part_of(opened.blob, offset, offset + size).whole())
+        if google_crc32c.value(chunk[:-4]) != struct.unpack("<I", chunk[-4:])[0]:
+            raise DataError("chunk must have the checksum it was written with", "corrupt")
+        chunks.append(chunk)
+    z, y, x = (b - a for a, b in box)
+    cut = one_shard((z, y, x), layout.chunk, layout.dtype)
+    return cut, encode_shard(cut, chunks)
+
+
+def part_of(blob: Blob, start: int, stop: int) -> Held:
+    """The bytes of a file from one offset to another; mapped ones are not copied.
+
+    Raises:
+        DataError: With reason `corrupt` if the file ends before.
+    """
+    whole = blob.whole()
+    data = whole[start:stop] if whole is not None else blob.ranges([(start, stop)])[0]
+    if len(data) != stop - start:
+        raise DataError("file must be as long as its index says, not cut", "corrupt")
+    return Held(data)
 
 
 def encode_shard(layout: Layout, chunks: Sequence[bytes]) -> bytes:

@@ -85,6 +85,7 @@ class Entry:
 
     Attributes:
         subject: Keyed hash of the patient.
+        dataset: Name of the data set that the user gave at ingest: letters, digits, - and _.
         study: Keyed hash of the study, if the input names one.
         series: Keyed hash of the series, if the input names one; volumes of one series share it.
         day: Day of the study, counted so that only differences within a subject mean anything.
@@ -117,6 +118,7 @@ class Entry:
     """
 
     subject: str
+    dataset: str = "main"
     study: str | None = None
     series: str | None = None
     day: int | None = None

@@ -1,190 +1,32 @@
-"""The store: one OME-Zarr image per accepted scan, with its labels, its exact values and its geometry."""
+"""The store, for reading: one OME-Zarr image per accepted scan, with its labels, exact values and geometry."""
 
 import json
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.arrays import Layout, chunk_bytes, layout_of, write_array
-from voxscale.chunks import Box, Mapped, Ranged, Shard, open_shard, read_box
-from voxscale.config import from_dict, to_dict
+from voxscale.arrays import Layout, layout_of
+from voxscale.chunks import Box, Shard, copy_chunks, open_shard, read_box
+from voxscale.config import from_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import commit_folder, write_json
+from voxscale.folder import Access, Folder, open_folder
 from voxscale.index import INDEX, Index
-from voxscale.ome import image_label, multiscales
-from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
-from voxscale.volume import LabelMap, Volume
+from voxscale.pyramid import Level, levels
+from voxscale.scan_folder import attributes_crc
+from voxscale.store_root import read_root
+from voxscale.volume import Volume
 
-SCHEMA = 3
 LEDGER = "ledger.jsonl"
-LOCATIONS = 1000
-"""Voxels of each class whose places are kept."""
 OPEN = 64
 """Shards kept open by a store."""
-
-Access = Literal["map", "range"]
-"""Map shards into memory, or read ranges of them: for network file systems, where a cut file ends a process."""
-
-
-def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[int, str] | None = None) -> None:
-    """Make an empty store, or add classes to the one that is there.
-
-    Args:
-        path: The store's folder.
-        classes: Names of the label values, background left out. A value
-            named by its own number may be renamed later.
-        image_classes: Names of the classes of whole images.
-
-    Raises:
-        DataError: With reason `class_conflict` if a value has another name in the store.
-    """
-    fresh: dict[str, Any] = {"schema": SCHEMA, "kind": "store", "classes": {}}
-    root = read_root(path) if (path / "zarr.json").exists() else fresh
-    merged = root | {
-        "classes": _merged(root["classes"], classes, "classes"),
-        "image_classes": _merged(root.get("image_classes", {}), image_classes or {}, "image_classes"),
-    }
-    if merged != root:
-        write_root(path, merged)
-
-
-def _merged(before: Mapping[str, str], new: Mapping[int, str], what: str) -> dict[str, str]:
-    """Names of values, those of the store first."""
-    known = {int(value): name for value, name in before.items()}
-    for value, name in new.items():
-        if known.get(value, str(value)) not in (str(value), name):
-            raise DataError(
-                f"store.{what}.{value} must be {known[value]!r}, not {name!r}; give them another store",
-                "class_conflict",
-            )
-    return _named(known | dict(new))
-
-
-def _named(classes: Mapping[int, str]) -> dict[str, str]:
-    return {str(value): name for value, name in sorted(classes.items())}
-
-
-def read_root(path: Path) -> dict[str, Any]:
-    """The store's own attributes.
-
-    Raises:
-        DataError: With reason `not_a_store` or `bad_schema`.
-    """
-    try:
-        root = json.loads((path / "zarr.json").read_text())["attributes"]["voxscale"]
-        found = root["kind"], root["schema"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path.name} must be a store made by data_prep ingest", "not_a_store") from None
-    if found != ("store", SCHEMA):
-        raise DataError(f"{path.name} must be a store of schema {SCHEMA}, not {found}; ingest it again", "bad_schema")
-    return root
-
-
-def write_root(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Replace the store's own attributes in one step."""
-    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"voxscale": attributes}})
-
-
-def stamp_contract(path: Path, contract: InputContract) -> None:
-    """Write into the store how its scans shall become network input."""
-    write_root(path, {**read_root(path), "contract": to_dict(contract)})
-
-
-def write_volume(
-    store: Path,
-    key: str,
-    volume: Volume,
-    label: LabelMap | None,
-    entry: Entry,
-    classes: Mapping[int, str],
-    removed: NDArray[np.bool_] | None = None,
-    beside_it: Mapping[str, bytes] | None = None,
-) -> Entry:
-    """Write one scan so that it appears whole or not at all.
-
-    Args:
-        store: The store's folder.
-        key: Id of the scan.
-        volume: The scan.
-        label: Its label on the same grid.
-        entry: What is known of it.
-        classes: Names of the label values.
-        removed: (z, y, x), true where voxels were blanked; kept as a label of its own.
-        beside_it: Further small files of the scan's folder, by name.
-
-    Returns:
-        The entry with `bytes` filled in.
-    """
-    beside = store / f".{key}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    _write_levels(beside, volume.voxels, volume, shrink)
-    if label is not None:
-        _write_label(beside, "task", label, volume, classes, shrink_label)
-    if removed is not None:
-        mask = LabelMap(removed.astype(np.uint8), volume.affine)
-        _write_label(beside, "removed", mask, volume, {1: "removed"}, shrink_mask)
-    present = [name for name, found in (("task", label), ("removed", removed)) if found is not None]
-    if present:
-        _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": present}})
-    entry = replace(entry, bytes=chunk_bytes(beside))
-    ome = {"version": "0.5", "multiscales": multiscales(volume, _levels(volume))}
-    _write_group(beside, {"ome": ome, "voxscale": asdict(entry)})
-    for name, content in (beside_it or {}).items():
-        (beside / name).write_bytes(content)
-    commit_folder(beside, store / key)
-    return entry
-
-
-Shrink = Callable[[NDArray[Any], Sequence[int]], NDArray[Any]]
-
-
-def _levels(volume: Volume) -> tuple[Level, ...]:
-    return levels(volume.shape, volume.spacing)
-
-
-def _write_levels(folder: Path, voxels: NDArray[Any], volume: Volume, shrink_by: Shrink) -> None:
-    """Write an array and its coarser levels."""
-    factor = (1, 1, 1)
-    for number, level in enumerate(_levels(volume)):
-        voxels = shrink_by(voxels, [now // before for now, before in zip(level.factor, factor, strict=True)])
-        factor = level.factor
-        write_array(folder / str(number), voxels)
-
-
-def _write_label(
-    folder: Path, name: str, label: LabelMap, volume: Volume, classes: Mapping[int, str], shrink_by: Shrink
-) -> None:
-    """Write one label of a scan, with the names of its classes and where they are."""
-    _write_levels(folder / "labels" / name, label.voxels, volume, shrink_by)
-    scales = multiscales(volume, _levels(volume), label=True)
-    ome = {"version": "0.5", "multiscales": scales, "image-label": image_label(label, classes)}
-    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": _count(label)})
-
-
-def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
-    write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
-
-
-def _count(label: LabelMap) -> dict[str, Any]:
-    """Voxel count of each class and places of up to `LOCATIONS` of its voxels, evenly spread in scan order."""
-    flat = label.voxels.reshape(-1)
-    counts: dict[str, int] = {}
-    locations: dict[str, list[list[int]]] = {}
-    for value in (int(v) for v in np.unique(flat) if v):
-        places = np.flatnonzero(flat == value)
-        chosen = places[np.linspace(0, len(places) - 1, min(len(places), LOCATIONS)).round().astype(int)]
-        counts[str(value)] = len(places)
-        locations[str(value)] = np.stack(np.unravel_index(chosen, label.voxels.shape), axis=1).tolist()
-    return {"counts": counts, "locations": locations}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +39,7 @@ class Store:
         contract: How scans shall become network input, once planned.
         entries: The accepted scans by id, in the order of the ledger.
         image_classes: Names of the classes of whole images.
+        access: How files are read.
     """
 
     path: Path
@@ -208,6 +51,10 @@ class Store:
     _shards: OrderedDict[str, Shard] = field(
         default_factory=lambda: OrderedDict[str, Shard](), repr=False, compare=False
     )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.path, self.classes, self.contract, self.entries, self.image_classes, self.access)
+        return Store, parts  # open files stay in their process
 
     def read(self, key: str, box: Box | None = None, level: int = 0, as_float: bool = False) -> NDArray[Any]:
         """Stored numbers of one scan, (z, y, x); (3, 1, y, x) for a colour image.
@@ -221,31 +68,95 @@ class Store:
         Raises:
             DataError: With reason `unknown_id`, `no_label`, `bad_box` or `corrupt`.
         """
+        return self.read_of(key, self._entry(key), box, level, as_float)
+
+    def read_of(
+        self, key: str, entry: Entry, box: Box | None = None, level: int = 0, as_float: bool = False
+    ) -> NDArray[Any]:
+        """`read` for a caller that has the scan's entry, without a look into the index."""
+        return self._read(key, entry, "", level, box, entry.dtype, entry.channels, as_float)
+
+    def read_label(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8]:
+        """The label of one scan, (z, y, x) uint8; arguments and errors as in `read`."""
         entry = self._entry(key)
-        return self._read(key, "", level, box, entry.dtype, entry.channels, as_float)
+        if entry.label is None:
+            raise DataError(f"scan {key} must have a label", "no_label")
+        return self._read(key, entry, "labels/task/", level, box)
+
+    def read_removed(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8] | None:
+        """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if nothing was; arguments as in `read`."""
+        return self.removed_of(key, self._entry(key), box, level)
+
+    def removed_of(self, key: str, entry: Entry, box: Box | None = None, level: int = 0) -> NDArray[np.uint8] | None:
+        """`read_removed` for a caller that has the scan's entry."""
+        return self._read(key, entry, "labels/removed/", level, box) if entry.privacy.removed else None
+
+    def entry(self, key: str) -> Entry:
+        """The entry of one scan from its own folder, checked, without a look into the index.
+
+        Raises:
+            DataError: With reason `corrupt`.
+        """
+        try:
+            attributes = json.loads(self._folder.read(f"{key}/zarr.json"))["attributes"]
+            told = attributes["voxscale"]
+            if attributes_crc(told) == attributes["crc32c"]:
+                return from_dict(Entry, told, "entry")
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise DataError(f"scan {key} must have the attributes it was written with; ingest it again", "corrupt")
+
+    def volumes_by_group(self, name: Callable[[str, str, str | None], str]) -> tuple[list[str], list[str]]:
+        """Ids of all volumes (2D images left out) in the order of the index, and the group of each.
+
+        Args:
+            name: Name of a group from data set, modality and body part.
+        """
+        found = [
+            (key, name(e.dataset, e.modality, e.technique.get("body_part")))
+            for key, e in self.entries.items()
+            if not e.planar
+        ]
+        return [key for key, _ in found], [group for _, group in found]
+
+    def cut(self, key: str, box: Box) -> tuple[Layout, bytes, bytes | None]:
+        """Copy a box of a scan along the edges of its chunks, without decoding it.
+
+        Args:
+            key: Id of the scan, which has no colours.
+            box: Half-open index ranges along z, y, x that begin and end at chunks, or end with the scan.
+
+        Returns:
+            Layout and shard of the voxels, and the shard of the mask of blanked voxels, if any were.
+
+        Raises:
+            DataError: With reason `unknown_id` or `corrupt`.
+        """
+        entry = self._entry(key)
+        parts: list[bytes] = []
+        names = ["0"] + ["labels/removed/0"] * bool(entry.privacy.removed)
+        cut = layout_of(entry.shape, entry.dtype)
+        for name, dtype in zip(names, (entry.dtype, "uint8"), strict=False):
+            layout = layout_of(entry.shape, dtype)
+            try:
+                found, shard = copy_chunks(layout, partial(self._shard, f"{key}/{name}", layout, 1), box)
+            except (OSError, DataError):
+                raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
+            cut = found if name == "0" else cut
+            parts.append(shard)
+        return cut, parts[0], parts[1] if len(parts) > 1 else None
 
     def levels(self, key: str) -> tuple[Level, ...]:
         """The pyramid of one scan."""
         entry = self._entry(key)
         return levels(entry.shape, entry.spacing)
 
-    def read_label(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8]:
-        """The label of one scan, (z, y, x) uint8; arguments and errors as in `read`."""
-        if self._entry(key).label is None:
-            raise DataError(f"scan {key} must have a label", "no_label")
-        return self._read(key, "labels/task/", level, box)
-
-    def read_removed(self, key: str, box: Box | None = None, level: int = 0) -> NDArray[np.uint8] | None:
-        """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if nothing was; arguments as in `read`."""
-        removed = self._entry(key).privacy.removed
-        return self._read(key, "labels/removed/", level, box) if removed else None
-
     def label_locations(self, key: str) -> dict[int, NDArray[np.int64]]:
         """Places of some voxels of each class present, (n, 3) indices along z, y, x."""
         if self._entry(key).label is None:
             raise DataError(f"scan {key} must have a label", "no_label")
         try:
-            group = json.loads((self.path / key / "labels" / "task" / "zarr.json").read_text())
+            group = json.loads(self._folder.read(f"{key}/labels/task/zarr.json"))
             found = group["attributes"]["voxscale"]["locations"]
         except (OSError, ValueError, KeyError):
             raise DataError(f"scan {key} must have readable label attributes; ingest it again", "corrupt") from None
@@ -257,6 +168,10 @@ class Store:
         affine = np.asarray(entry.affine, dtype=np.float64)
         return Volume(self.read(key), affine, entry.modality, entry.slope, entry.intercept)
 
+    @property
+    def _folder(self) -> Folder:
+        return open_folder(self.path, self.access)
+
     def _entry(self, key: str) -> Entry:
         if key not in self.entries:
             raise DataError(
@@ -267,6 +182,7 @@ class Store:
     def _read(
         self,
         key: str,
+        entry: Entry,
         part: str,
         level: int,
         box: Box | None,
@@ -274,7 +190,7 @@ class Store:
         channels: int = 1,
         as_float: bool = False,
     ) -> NDArray[Any]:
-        pyramid = self.levels(key)
+        pyramid = levels(entry.shape, entry.spacing)
         if not 0 <= level < len(pyramid):
             raise DataError(f"level must be below {len(pyramid)}, not {level}", "bad_box")
         shape = pyramid[level].shape
@@ -297,7 +213,7 @@ class Store:
         if file in self._shards:
             self._shards.move_to_end(file)
         else:
-            self._shards[file] = open_shard((Mapped if self.access == "map" else Ranged)(self.path / file), layout)
+            self._shards[file] = open_shard(self._folder.blob(file), layout)
             if len(self._shards) > OPEN:
                 self._shards.popitem(last=False)
         return self._shards[file]

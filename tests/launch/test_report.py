@@ -14,10 +14,12 @@ from launch.report import ReportInputs, fine_print, result_table, sentence, writ
 from launch.report_data import left_out_text
 from launch.report_results import case_scores, headline_section, result_section
 from launch.report_run import curves_section, limits_section, strip_paths
+from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import append_line
 from voxscale.report.table import MINUS, MISSING
-from voxscale.store import Entry, create_store, write_volume
+from voxscale.scan_folder import write_volume
+from voxscale.store_root import create_store
 from voxscale.volume import LabelMap, Volume
 
 SECTIONS = [

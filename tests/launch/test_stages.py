@@ -19,7 +19,7 @@ from data_prep.plan import plan_task
 from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.files import sha256_file
-from voxscale.store import stamp_contract
+from voxscale.store_root import stamp_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))

@@ -71,7 +71,6 @@ class LoopConfig:
     Attributes:
         steps: Optimizer steps.
         batch: Samples per step over all ranks and accumulated micro-batches.
-        workers: Data-loading processes per rank; 0 loads in the training process.
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints; the last step always saves one.
         keep: Newest checkpoints kept, at least 2 so that a damaged newest one has a predecessor.
@@ -79,7 +78,6 @@ class LoopConfig:
 
     steps: int = 1000
     batch: int = 4
-    workers: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
     keep: int = 2
@@ -88,7 +86,6 @@ class LoopConfig:
         """Check ranges; raises `ConfigError`."""
         for name in ("steps", "batch", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"loop.{name}", "at least 1", getattr(self, name))
-        require(self.workers >= 0, "loop.workers", "at least 0", self.workers)
         require(self.keep >= 2, "loop.keep", "at least 2", self.keep)
 
 

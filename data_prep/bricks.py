@@ -1,0 +1,111 @@
+"""Where the bricks of a scan lie: boxes along the edges of its chunks that show enough body."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from voxscale.arrays import layout_of
+from voxscale.config import config, require
+from voxscale.contract import InputContract
+from voxscale.entry import Entry, Occupancy
+from voxscale.shards import BrickInfo
+
+Span = tuple[int, int]
+Box = tuple[Span, Span, Span]
+
+
+@config
+class PackConfig:
+    """How scans are cut into bricks and bricks gathered in tars.
+
+    Attributes:
+        factor: Least edge of a brick over the edge of a patch, both in mm; room for zooming and for several places.
+            Edges are rounded up to whole chunks.
+        overlap: Share of a brick's edge that it shares with its neighbour, at least, where chunks allow it.
+        foreground: Least share of body in a brick; emptier ones are counted and left out.
+        shard_mb: Size at which a tar is closed, in 10^6 bytes.
+        holdout: Share of people whose scans go into tars of their own that training does not read.
+    """
+
+    factor: float = 1.5
+    overlap: float = 0.25
+    foreground: float = 0.05
+    shard_mb: int = 512
+    holdout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(self.factor >= 1, "pack.factor", "at least 1", self.factor)
+        require(0 <= self.overlap < 1, "pack.overlap", "in [0, 1)", self.overlap)
+        require(0 <= self.foreground <= 1, "pack.foreground", "in [0, 1]", self.foreground)
+        require(self.shard_mb >= 1, "pack.shard_mb", "at least 1", self.shard_mb)
+        require(0 <= self.holdout < 1, "pack.holdout", "in [0, 1)", self.holdout)
+
+
+def tile(length: int, edge: int, overlap: float) -> list[int]:
+    """Starts of equally spaced tiles of one edge that cover a length, at least `overlap` shared by neighbours."""
+    if edge >= length:
+        return [0]
+    count = math.ceil((length - edge) / max(edge * (1 - overlap), 1)) + 1
+    return [round(i * (length - edge) / (count - 1)) for i in range(count)]
+
+
+def brick_boxes(entry: Entry, patch: Sequence[int], contract: InputContract, config: PackConfig) -> list[Box]:
+    """Boxes of one scan's bricks: whole chunks that cover its body's bounding box."""
+    axes: list[list[Span]] = []
+    for axis, chunk in enumerate(layout_of(entry.shape, entry.dtype).chunk):
+        n = entry.shape[axis]
+        low, high = entry.foreground_box[axis]
+        first, last, all_chunks = low // chunk, -(-high // chunk), -(-n // chunk)
+        wanted = patch[axis] * contract.spacing[axis] / entry.spacing[axis] * config.factor
+        edge = min(math.ceil(wanted / chunk), all_chunks)
+        # A body smaller than a brick is shown with what surrounds it.
+        if last - first < edge:
+            first = min(max(0, (first + last - edge) // 2), all_chunks - edge)
+            last = first + edge
+        starts = [first + s for s in tile(last - first, edge, config.overlap)]
+        axes.append([(s * chunk, min((s + edge) * chunk, n)) for s in starts])
+    return [(z, y, x) for z, y, x in itertools.product(*axes)]
+
+
+def body_share(occupancy: Occupancy, box: Box, shape: Sequence[int]) -> float:
+    """Share of body in a box, from the occupancy grid; exact where the box begins and ends with cells."""
+    shares = occupancy.decode()
+    for axis, ((low, high), cell, n) in enumerate(zip(box, occupancy.cell, shape, strict=True)):
+        edges = np.minimum(np.arange(shares.shape[axis] + 1) * cell, n)
+        inside = np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) / (high - low)
+        shares = np.expand_dims((np.moveaxis(shares, axis, -1) * inside).sum(-1), axis)
+    return float(shares.reshape(()))
+
+
+def occupied(entry: Entry, boxes: Sequence[Box], least: float) -> list[Box]:
+    """The boxes that show at least so much body; all, if the index does not know."""
+    known = entry.occupancy
+    if known is None:
+        return list(boxes)
+    shares = [body_share(known, box, entry.shape) for box in boxes]
+    return [box for box, share in zip(boxes, shares, strict=True) if share > 0 and share >= least]
+
+
+def describe(volume: str, entry: Entry, box: Box, chunk: tuple[int, int, int]) -> BrickInfo:
+    """Geometry and provenance of one brick."""
+    start = tuple(low for low, _ in box)
+    z, y, x = (high - low for low, high in box)
+    affine = np.asarray(entry.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ start
+    return BrickInfo(
+        volume=volume,
+        subject=entry.subject,
+        start=(start[0], start[1], start[2]),
+        shape=(z, y, x),
+        chunk=chunk,
+        dtype=entry.dtype,
+        spacing=entry.spacing,
+        affine=tuple(tuple(row) for row in affine.tolist()),
+        modality=entry.modality,
+        slope=entry.slope,
+        intercept=entry.intercept,
+        percentiles=dict(entry.percentiles),
+    )

@@ -1,0 +1,116 @@
+"""Writing one scan of a store: an OME-Zarr image with its levels, its labels and what is known of it."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.arrays import chunk_bytes, write_array
+from voxscale.entry import Entry
+from voxscale.files import commit_folder, write_json
+from voxscale.ome import image_label, multiscales
+from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
+from voxscale.volume import LabelMap, Volume
+
+LOCATIONS = 1000
+"""Voxels of each class whose places are kept."""
+
+
+def write_volume(
+    store: Path,
+    key: str,
+    volume: Volume,
+    label: LabelMap | None,
+    entry: Entry,
+    classes: Mapping[int, str],
+    removed: NDArray[np.bool_] | None = None,
+    beside_it: Mapping[str, bytes] | None = None,
+) -> Entry:
+    """Write one scan so that it appears whole or not at all.
+
+    Args:
+        store: The store's folder.
+        key: Id of the scan.
+        volume: The scan.
+        label: Its label on the same grid.
+        entry: What is known of it.
+        classes: Names of the label values.
+        removed: (z, y, x), true where voxels were blanked; kept as a label of its own.
+        beside_it: Further small files of the scan's folder, by name.
+
+    Returns:
+        The entry with `bytes` filled in.
+    """
+    beside = store / f".{key}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    _write_levels(beside, volume.voxels, volume, shrink)
+    if label is not None:
+        _write_label(beside, "task", label, volume, classes, shrink_label)
+    if removed is not None:
+        mask = LabelMap(removed.astype(np.uint8), volume.affine)
+        _write_label(beside, "removed", mask, volume, {1: "removed"}, shrink_mask)
+    present = [name for name, found in (("task", label), ("removed", removed)) if found is not None]
+    if present:
+        _write_group(beside / "labels", {"ome": {"version": "0.5", "labels": present}})
+    entry = replace(entry, bytes=chunk_bytes(beside))
+    ome = {"version": "0.5", "multiscales": multiscales(volume, _levels(volume))}
+    told = asdict(entry)
+    _write_group(beside, {"ome": ome, "voxscale": told, "crc32c": attributes_crc(told)})
+    for name, content in (beside_it or {}).items():
+        (beside / name).write_bytes(content)
+    commit_folder(beside, store / key)
+    return entry
+
+
+def attributes_crc(told: Mapping[str, Any]) -> int:
+    """Checksum of a scan's attributes, whatever the order and the spaces of their JSON."""
+    return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
+
+
+Shrink = Callable[[NDArray[Any], Sequence[int]], NDArray[Any]]
+
+
+def _levels(volume: Volume) -> tuple[Level, ...]:
+    return levels(volume.shape, volume.spacing)
+
+
+def _write_levels(folder: Path, voxels: NDArray[Any], volume: Volume, shrink_by: Shrink) -> None:
+    """Write an array and its coarser levels."""
+    factor = (1, 1, 1)
+    for number, level in enumerate(_levels(volume)):
+        voxels = shrink_by(voxels, [now // before for now, before in zip(level.factor, factor, strict=True)])
+        factor = level.factor
+        write_array(folder / str(number), voxels)
+
+
+def _write_label(
+    folder: Path, name: str, label: LabelMap, volume: Volume, classes: Mapping[int, str], shrink_by: Shrink
+) -> None:
+    """Write one label of a scan, with the names of its classes and where they are."""
+    _write_levels(folder / "labels" / name, label.voxels, volume, shrink_by)
+    scales = multiscales(volume, _levels(volume), label=True)
+    ome = {"version": "0.5", "multiscales": scales, "image-label": image_label(label, classes)}
+    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": _count(label)})
+
+
+def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
+    write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def _count(label: LabelMap) -> dict[str, Any]:
+    """Voxel count of each class and places of up to `LOCATIONS` of its voxels, evenly spread in scan order."""
+    flat = label.voxels.reshape(-1)
+    counts: dict[str, int] = {}
+    locations: dict[str, list[list[int]]] = {}
+    for value in (int(v) for v in np.unique(flat) if v):
+        places = np.flatnonzero(flat == value)
+        chosen = places[np.linspace(0, len(places) - 1, min(len(places), LOCATIONS)).round().astype(int)]
+        counts[str(value)] = len(places)
+        locations[str(value)] = np.stack(np.unravel_index(chosen, label.voxels.shape), axis=1).tolist()
+    return {"counts": counts, "locations": locations}

@@ -1,0 +1,78 @@
+"""The store's own attributes: schema, names of classes, input contract."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voxscale.config import to_dict
+from voxscale.contract import InputContract
+from voxscale.errors import DataError
+from voxscale.files import write_json
+from voxscale.folder import open_folder
+
+SCHEMA = 3
+
+
+def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[int, str] | None = None) -> None:
+    """Make an empty store, or add classes to the one that is there.
+
+    Args:
+        path: The store's folder.
+        classes: Names of the label values, background left out. A value
+            named by its own number may be renamed later.
+        image_classes: Names of the classes of whole images.
+
+    Raises:
+        DataError: With reason `class_conflict` if a value has another name in the store.
+    """
+    fresh: dict[str, Any] = {"schema": SCHEMA, "kind": "store", "classes": {}}
+    root = read_root(path) if (path / "zarr.json").exists() else fresh
+    merged = root | {
+        "classes": _merged(root["classes"], classes, "classes"),
+        "image_classes": _merged(root.get("image_classes", {}), image_classes or {}, "image_classes"),
+    }
+    if merged != root:
+        write_root(path, merged)
+
+
+def _merged(before: Mapping[str, str], new: Mapping[int, str], what: str) -> dict[str, str]:
+    """Names of values, those of the store first."""
+    known = {int(value): name for value, name in before.items()}
+    for value, name in new.items():
+        if known.get(value, str(value)) not in (str(value), name):
+            raise DataError(
+                f"store.{what}.{value} must be {known[value]!r}, not {name!r}; give them another store",
+                "class_conflict",
+            )
+    return _named(known | dict(new))
+
+
+def _named(classes: Mapping[int, str]) -> dict[str, str]:
+    return {str(value): name for value, name in sorted(classes.items())}
+
+
+def read_root(path: Path) -> dict[str, Any]:
+    """The store's own attributes.
+
+    Raises:
+        DataError: With reason `not_a_store` or `bad_schema`.
+    """
+    try:
+        root = json.loads(open_folder(path).read("zarr.json"))["attributes"]["voxscale"]
+        found = root["kind"], root["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path.name} must be a store made by data_prep ingest", "not_a_store") from None
+    if found != ("store", SCHEMA):
+        raise DataError(f"{path.name} must be a store of schema {SCHEMA}, not {found}; ingest it again", "bad_schema")
+    return root
+
+
+def write_root(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Replace the store's own attributes in one step."""
+    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"voxscale": attributes}})
+
+
+def stamp_contract(path: Path, contract: InputContract) -> None:
+    """Write into the store how its scans shall become network input."""
+    write_root(path, {**read_root(path), "contract": to_dict(contract)})

@@ -1,0 +1,25 @@
+"""Streams: sample i of a stream is a pure function of (data, config, seed, i).
+
+Nothing here keeps a position: ranks and workers are told which global indices
+are theirs, so a run goes on at the same sample whatever their number.
+"""
+
+from voxscale.stream.bricks import ShardStream, ShardStreamConfig
+from voxscale.stream.cases import CaseStream, CaseStreamConfig
+from voxscale.stream.indices import rank_indices
+from voxscale.stream.interface import PatchStream, Sample
+from voxscale.stream.scans import StoreStream, StoreStreamConfig
+from voxscale.stream.weights import WeightsConfig
+
+__all__ = [
+    "CaseStream",
+    "CaseStreamConfig",
+    "PatchStream",
+    "Sample",
+    "ShardStream",
+    "ShardStreamConfig",
+    "StoreStream",
+    "StoreStreamConfig",
+    "WeightsConfig",
+    "rank_indices",
+]

@@ -1,0 +1,156 @@
+"""Unlabelled samples from shards: a few tars at a time, a few crops from each brick that is read."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.augment import spatial
+from voxscale.augment.spatial import SpatialConfig
+from voxscale.batch import Patch
+from voxscale.config import config, require
+from voxscale.errors import DataError
+from voxscale.folder import Access
+from voxscale.seed import derive, rng
+from voxscale.shards import Brick, SampleIndex, ShardReader, Split, open_manifest
+from voxscale.stream.crop import cut, intensity_scale, matrix, place, spans
+from voxscale.stream.epoch import Entry, Order
+from voxscale.stream.interface import Sample, first_intact
+from voxscale.stream.weights import WeightsConfig
+
+
+@config
+class ShardStreamConfig:
+    """How bricks become samples.
+
+    Attributes:
+        views: Crops per sample, all from one brick.
+        patches: Samples in a row from each brick that is read; more read less and mix batches less.
+        repeats: Mean showings of a brick per epoch, each of `patches` samples.
+        mix: Tars whose bricks are shuffled together.
+        split: Which people's bricks.
+        weights: How often each group of bricks is shown.
+        access: How local tars are read; `range` for network file systems.
+        spatial: Zoom, mirroring and rotation of crops.
+    """
+
+    views: int = 2
+    patches: int = 1
+    repeats: float = 4.0
+    mix: int = 16
+    split: Split = "train"
+    weights: WeightsConfig = WeightsConfig()
+    access: Access = "map"
+    spatial: SpatialConfig = SpatialConfig()
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(self.views >= 1, "stream.views", "at least 1", self.views)
+        require(self.patches >= 1, "stream.patches", "at least 1", self.patches)
+        require(self.repeats > 0, "stream.repeats", "positive", self.repeats)
+        require(self.mix >= 1, "stream.mix", "at least 1", self.mix)
+
+
+class ShardStream:
+    """Samples from a folder of shards, or its URL.
+
+    What is opened grows with what is read, not with what there is: the plan of
+    an epoch is made from the manifest alone.
+    """
+
+    def __init__(self, folder: Path, config: ShardStreamConfig, seed: int) -> None:
+        self.folder, self.config, self.seed = folder, config, seed
+        self.manifest = open_manifest(folder, config.access)
+        self._lines = [line for line in self.manifest.shards if line.split == config.split]
+        if not self._lines:
+            raise DataError(f"stream.split must be one that the shards have, not {config.split}", "empty_split")
+        self._reader = ShardReader(folder, self.manifest, config.access)
+        groups = [line.groups for line in self._lines]
+        self.order = Order(groups, config.repeats, config.mix, config.weights, seed)
+        self._start()
+
+    def _start(self) -> None:
+        self._whole: Any = lru_cache(maxsize=1)(self._read_whole)
+        self._places: Any = lru_cache(maxsize=64)(self._find_places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_whole", "_places")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self.order.length * self.config.patches
+
+    def entry(self, index: int, choice: int = 0) -> Entry:
+        """The plan's entry for a global sample index, or a later choice in its place."""
+        epoch, rest = divmod(index, len(self))
+        where = rest // self.config.patches
+        return self.order.spare(epoch, where, choice) if choice else self.order.entry(epoch, where)
+
+    def sample(self, index: int, spare: int = 0) -> Sample:
+        """Views of one brick; of a damaged brick, those of another one."""
+
+        def draw(choice: int) -> tuple[str, Any]:
+            entry = self.entry(index, choice)
+            return self._name(entry), lambda: self._patches(entry, index)
+
+        return first_intact(draw, spare)
+
+    def _find_places(self, unit: int) -> dict[str, list[SampleIndex]]:
+        found: dict[str, list[SampleIndex]] = {}
+        for sample in self._reader.index(self._lines[unit].name).samples:
+            found.setdefault(sample.group, []).append(sample)
+        return found
+
+    def brick(self, entry: Entry) -> tuple[str, SampleIndex]:
+        """Tar and brick of a plan's entry.
+
+        Raises:
+            DataError: With reason `corrupt` if the tar's index is damaged.
+        """
+        return self._lines[entry.unit].name, self._places(entry.unit)[self.order.groups[entry.group]][entry.place]
+
+    def _name(self, entry: Entry) -> str:
+        """Id of the scan, or the tar's name if its index cannot tell."""
+        try:
+            return self.brick(entry)[1].volume
+        except DataError:
+            return self._lines[entry.unit].name
+
+    def _patches(self, entry: Entry, index: int) -> list[Patch]:
+        name, where = self.brick(entry)
+        brick = self._reader.open(name, where)
+        return [self._view(name, where, brick, index, view) for view in range(self.config.views)]
+
+    def _read_whole(self, name: str, where: SampleIndex) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """All of a brick, kept for the crops to come."""
+        brick = self._reader.open(name, where)
+        return brick.read(), brick.read_mask()
+
+    def _view(self, name: str, where: SampleIndex, brick: Brick, index: int, view: int) -> Patch:
+        info, contract, patch = brick.info, self.manifest.contract, self.manifest.patch
+        generator = rng(self.seed, "crop", index, view)
+        drawn = spatial.sample(generator, self.config.spatial)
+        size = spatial.extent(drawn, patch, contract.spacing, info.spacing)
+        centre = place(generator, info.shape, size)
+        box = cut(info.shape, size, centre)
+        if self.config.views * self.config.patches > 1:
+            whole, mask = self._whole(name, where)
+            voxels, removed = whole[box], None if mask is None else mask[box]
+        else:
+            voxels, removed = brick.read(spans(box)), brick.read_mask(spans(box))
+        return Patch(
+            voxels=np.ascontiguousarray(voxels),
+            label=None,
+            matrix=matrix(drawn, patch, contract, info.spacing, centre, box),
+            scale=intensity_scale(info, contract),
+            seed=derive(self.seed, "sample", index, view),
+            index=index,
+            volume=info.volume,
+            removed=None if removed is None else np.ascontiguousarray(removed),
+        )

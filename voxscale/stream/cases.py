@@ -1,0 +1,116 @@
+"""Labelled samples from the store of a task, for fine-tuning."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxscale.augment import spatial
+from voxscale.augment.spatial import SpatialConfig
+from voxscale.batch import Patch
+from voxscale.config import config, require
+from voxscale.contract import InputContract
+from voxscale.errors import DataError
+from voxscale.seed import derive, rng
+from voxscale.store import open_store
+from voxscale.stream.crop import Box, Size, cut, inside, intensity_scale, matrix, place, spans
+from voxscale.stream.interface import Sample
+from voxscale.volume import Triple
+
+
+@config
+class CaseStreamConfig:
+    """How labelled cases become samples.
+
+    Attributes:
+        foreground: Share of patches centred on a voxel of a random class of the case.
+        cache_gb: Scans and labels kept in memory per process, in GB; of the others only the box is read.
+        spatial: Zoom, mirroring and rotation of crops.
+    """
+
+    foreground: float = 0.5
+    cache_gb: float = 1.0
+    spatial: SpatialConfig = SpatialConfig(zoom=(0.85, 1.2), flip=(0.0, 0.0, 0.0), rotate=(15.0, 0.0, 0.0))
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
+        require(self.cache_gb >= 0, "stream.cache_gb", "at least 0", self.cache_gb)
+
+
+class CaseStream:
+    """Labelled samples from a store: the cases of one training split, in random order with replacement by epoch."""
+
+    def __init__(
+        self,
+        store: Path,
+        cases: Sequence[str],
+        patch: Size,
+        contract: InputContract,
+        config: CaseStreamConfig,
+        seed: int,
+    ) -> None:
+        if not cases:
+            raise DataError("cases must name at least one labelled scan, not none", "empty_split")
+        self.store, self.cases, self.patch = open_store(store), tuple(cases), patch
+        self.contract, self.config, self.seed = contract, config, seed
+        self._scans: dict[str, tuple[NDArray[Any], NDArray[np.uint8]]] = {}
+        self._room_gb = config.cache_gb
+        self._places: dict[str, dict[int, NDArray[np.int64]]] = {}
+
+    def sample(self, index: int, spare: int = 0) -> Sample:
+        """One labelled patch; a damaged case is not replaced, there are too few of them."""
+        epoch, rest = divmod(index, len(self.cases))
+        volume = self.cases[int(_permutation(self.seed, epoch, len(self.cases))[rest])]
+        entry = self.store.entries[volume]
+        generator = rng(self.seed, "crop", index, *[spare] * (spare > 0))
+        drawn = spatial.sample(generator, self.config.spatial)
+        size = spatial.extent(drawn, self.patch, self.contract.spacing, entry.spacing)
+        centre = place(generator, entry.shape, size)
+        if generator.random() < self.config.foreground:
+            centre = self._on_label(generator, volume, centre, entry.shape, size)
+        box = cut(entry.shape, size, centre)
+        voxels, label = self._read(volume, box)
+        patch = Patch(
+            voxels=np.ascontiguousarray(voxels),
+            label=np.ascontiguousarray(label),
+            matrix=matrix(drawn, self.patch, self.contract, entry.spacing, centre, box),
+            scale=intensity_scale(entry, self.contract),
+            seed=derive(self.seed, "sample", index),
+            index=index,
+            volume=volume,
+        )
+        return [patch], []
+
+    def _read(self, volume: str, box: Box) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """A box of a scan and of its label; whole scans are kept in memory while there is room for them."""
+        if volume not in self._scans:
+            entry = self.store.entries[volume]
+            size = int(np.prod(entry.shape)) * (np.dtype(entry.dtype).itemsize + 1) / 1e9
+            if size > self._room_gb:
+                return self.store.read(volume, spans(box)), self.store.read_label(volume, spans(box))
+            self._room_gb -= size
+            self._scans[volume] = self.store.read(volume), self.store.read_label(volume)
+        voxels, label = self._scans[volume]
+        return voxels[box], label[box]
+
+    def _on_label(
+        self, generator: np.random.Generator, volume: str, otherwise: Triple, shape: Sequence[int], size: Sequence[int]
+    ) -> Triple:
+        """Centre on a labelled voxel, but keep the box inside the scan where it fits."""
+        if volume not in self._places:
+            self._places[volume] = self.store.label_locations(volume)
+        places = self._places[volume]
+        if not places:
+            return otherwise
+        label = sorted(places)[int(generator.integers(len(places)))]
+        voxel = places[label][int(generator.integers(len(places[label])))].astype(np.float64)
+        return inside(voxel, shape, size)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    return rng(seed, "epoch", epoch).permutation(length)

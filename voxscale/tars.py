@@ -1,0 +1,108 @@
+"""Writing a shard: bricks into a tar with the `webdataset` library, then its index."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from webdataset.writer import TarWriter
+
+from voxscale.config import to_dict
+from voxscale.folder import Folder
+from voxscale.shards import MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name
+
+Cut = tuple[BrickInfo, str, bytes, bytes | None]
+"""Description, group, shard of the voxels, and shard of the mask of blanked voxels, if any were."""
+
+
+class _Hashed(io.BufferedWriter):
+    """A file whose bytes are hashed as they are written, from the first to the last."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Write and hash."""
+        self.sha256.update(data)
+        return super().write(data)
+
+
+def write_shard(
+    folder: Folder,
+    name: str,
+    bricks: Iterable[Cut],
+    inputs: str,
+    left_out: Callable[[], tuple[int, dict[str, str]]],
+    scratch: Path,
+) -> ShardIndex:
+    """Write one tar and its index, both complete or not at all.
+
+    Args:
+        folder: Where they go.
+        name: File name ending in `.tar`.
+        bricks: What is written, in order.
+        inputs: Hash of what the shard is made from.
+        left_out: Called at the end: bricks of air, and scans that could not be read with the reason.
+        scratch: Local folder for the unfinished tar, on the same file system as a local `folder`.
+    """
+    beside = scratch / f".{name}.tmp"
+    try:
+        keys, sha256 = _write_tar(beside, bricks)
+        skipped, lost = left_out()
+        index = ShardIndex(
+            name=name,
+            inputs=inputs,
+            bytes=beside.stat().st_size,
+            sha256=sha256,
+            skipped_air=skipped,
+            lost=lost,
+            samples=tuple(_locate(beside, keys)),
+        )
+        folder.put(beside, name)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder.write(index_name(name), (json.dumps(to_dict(index), indent=1) + "\n").encode())
+    return index
+
+
+_Key = tuple[str, BrickInfo, str, int]
+
+
+def _write_tar(path: Path, bricks: Iterable[Cut]) -> tuple[list[_Key], str]:
+    """Write the members; returns key, description, group and checksum of every brick, and the tar's SHA-256."""
+    keys: list[_Key] = []
+    counts: dict[str, int] = {}
+    with _Hashed(path) as handle:
+        with TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
+            for info, group, voxels, mask in bricks:
+                number = counts.get(info.volume, 0)
+                counts[info.volume] = number + 1
+                key = f"{info.volume}-{number:05d}"
+                meta = json.dumps(to_dict(info), sort_keys=True).encode()
+                members = {"__key__": key, "json": meta, VOXELS: voxels}
+                if mask is not None:
+                    members[MASK] = mask
+                tar.write(members)
+                keys.append((key, info, group, google_crc32c.value(meta)))
+        return keys, handle.sha256.hexdigest()
+
+
+def _locate(path: Path, keys: list[_Key]) -> Iterable[SampleIndex]:
+    with tarfile.open(path) as tar:
+        places = {member.name: (member.offset_data, member.size) for member in tar}
+    for key, info, group, crc in keys:
+        yield SampleIndex(
+            key=key,
+            volume=info.volume,
+            subject=info.subject,
+            group=group,
+            json=places[f"{key}.json"],
+            voxels=places[f"{key}.{VOXELS}"],
+            crc32c=crc,
+            mask=places.get(f"{key}.{MASK}"),
+        )
