@@ -1,5 +1,6 @@
 """Settings of data preparation, each with its range."""
 
+import re
 from dataclasses import field
 from typing import Literal, get_args
 
@@ -61,6 +62,8 @@ class IngestConfig:
     """How raw scans become a store.
 
     Attributes:
+        dataset: Name of the data set that these scans belong to, to weight them by when training: letters, digits,
+            - and _.
         modality: Modality of every scan whose file does not state it; None looks for it in `dataset.json` of
             the task, then guesses it from the values.
         labels: `use` pairs the images of a task with its labels. `ignore` takes every image alone, for scans to
@@ -83,6 +86,7 @@ class IngestConfig:
         privacy: The privacy gate.
     """
 
+    dataset: str = "main"
     modality: Modality | None = None
     labels: Labels = "use"
     subject: str | None = None
@@ -98,6 +102,8 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
+        named = re.fullmatch("[A-Za-z0-9_-]+", self.dataset) is not None
+        require(named, "ingest.dataset", "made of letters, digits, - and _", self.dataset)
         choices = get_args(Labels)
         require(self.labels in choices, "ingest.labels", "known", self.labels, choices)
         require(self.modality in (None, *MODALITIES), "ingest.modality", "known", self.modality, MODALITIES)

@@ -75,7 +75,7 @@ class _Ingest:
     def __init__(self, store: Path, settings: IngestConfig, subjects: Subjects | None) -> None:
         private = store.with_name(f"{store.name}.private")
         self.key = load_key(private)
-        kept = ("modality", "labels", "subject", "volumes", "read", "rules", "privacy")
+        kept = ("dataset", "modality", "labels", "subject", "volumes", "read", "rules", "privacy")
         decide = {name: value for name, value in to_dict(settings).items() if name in kept}
         self.names = load_table(settings.structures)
         decide |= {"table": None if subjects is None else subjects.table, "names": self.names}
@@ -202,6 +202,7 @@ class _Ingest:
             label=source.label,
             label_format=source.label_format,
             label_values={number: self.values[name] for number, name in names.items()},
+            dataset=self.settings.dataset,
             modality=self.settings.modality or source.modality,
             identity=Identity(hidden, study, series, day_number(self.key, subject, source.date)),
             image_class=source.image_class,

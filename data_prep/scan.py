@@ -57,6 +57,7 @@ class Job:
         label: Files of its label.
         label_format: How to read them.
         label_values: Class value of each structure, by the structure's number in its file.
+        dataset: Name of the data set.
         modality: Declared modality, for files that do not state it.
         identity: Whose it is.
         image_class: Class of the whole image.
@@ -75,6 +76,7 @@ class Job:
     label: tuple[Path, ...]
     label_format: LabelFormat
     label_values: Mapping[int, int]
+    dataset: str
     modality: Modality | None
     identity: Identity
     image_class: int | None
@@ -195,6 +197,7 @@ def entry_of(
     stated = "values" if job.modality is None else "config"
     return Entry(
         **asdict(job.identity),
+        dataset=job.dataset,
         modality=volume.modality,
         modality_from=stated if loaded.modality is None else "header",
         shape=volume.shape,

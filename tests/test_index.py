@@ -54,7 +54,7 @@ def test_a_damaged_or_foreign_index_is_refused(tmp_path):
     with pytest.raises(DataError, match="readable Parquet"):
         open_store(tmp_path / "store")
     pq.write_table(pq.read_table(_other(tmp_path)), tmp_path / "store" / INDEX)
-    with pytest.raises(DataError, match="of version 1"):
+    with pytest.raises(DataError, match="of version 2"):
         open_store(tmp_path / "store")
 
 

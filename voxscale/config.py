@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -45,7 +46,13 @@ def require(ok: bool, name: str, condition: str, value: object, choices: Sequenc
 
 def to_dict(value: object) -> dict[str, Any]:
     """Turn a config into plain JSON values (tuples become lists, paths strings)."""
-    return cast(dict[str, Any], pydantic.TypeAdapter(type(value)).dump_python(value, mode="json"))
+    return cast(dict[str, Any], _adapter(type(value)).dump_python(value, mode="json"))
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    """Made once, as that takes some hundred times as long as a use of it."""
+    return pydantic.TypeAdapter(kind)
 
 
 def from_dict(kind: type[T], values: object, where: str = "config") -> T:
@@ -60,7 +67,7 @@ def from_dict(kind: type[T], values: object, where: str = "config") -> T:
         ConfigError: Naming the dotted key, the problem and the value found.
     """
     try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join([where, *map(str, first["loc"])])

@@ -22,7 +22,7 @@ from voxscale.errors import DataError
 from voxscale.files import sync
 
 INDEX = "index.parquet"
-VERSION = 1
+VERSION = 2
 ROWS = 512
 """Rows of a row group: the unit that is read."""
 KEPT = 32
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("subject", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
         ("study", pa.string()),
         ("series", pa.string()),
         ("day", pa.int32()),

@@ -107,6 +107,24 @@ def test_scans_come_through_with_values_and_measurements(tmp_path):
     assert first.label is None
 
 
+def test_scans_belong_to_the_data_set_that_was_named(tmp_path):
+    for number, name in enumerate(("one", "two", "two")):
+        nifti(tmp_path / name / f"{number}.nii.gz", scan(number))
+    for name in ("one", "two"):
+        ingest([tmp_path / name], tmp_path / "store", replace(SMALL, dataset=name))
+    store = open_store(tmp_path / "store")
+    assert [entry.dataset for entry in store.entries.values()] == ["one", "two", "two"]
+    assert [store.entry(key).dataset for key in store.entries] == ["one", "two", "two"]
+    ingest([tmp_path / "two"], tmp_path / "store", replace(SMALL, dataset="2nd"))
+    assert [entry.dataset for entry in open_store(tmp_path / "store").entries.values()] == ["one", "2nd", "2nd"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "two words", "Ä", "a\n"])
+def test_names_of_data_sets_that_are_refused(name):
+    with pytest.raises(ConfigError, match="ingest.dataset must be made of letters"):
+        IngestConfig(dataset=name)
+
+
 def test_task(tmp_path):
     task(tmp_path / "task")
     nifti(tmp_path / "task" / "images" / "extra.nii.gz", scan(9))
