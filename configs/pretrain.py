@@ -6,7 +6,7 @@ from pretrain.config import PretrainConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
-from voxscale.models.build import SIZES, ModelConfig
+from voxscale.models.stunet import SIZES, STUNetConfig
 from voxscale.stream import ShardStreamConfig
 
 
@@ -20,7 +20,7 @@ def fast_precision() -> Precision:
 def _stunet(size: str, batch: int, lr: float, steps: int) -> PretrainConfig:
     width, depth = SIZES[size]
     return PretrainConfig(
-        model=ModelConfig(width=width, depth=depth),
+        model=STUNetConfig(width=width, depth=depth),
         optim=OptimConfig(kind="adamw", lr=lr, weight_decay=1e-5),
         loader=LoaderConfig(workers=8),
         loop=LoopConfig(steps=steps, batch=batch, log_every=50, checkpoint_every=1000, keep=3),
@@ -66,7 +66,7 @@ def demo() -> PretrainConfig:
     So few steps teach the pretext task itself only a little; the report says how much.
     """
     return PretrainConfig(
-        model=ModelConfig(width=8, depth=1),
+        model=STUNetConfig(width=8, depth=1),
         objective=VolumeFusionConfig(block_min=6, block_max=16),
         stream=ShardStreamConfig(repeats=8),
         engine=EngineConfig(zero_stage=1, precision=fast_precision()),

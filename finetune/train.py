@@ -1,6 +1,5 @@
 """Fine-tune from a checkpoint and from scratch, cross-validated: `python -m launch finetune PRESET`."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -39,8 +38,7 @@ from voxscale.loader import load
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
-from voxscale.models.build import ModelConfig, build
-from voxscale.models.stunet import HEAD_PREFIX
+from voxscale.models.build import ModelConfig, adapt, build
 from voxscale.models.transfer import transfer
 from voxscale.patches import Plan
 from voxscale.progress import Progress
@@ -124,12 +122,8 @@ def open_task(config: FinetuneConfig) -> Task:
     if not cases:
         raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
     labels = max(store.classes)
-    model = dataclasses.replace(
-        from_dict(ModelConfig, says["model"], "checkpoint.model"),
-        classes=labels + 1,
-        heads=config.heads,
-        strides=plan.strides,
-    )
+    source_model = from_dict(ModelConfig, says["model"], "checkpoint.model")
+    model = adapt(source_model, in_channels=1, classes=labels + 1, heads=config.heads, strides=plan.strides)
     inputs = {
         "store": config_hash({case: to_dict(store.entries[case]) for case in cases}),
         "plan": config_hash(plan),
@@ -165,7 +159,7 @@ def train_and_test(
     # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
     weights = first_weights(model, derive(seed, "weights"))
     if arm == "pretrained":
-        report = transfer(model, task.weights, fresh=(HEAD_PREFIX,))
+        report = transfer(model, task.weights, fresh=(model.head_prefix,))
         weights = {key: p.detach().clone() for key, p in model.named_parameters()}
         if dist.rank() == 0:
             write_json(config.run / "transfer.json", report.to_dict())

@@ -8,6 +8,7 @@ from voxscale.config import config
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
 from voxscale.loader import LoaderConfig
 from voxscale.models.build import ModelConfig
+from voxscale.models.stunet import STUNetConfig
 from voxscale.stream import ShardStreamConfig
 
 
@@ -36,7 +37,7 @@ class PretrainConfig:
     shards: Path = Path("shards")
     run: Path = Path("runs/pretrain")
     seed: int = 0
-    model: ModelConfig = ModelConfig(width=32, depth=1)
+    model: ModelConfig = STUNetConfig(width=32, depth=1)
     objective: VolumeFusionConfig = VolumeFusionConfig()
     stream: ShardStreamConfig = ShardStreamConfig()
     views: ViewsConfig = ViewsConfig()

@@ -23,7 +23,7 @@ from voxscale.engine.types import Engine
 from voxscale.files import sha256_file, write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
-from voxscale.models.build import ModelConfig, build
+from voxscale.models.build import ModelConfig, adapt, build
 from voxscale.shards import Manifest
 from voxscale.stream import ShardStream, rank_indices
 
@@ -78,9 +78,7 @@ def pretrain(config: PretrainConfig) -> None:
 
 def backbone(config: PretrainConfig, manifest: Manifest) -> ModelConfig:
     """The model with the outputs that the objective needs and the strides that the patch allows."""
-    return dataclasses.replace(
-        config.model, classes=config.objective.classes, heads=1, in_channels=1, strides=manifest.strides
-    )
+    return adapt(config.model, in_channels=1, classes=config.objective.classes, heads=1, strides=manifest.strides)
 
 
 def fuse_and_guess(engine: Engine, views: Views, config: PretrainConfig) -> Losses:

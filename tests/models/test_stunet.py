@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError
-from voxscale.models.build import SIZES, build
-from voxscale.models.stunet import STUNet, STUNetConfig, Upsample, initialise, legal_size
+from voxscale.models.build import build
+from voxscale.models.stunet import SIZES, STUNet, STUNetConfig, Upsample, legal_size
 from voxscale.seed import torch_generator
 
 EARLY_STOP = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1))
@@ -69,7 +69,7 @@ def reference_forward(
     return outputs[::-1]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_published_parameter_and_tensor_counts(size: str) -> None:
     width, depth = SIZES[size]
     model = build(STUNetConfig(width=width, depth=depth, classes=105, heads=5), device="meta")
@@ -250,7 +250,7 @@ def test_legal_size_is_legal_and_near(size: tuple, strides: tuple) -> None:
 
 def test_initialisation_is_he_normal_and_reproducible() -> None:
     model = STUNet(STUNetConfig(width=16, depth=1, classes=3, heads=1))
-    initialise(model, torch_generator(7))
+    model.initialise(torch_generator(7))
     weight = model.conv_blocks_context[3][0].conv2.weight
     assert weight.shape == (128, 128, 3, 3, 3)
     assert weight.std().item() == pytest.approx((2 / 1.0001 / (128 * 27)) ** 0.5, rel=0.01)  # 0.0241
@@ -261,9 +261,9 @@ def test_initialisation_is_he_normal_and_reproducible() -> None:
         elif ".norm" in name:
             assert (parameter == 1).all(), name
     other = STUNet(model.config, "meta").to_empty(device="cpu")
-    initialise(other, torch_generator(7))
+    other.initialise(torch_generator(7))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    initialise(other, torch_generator(8))
+    other.initialise(torch_generator(8))
     assert not torch.equal(model.conv_blocks_context[0][0].conv1.weight, other.conv_blocks_context[0][0].conv1.weight)
 
 

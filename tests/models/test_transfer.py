@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from voxscale.errors import CheckpointError
-from voxscale.models.stunet import STUNet, STUNetConfig, initialise
+from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.models.transfer import transfer
 from voxscale.seed import torch_generator
 
@@ -17,7 +17,7 @@ SHORTCUT = "conv_blocks_context.0.0.conv3.weight"
 
 def make(seed: int, **changes: int) -> STUNet:
     model = STUNet(STUNetConfig(**{"width": 2, "depth": 1, "classes": 3, "heads": 2, **changes}, strides=STRIDES))
-    initialise(model, torch_generator(seed))
+    model.initialise(torch_generator(seed))
     return model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxscale import dist
 from voxscale.config import save_json, to_dict
@@ -15,7 +15,7 @@ from voxscale.engine import checkpoint
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ConfigError, DataError, system_error_text
 from voxscale.files import locked, write_json
-from voxscale.models.stunet import initialise
+from voxscale.models.interface import Backbone
 from voxscale.seed import torch_generator
 
 
@@ -88,9 +88,9 @@ def find_checkpoint(run: Path) -> Path | None:
     return run / "checkpoints" / name if name else None
 
 
-def first_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """He-initialise a model from a seed and return its weights by name."""
-    initialise(model, torch_generator(seed, "weights"))
+def first_weights(model: Backbone, seed: int) -> dict[str, Tensor]:
+    """Initialise a model from a seed and return its weights by name."""
+    model.initialise(torch_generator(seed, "weights"))
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 

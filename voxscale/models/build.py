@@ -1,17 +1,19 @@
 """From a model's config to the model."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 
+from voxscale.config import require
+from voxscale.models.interface import Backbone, Stride
 from voxscale.models.stunet import STUNet, STUNetConfig
 
 ModelConfig = STUNetConfig
 """Configs that `build` knows."""
 
-SIZES: dict[str, tuple[int, int]] = {"S": (16, 1), "B": (32, 1), "L": (64, 2), "H": (96, 3)}
-"""Width and depth of the published STU-Net sizes: 14.6, 58.3, 440.3 and 1457.3 million weights."""
 
-
-def build(config: ModelConfig, device: torch.device | str | None = None) -> STUNet:
+def build(config: ModelConfig, device: torch.device | str | None = None) -> Backbone:
     """Build the network that a config describes.
 
     Args:
@@ -21,3 +23,61 @@ def build(config: ModelConfig, device: torch.device | str | None = None) -> STUN
     match config:
         case STUNetConfig():
             return STUNet(config, device)
+
+
+def adapt(config: ModelConfig, *, in_channels: int, classes: int, heads: int, strides: Sequence[Stride]) -> ModelConfig:
+    """The same backbone for other images and outputs.
+
+    Args:
+        config: One of the known configs.
+        in_channels: Image channels.
+        classes: Output classes with the background; 0 without heads.
+        heads: Deep-supervision heads.
+        strides: (z, y, x) stride of each downsampling step that the patch allows; see `fit_strides`.
+            Networks whose strides are fixed leave them.
+
+    Raises:
+        ConfigError: If the network has no decoder and heads are wanted.
+    """
+    return dataclasses.replace(
+        config, in_channels=in_channels, classes=classes, heads=heads, strides=fit_strides(strides, 5)
+    )
+
+
+def fit_strides(strides: Sequence[Stride], steps: int) -> tuple[Stride, ...]:
+    """Strides for a network of another number of downsampling steps.
+
+    Surplus deep steps are left out, lacking ones keep the resolution, as STU-Net
+    does with the pooling steps that nnU-Net plans.
+    """
+    return (*strides[:steps], *[(1, 1, 1)] * (steps - len(strides)))
+
+
+def spacing_strides(spacing: Sequence[float], patch: Sequence[int], steps: int, least: int = 4) -> tuple[Stride, ...]:
+    """Strides that bring voxels of uneven spacing towards cubes.
+
+    A step halves each axis that is less than twice as coarse as the finest axis
+    that can still be halved; an axis can be halved while at least `least` voxels
+    are left. This is nnU-Net's rule (Isensee et al. 2021, supplementary note 5).
+
+    Args:
+        spacing: (z, y, x) in mm.
+        patch: (z, y, x) in voxels.
+        steps: Downsampling steps of the network; those past the last halving keep the resolution.
+        least: Fewest voxels that an axis keeps.
+
+    Raises:
+        ConfigError: If spacing or patch are not three positive numbers.
+    """
+    for name, values in (("spacing", spacing), ("patch", patch)):
+        require(len(values) == 3 and min(values) > 0, name, "three positive numbers", tuple(values))
+    spacing, patch = list(spacing), list(patch)
+    made: list[Stride] = []
+    for _ in range(steps):
+        can = [axis for axis in range(3) if patch[axis] >= 2 * least]
+        finest = min((spacing[axis] for axis in can), default=0.0)
+        z, y, x = (2 if axis in can and spacing[axis] < 2 * finest else 1 for axis in range(3))
+        made.append((z, y, x))
+        spacing = [mm * n for mm, n in zip(spacing, made[-1], strict=True)]
+        patch = [size // n for size, n in zip(patch, made[-1], strict=True)]
+    return tuple(made)

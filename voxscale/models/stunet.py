@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,21 +10,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voxscale.config import config, require
-from voxscale.seed import torch_generator
-
-Stride = tuple[int, int, int]
+from voxscale.models.interface import (
+    Backbone,
+    Dims,
+    Stride,
+    Strides5,
+    check_stages,
+    check_strides,
+    grid,
+    levels_of,
+    nearest_multiple,
+)
+from voxscale.models.layers import CONV, INSTANCE_NORM, SLOPE, axes, conv_flops, floats, initialise_layers
 
 CHANNEL_FACTORS = (1, 2, 4, 8, 16, 16)
 """Channels of the six resolution stages as multiples of the width."""
 
-SLOPE = 0.01
-"""Negative slope of every LeakyReLU, and the `a` of the He initialisation that goes with it."""
-
-HEAD_PREFIX = "seg_outputs."
-"""What the names of all segmentation head weights start with."""
-
-INPUT_WEIGHTS = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
-"""The two weights, (out, in, z, y, x), whose second axis is the image channels."""
+SIZES: dict[str, tuple[int, int]] = {
+    "S": (16, 1),
+    "B": (32, 1),
+    "L": (64, 2),
+    "H": (96, 3),
+    "XL": (128, 4),
+    "XXL": (192, 4),
+}
+"""Width and depth: the published sizes of 14.6, 58.3, 440.3 and 1457.3 million weights, and of 3.4 and 7.7 billion."""
 
 
 @config
@@ -35,26 +45,30 @@ class STUNetConfig:
         kind: Marks the architecture where configs of several are allowed.
         width: Channels at full resolution; deeper stages have 2, 4, 8, 16 and 16 times as many.
         depth: Residual blocks per stage.
+        dims: 3 for volumes, 2 for images.
         in_channels: Image channels.
         classes: Output classes with the background; 0 is allowed without heads.
         heads: Deep-supervision heads, counted from full resolution; only these are built.
         strides: (z, y, x) stride of each of the five downsampling steps. A step of (1, 1, 1)
             keeps the resolution, so a small patch can stop early without losing any weight.
+        checkpoint_stages: Levels, 0 at full resolution, that are recomputed in the backward pass.
     """
 
     kind: Literal["stunet"] = "stunet"
     width: int
     depth: int
+    dims: Dims = 3
     in_channels: int = 1
     classes: int = 0
     heads: int = 0
-    strides: tuple[Stride, Stride, Stride, Stride, Stride] = (
+    strides: Strides5 = (
         (2, 2, 2),
         (2, 2, 2),
         (2, 2, 2),
         (2, 2, 2),
         (2, 2, 2),
     )
+    checkpoint_stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -65,8 +79,8 @@ class STUNetConfig:
         fewest = 1 if self.heads else 0
         condition = f"{fewest} to 256 with {self.heads} heads"
         require(fewest <= self.classes <= 256, "model.classes", condition, self.classes)
-        ok = len(self.strides) == steps and all(len(s) == 3 and all(1 <= n <= 3 for n in s) for s in self.strides)
-        require(ok, "model.strides", f"{steps} triples of 1 to 3", self.strides)
+        check_strides(self.strides, self.dims, steps)
+        check_stages(self.checkpoint_stages, len(CHANNEL_FACTORS))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -83,55 +97,32 @@ def legal_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...
     of a single value is always zero; all axes are doubled where it would not.
 
     Args:
-        size: Wanted (z, y, x) in voxels.
+        size: Wanted (z, y, x) or (y, x) in voxels.
         strides: (z, y, x) stride of each downsampling step.
     """
-    factors = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
-    deepest = [max((2 * n + factor) // (2 * factor), 1) for n, factor in zip(size, factors, strict=True)]
-    grow = 2 if math.prod(deepest) == 1 else 1
-    return tuple(grow * n * factor for n, factor in zip(deepest, factors, strict=True))
-
-
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all convolution weights afresh; biases become 0 and norms the identity.
-
-    The weights are He-normal for LeakyReLU (He et al. 2015, "Delving Deep into
-    Rectifiers", section 2.2). They are drawn on the generator's device and then
-    copied, so a CPU generator gives the same network on every device.
-
-    Args:
-        model: A model that is not on the meta device.
-        generator: Source of the draws.
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv3d):
-                drawn = torch.empty(module.weight.shape, device=generator.device)
-                module.weight.copy_(nn.init.kaiming_normal_(drawn, a=SLOPE, generator=generator))
-            elif isinstance(module, nn.InstanceNorm3d):
-                module.weight.fill_(1)
-            else:
-                continue
-            if module.bias is not None:
-                module.bias.fill_(0)
+    dims: Dims = 3 if len(size) == 3 else 2
+    factors = [math.prod(step) for step in zip(*(axes(stride, dims) for stride in strides), strict=True)]
+    legal = nearest_multiple(size, factors)
+    return tuple(2 * n for n in legal) if legal == tuple(factors) else legal
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions with instance norm, added to a shortcut.
+    """Two convolutions of 3 voxels along each axis with instance norm, added to a shortcut.
 
     Attributes:
-        conv3: 1x1x1 shortcut convolution without norm; None if the shortcut is the identity.
+        conv3: Pointwise shortcut convolution without norm; None if the shortcut is the identity.
     """
 
-    def __init__(self, before: int, channels: int, stride: Stride = (1, 1, 1), *, project: bool) -> None:
+    def __init__(self, before: int, channels: int, stride: Stride = (1, 1, 1), *, project: bool, dims: Dims) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(before, channels, 3, stride=stride, padding=1)
-        self.norm1 = nn.InstanceNorm3d(channels, affine=True)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.InstanceNorm3d(channels, affine=True)
-        self.conv3 = nn.Conv3d(before, channels, 1, stride=stride) if project else None
+        conv, norm, step = CONV[dims], INSTANCE_NORM[dims], axes(stride, dims)
+        self.conv1 = conv(before, channels, 3, stride=step, padding=1)  # pyright: ignore[reportArgumentType]
+        self.norm1 = norm(channels, affine=True)
+        self.conv2 = conv(channels, channels, 3, padding=1)
+        self.norm2 = norm(channels, affine=True)
+        self.conv3 = conv(before, channels, 1, stride=step) if project else None  # pyright: ignore[reportArgumentType]
 
-    def forward(self, x: Float[Tensor, "b before z y x"]) -> Float[Tensor, "b channels z2 y2 x2"]:
+    def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size2"]:
         """Apply the block."""
         y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE, inplace=True)
         y = self.norm2(self.conv2(y))
@@ -140,14 +131,14 @@ class ResidualBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling with a 1x1x1 convolution; no weight depends on the scale."""
+    """Nearest-neighbour upsampling with a pointwise convolution; no weight depends on the scale."""
 
-    def __init__(self, before: int, channels: int, scale: Stride) -> None:
+    def __init__(self, before: int, channels: int, scale: Stride, dims: Dims = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, channels, 1)
-        self.scale = tuple(map(float, scale))
+        self.conv = CONV[dims](before, channels, 1)
+        self.scale = floats(axes(scale, dims))
 
-    def forward(self, x: Float[Tensor, "b before z y x"]) -> Float[Tensor, "b channels z2 y2 x2"]:
+    def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size2"]:
         """Apply the convolution, then enlarge."""
         # STU-Net enlarges first. A pointwise convolution commutes with copying voxels,
         # and in this order it runs on an eighth of them.
@@ -155,92 +146,99 @@ class Upsample(nn.Module):
         return y if max(self.scale) == 1 else F.interpolate(y, scale_factor=self.scale, mode="nearest")
 
 
-def _stage(before: int, channels: int, depth: int, stride: Stride = (1, 1, 1)) -> nn.Sequential:
-    first = ResidualBlock(before, channels, stride, project=True)
-    return nn.Sequential(first, *(ResidualBlock(channels, channels, project=False) for _ in range(depth - 1)))
+def _stage(before: int, channels: int, config: STUNetConfig, stride: Stride = (1, 1, 1)) -> nn.Sequential:
+    blocks = [ResidualBlock(before, channels, stride, project=True, dims=config.dims)]
+    blocks += [ResidualBlock(channels, channels, project=False, dims=config.dims) for _ in range(config.depth - 1)]
+    return nn.Sequential(*blocks)
 
 
-class STUNet(nn.Module):
+class STUNet(Backbone):
     """STU-Net (Huang et al. 2023, arXiv 2304.06716), with the weight names of the released models.
 
     Six resolution stages joined by strided residual blocks, a decoder of the same
-    depth, and 1x1x1 segmentation heads. `seg_outputs.4` is the head at full
+    depth, and pointwise segmentation heads. `seg_outputs.4` is the head at full
     resolution and `seg_outputs.0` the coarsest one.
     """
+
+    head_prefix: ClassVar[str] = "seg_outputs."
+    input_weights: ClassVar[tuple[str, ...]] = (
+        "conv_blocks_context.0.0.conv1.weight",
+        "conv_blocks_context.0.0.conv3.weight",
+    )
 
     def __init__(self, config: STUNetConfig, device: torch.device | str | None = None) -> None:
         """Build the network.
 
         Args:
             config: Size and geometry.
-            device: Where the weights live. On `meta` they have no values: follow with
-                `to_empty` and `initialise`. Elsewhere they are initialised, always alike;
-                call `initialise` to draw them from a generator of your own.
+            device: See `Backbone.place`.
         """
         super().__init__()
         self.config = config
+        self.dims = config.dims
         dims = config.channels
+        self.levels = levels_of(dims, config.strides, config.dims)
+        self.decoder_levels = len(dims) - 1
+        self.checkpoint_stages = config.checkpoint_stages
         strides: tuple[Stride, ...] = ((1, 1, 1), *config.strides)
         steps = range(len(dims) - 2, -1, -1)  # encoder stage that each decoder step returns to, deepest first
         # On meta the layers do not draw initial values of their own from the global generator.
         with torch.device("meta"):
             self.conv_blocks_context = nn.ModuleList(
-                _stage(before, channels, config.depth, stride)
+                _stage(before, channels, config, stride)
                 for before, channels, stride in zip((config.in_channels, *dims), dims, strides, strict=False)
             )
-            self.upsample_layers = nn.ModuleList(Upsample(dims[n + 1], dims[n], strides[n + 1]) for n in steps)
-            self.conv_blocks_localization = nn.ModuleList(_stage(2 * dims[n], dims[n], config.depth) for n in steps)
-            self.seg_outputs = nn.ModuleDict(
-                {str(u): nn.Conv3d(dims[n], config.classes, 1) for u, n in enumerate(steps) if n < config.heads}
+            self.upsample_layers = nn.ModuleList(
+                Upsample(dims[n + 1], dims[n], strides[n + 1], config.dims) for n in steps
             )
-        target = torch.get_default_device() if device is None else torch.device(device)
-        if target.type != "meta":
-            self.to_empty(device=target)
-            initialise(self, torch_generator(0, "initialise"))
+            self.conv_blocks_localization = nn.ModuleList(_stage(2 * dims[n], dims[n], config) for n in steps)
+            head = CONV[config.dims]
+            self.seg_outputs = nn.ModuleDict(
+                {str(u): head(dims[n], config.classes, 1) for u, n in enumerate(steps) if n < config.heads}
+            )
+        self.place(device)
 
-    def features(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
-        """Features of the six encoder stages, full resolution first.
+    def initialise(self, generator: torch.Generator) -> None:
+        """See `Backbone.initialise`."""
+        initialise_layers(self, generator)
 
-        Args:
-            x: Images.
+    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """See `legal_size`."""
+        return legal_size(size, self.config.strides)
 
-        Returns:
-            Tensors (b, channels[i], z, y, x), each smaller than the one before by its stride.
+    def size_rule(self) -> str:
+        """See `Backbone.size_rule`."""
+        return f"a multiple of {self.levels[-1].stride} voxels with more than one voxel at the deepest stage"
 
-        Raises:
-            ConfigError: If the size does not fit the strides; names the nearest that does.
-        """
-        size = tuple(x.shape[2:])
-        legal = legal_size(size, self.config.strides)
-        factors = tuple(math.prod(stride[axis] for stride in self.config.strides) for axis in range(3))
-        condition = f"a multiple of {factors} voxels with more than one voxel at the deepest stage (nearest: {legal})"
-        require(size == legal, "model.input_size", condition, size)
+    def layer_prefixes(self) -> list[tuple[str, ...]]:
+        """One layer per encoder stage and decoder step; the heads come last."""
+        encoder = [(f"conv_blocks_context.{i}.",) for i in range(len(self.levels))]
+        steps = range(self.decoder_levels)
+        decoder = [(f"upsample_layers.{u}.", f"conv_blocks_localization.{u}.") for u in steps]
+        return [*encoder, *decoder, (self.head_prefix,)]
+
+    def features(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
+        """Features of the six encoder stages, full resolution first; see `Backbone.features`."""
+        self.check_size(x)
         out: list[Tensor] = []
-        for stage in self.conv_blocks_context:
-            x = stage(x)
+        for level, stage in enumerate(self.conv_blocks_context):
+            x = self.run_stage(level, stage, x)
             out.append(x)
         return out
 
-    def decode(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
-        """Features of the five decoder steps, full resolution first.
-
-        Args:
-            x: Images, as in `features`.
-
-        Returns:
-            Tensors (b, channels[i], z, y, x) on the grids of the first five encoder stages.
-
-        Raises:
-            ConfigError: As `features` does.
-        """
+    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
+        """Features of the five decoder steps, full resolution first; see `Backbone.decode`."""
         *skips, y = self.features(x)
         out: list[Tensor] = []
-        for up, stage in zip(self.upsample_layers, self.conv_blocks_localization, strict=True):
-            y = stage(torch.cat([up(y), skips.pop()], dim=1))
+        for step in range(self.decoder_levels):
+            y = self.run_stage(len(skips) - 1, self._step, step, y, skips.pop())
             out.append(y)
         return out[::-1]
 
-    def forward(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
+    def _step(self, step: int, y: Tensor, skip: Tensor) -> Tensor:
+        return self.conv_blocks_localization[step](torch.cat([self.upsample_layers[step](y), skip], dim=1))
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
         """Class logits of each head, full resolution first.
 
         Args:
@@ -255,3 +253,26 @@ class STUNet(nn.Module):
         last = len(self.upsample_layers) - 1
         features = self.decode(x)[: self.config.heads]
         return [self.seg_outputs[str(last - level)](y) for level, y in enumerate(features)]
+
+    def encoder_flops(self, size: Sequence[int]) -> int:
+        """See `Backbone.encoder_flops`."""
+        before, total = self.config.in_channels, 0
+        for level in self.levels:
+            total += self._stage_flops(before, level.channels, grid(size, level))
+            before = level.channels
+        return total
+
+    def flops(self, size: Sequence[int]) -> int:
+        """See `Backbone.flops`."""
+        total = self.encoder_flops(size)
+        for index, (level, deeper) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
+            total += conv_flops(deeper.channels, level.channels, 1, grid(size, deeper))
+            total += self._stage_flops(2 * level.channels, level.channels, grid(size, level))
+            if index < self.config.heads:
+                total += conv_flops(level.channels, self.config.classes, 1, grid(size, level))
+        return total
+
+    def _stage_flops(self, before: int, channels: int, voxels: int) -> int:
+        kernel = 3**self.dims
+        first = conv_flops(before, channels, kernel + 1, voxels)
+        return first + conv_flops(channels, channels, kernel, voxels) * (2 * self.config.depth - 1)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxscale.errors import CheckpointError
-from voxscale.models.stunet import INPUT_WEIGHTS
+from voxscale.models.interface import Backbone
 
 NAMED = 5
 """How many weights an error names; the rest are counted."""
@@ -45,7 +45,7 @@ class TransferReport:
         return {what: list(names) for what, names in asdict(self).items()}
 
 
-def transfer(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...]) -> TransferReport:
+def transfer(model: Backbone, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...]) -> TransferReport:
     """Copy pretrained weights into a model; all of them fit or none is copied.
 
     Images of several channels can start from weights of one: the first
@@ -68,7 +68,7 @@ def transfer(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[st
     wanted = [key for key in own if not key.startswith(fresh)]
     offered = [key for key in given if not key.startswith(fresh)]
     repeated = tuple(
-        key for key in INPUT_WEIGHTS if key in wanted and key in given and _can_repeat(own[key], given[key])
+        key for key in model.input_weights if key in wanted and key in given and _can_repeat(own[key], given[key])
     )
     sources = {key: _repeat(given[key], own[key].shape[1]) if key in repeated else given[key] for key in offered}
     _check(own, sources, wanted)
@@ -95,7 +95,7 @@ def _can_repeat(own: Tensor, given: Tensor) -> bool:
 
 
 def _repeat(weight: Tensor, channels: int) -> Tensor:
-    return weight.expand(-1, channels, -1, -1, -1) / channels
+    return weight.expand(-1, channels, *weight.shape[2:]) / channels
 
 
 def _check(own: Mapping[str, Tensor], sources: Mapping[str, Tensor], wanted: Sequence[str]) -> None:

@@ -1,0 +1,228 @@
+"""What every backbone offers: features at several resolutions, a decoder or tokens where it has them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from voxscale.config import require
+from voxscale.errors import ConfigError
+from voxscale.seed import torch_generator
+
+T = TypeVar("T")
+Dims = Literal[2, 3]
+Stride = tuple[int, int, int]
+Strides5 = tuple[Stride, Stride, Stride, Stride, Stride]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of an encoder.
+
+    Attributes:
+        channels: Channels of its features.
+        stride: Input voxels per feature along (z, y, x), in 2D along (y, x).
+    """
+
+    channels: int
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a transformer's last layer says.
+
+    Attributes:
+        values: All tokens; those that belong to no place come first.
+        prefix: How many belong to no place: class token, registers.
+        grid: Places along (z, y, x) or (y, x) that the others fill in this order.
+    """
+
+    values: Float[Tensor, "b n c"]
+    prefix: int
+    grid: tuple[int, ...]
+
+
+class Backbone(nn.Module, ABC):
+    """A network from images to features, to be trained by any objective.
+
+    Images are (b, in_channels, z, y, x), in 2D (b, in_channels, y, x). A stage
+    is a part of the network that works at one level, in encoder and decoder
+    alike; stages can be recomputed in the backward pass to save memory.
+
+    Attributes:
+        dims: 3 for volumes, 2 for images.
+        levels: Resolutions of `features`, finest first.
+        decoder_levels: How many of them, from the finest on, `decode` returns; 0 without a decoder.
+        checkpoint_stages: Levels whose stages are recomputed in the backward pass.
+        head_prefix: What the names of all weights of the heads start with; empty without heads.
+        input_weights: Names of the weights (out, in, ...) whose second axis is the image channels.
+        decay_free: Endings of names of matrices that weight decay should leave alone too.
+    """
+
+    dims: Dims
+    levels: tuple[Level, ...]
+    decoder_levels: int
+    checkpoint_stages: tuple[int, ...]
+    head_prefix: ClassVar[str] = ""
+    input_weights: ClassVar[tuple[str, ...]] = ()
+    decay_free: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def features(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
+        """Encoder features.
+
+        Args:
+            x: Images.
+
+        Returns:
+            A tensor (b, channels, ...) for each of `levels`.
+
+        Raises:
+            ConfigError: If the size is not one that the network takes; names the nearest that is.
+        """
+
+    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:  # noqa: ARG002  # overridden where there is one
+        """Features of the decoder on the grids of the first `decoder_levels` levels, finest first.
+
+        Args:
+            x: Images, as in `features`.
+
+        Raises:
+            ConfigError: As `features` does, or if there is no decoder.
+        """
+        raise self._lacks("a decoder")
+
+    def tokens(self, x: Float[Tensor, "b c *size"]) -> Tokens:  # noqa: ARG002  # as above
+        """Tokens of the last layer.
+
+        Args:
+            x: Images, as in `features`.
+
+        Raises:
+            ConfigError: As `features` does, or if the network is not a transformer.
+        """
+        raise self._lacks("tokens")
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
+        """Class logits of each head, finest first; of a network without decoder, its features."""
+        return self.features(x)
+
+    @abstractmethod
+    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The input size nearest to the one wanted that the network takes; halfway cases are rounded up."""
+
+    @abstractmethod
+    def flops(self, size: Sequence[int]) -> int:
+        """Floating-point operations of `forward` on one image: two per multiplication and addition.
+
+        Convolutions, linear layers and attention are counted, as `torch.utils.flop_counter`
+        does; biases, norms and activations are not.
+        """
+
+    @abstractmethod
+    def encoder_flops(self, size: Sequence[int]) -> int:
+        """As `flops`, of `features`."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights afresh and set all buffers; the model must not be on the meta device.
+
+        Weights are drawn on the generator's device and then copied, so a CPU
+        generator gives the same network on every device.
+        """
+
+    @abstractmethod
+    def layer_prefixes(self) -> Sequence[tuple[str, ...]]:
+        """Beginnings of parameter names, layer by layer from the input to the output."""
+
+    def parameter_layers(self) -> dict[str, int]:
+        """The layer of each parameter, 0 at the input, for layer-wise decay of the learning rate."""
+        layers = self.layer_prefixes()
+        return {name: _layer(name, layers) for name, _ in self.named_parameters()}
+
+    def no_decay(self) -> frozenset[str]:
+        """Names of parameters that weight decay should leave alone: biases, norms, tokens, positions."""
+        named = self.named_parameters()
+        return frozenset(name for name, p in named if p.ndim <= 1 or name.endswith(self.decay_free or ("\0",)))
+
+    def check_size(self, x: Tensor) -> None:
+        """Refuse images that the network does not take.
+
+        Raises:
+            ConfigError: Naming the nearest size that it does.
+        """
+        size = tuple(x.shape[2:])
+        require(len(size) == self.dims, "model.input_size", f"{self.dims} numbers", size)
+        legal = self.legal_size(size)
+        if size != legal:
+            require(False, "model.input_size", f"{self.size_rule()} (nearest: {legal})", size)
+
+    def size_rule(self) -> str:
+        """The sizes that the network takes, in words that follow "must be"."""
+        return f"a multiple of {self.levels[-1].stride} voxels"
+
+    def run_stage(self, level: int, function: Callable[..., T], *inputs: object) -> T:
+        """Call a stage, keeping only its inputs for the backward pass if its level is to be recomputed."""
+        if level in self.checkpoint_stages and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return function(*inputs)
+
+    def place(self, device: torch.device | str | None) -> None:
+        """Give a model that was built on meta its device and its first weights, always alike.
+
+        Args:
+            device: Where the weights shall live; None for the default device. On `meta` they
+                stay without values: follow with `to_empty` and `initialise`.
+        """
+        target = torch.get_default_device() if device is None else torch.device(device)
+        if target.type != "meta":
+            self.to_empty(device=target)
+            self.initialise(torch_generator(0, "initialise"))
+
+    def _lacks(self, what: str) -> ConfigError:
+        return ConfigError(f"model must be one with {what}, not {type(self).__name__}")
+
+
+def _layer(name: str, layers: Sequence[tuple[str, ...]]) -> int:
+    found = [index for index, prefixes in enumerate(layers) if name.startswith(prefixes)]
+    assert len(found) == 1, f"{name} must belong to one layer, not {found}"
+    return found[0]
+
+
+def nearest_multiple(size: Sequence[int], factors: Sequence[int]) -> tuple[int, ...]:
+    """The multiples of `factors` nearest to `size`, at least one of each; halfway cases are rounded up."""
+    return tuple(max((2 * n + f) // (2 * f), 1) * f for n, f in zip(size, factors, strict=True))
+
+
+def check_stages(stages: Sequence[int], levels: int) -> None:
+    """Refuse levels to recompute that are not there; raises `ConfigError`."""
+    ok = all(0 <= stage < levels for stage in stages) and len(set(stages)) == len(stages)
+    require(ok, "model.checkpoint_stages", f"different numbers from 0 to {levels - 1}", tuple(stages))
+
+
+def check_strides(strides: Sequence[Stride], dims: Dims, steps: int) -> None:
+    """Refuse strides of a wrong number or form; raises `ConfigError`."""
+    ok = len(strides) == steps and all(len(s) == 3 and all(1 <= n <= 3 for n in s) for s in strides)
+    require(ok, "model.strides", f"{steps} triples of 1 to 3", tuple(strides))
+    flat = dims == 3 or all(s[0] == 1 for s in strides)
+    require(flat, "model.strides", "1 along z for images of two dimensions", tuple(strides))
+
+
+def levels_of(channels: Sequence[int], strides: Sequence[Stride], dims: Dims) -> tuple[Level, ...]:
+    """Levels of a network that starts at full resolution and goes down by `strides`."""
+    made = [Level(channels[0], (1,) * dims)]
+    for count, stride in zip(channels[1:], strides, strict=True):
+        made.append(Level(count, tuple(a * b for a, b in zip(made[-1].stride, stride[3 - dims :], strict=True))))
+    return tuple(made)
+
+
+def grid(size: Sequence[int], level: Level) -> int:
+    """Voxels that an image of a legal size has at a level."""
+    return math.prod(n // s for n, s in zip(size, level.stride, strict=True))

@@ -1,0 +1,85 @@
+"""What several families share: layers for two or three dimensions, first weights, counts of operations."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from voxscale.models.interface import Dims
+
+CONV: Mapping[Dims, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+INSTANCE_NORM: Mapping[Dims, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
+
+SLOPE = 0.01
+"""Negative slope of LeakyReLU, and the `a` of the He initialisation that goes with it."""
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (*_BATCH_NORMS, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm)
+
+
+@torch.no_grad()
+def initialise_layers(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights of all common layers; biases become 0 and norms the identity.
+
+    Convolutions are He-normal for LeakyReLU (He et al. 2015, "Delving Deep into
+    Rectifiers", section 2.2), linear layers normal with deviation 0.02 cut at two
+    deviations (Dosovitskiy et al. 2021 and its successors).
+
+    Args:
+        model: A model that is not on the meta device.
+        generator: Source of the draws.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.PReLU):
+            module.weight.fill_(0.25)
+        elif isinstance(module, _CONVOLUTIONS):
+            drawn = torch.empty(module.weight.shape, device=generator.device)
+            module.weight.copy_(nn.init.kaiming_normal_(drawn, a=SLOPE, generator=generator))
+        elif isinstance(module, nn.Linear):
+            draw_truncated(module.weight, generator)
+        elif isinstance(module, _NORMS):
+            if isinstance(module, _BATCH_NORMS):
+                module.reset_running_stats()
+            for name, value in module.named_parameters(recurse=False):
+                value.fill_(1.0 if name == "weight" else 0.0)
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and module.bias is not None:
+            module.bias.zero_()
+
+
+@torch.no_grad()
+def draw_truncated(weight: torch.Tensor, generator: torch.Generator, std: float = 0.02) -> None:
+    """Fill a tensor with normal draws cut at two standard deviations."""
+    drawn = torch.empty(weight.shape, device=generator.device)
+    weight.copy_(nn.init.trunc_normal_(drawn, std=std, a=-2 * std, b=2 * std, generator=generator))
+
+
+def conv_flops(before: int, channels: int, kernel: int, voxels: int) -> int:
+    """Operations of a convolution.
+
+    Args:
+        before: Input channels (of one group).
+        channels: Output channels.
+        kernel: Voxels of the kernel.
+        voxels: Voxels of the output; of a transposed convolution, of the input.
+    """
+    return 2 * before * channels * kernel * voxels
+
+
+def axes(values: Sequence[int], dims: Dims) -> tuple[int, ...]:
+    """The last `dims` of (z, y, x)."""
+    return tuple(values)[3 - dims :]
+
+
+def floats(values: Sequence[int]) -> tuple[float, ...]:
+    """As floats, as `interpolate` wants scale factors."""
+    return tuple(map(float, values))
+
+
+def volume(values: Sequence[int]) -> int:
+    """Product of all numbers."""
+    return math.prod(values)
