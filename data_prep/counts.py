@@ -38,9 +38,9 @@ class Counts:
 
 def count(found: Discovery, ledger: Ledger) -> Counts:
     """What became of this run's sources, those settled earlier included."""
-    rows = [ledger.rows[place] for source in found.sources for place in ledger.places(source)]
-    images = [row["status"] for row in rows if row["kind"] == "image"]
-    rules = Counter(f"{row['status']} {row['rule']}" for row in rows if row["rule"] is not None)
+    rows = [ledger.rows.verdict(place) for source in found.sources for place in ledger.places(source)]
+    images = [row.status for row in rows if row.kind == "image"]
+    rules = Counter(f"{row.status} {row.rule}" for row in rows if row.rule is not None)
     for rule, count in rules.most_common():
         log.info("ingest: %d %s", count, rule)
     return Counts(
@@ -48,8 +48,8 @@ def count(found: Discovery, ledger: Ledger) -> Counts:
         accepted=images.count("accepted"),
         rejected=images.count("rejected"),
         quarantined=images.count("quarantined"),
-        parts=sum(row["kind"] == "part" and row["status"] == "accepted" for row in rows),
-        orphan_labels=sum(row["kind"] == "label" for row in rows),
+        parts=sum(row.kind == "part" and row.status == "accepted" for row in rows),
+        orphan_labels=sum(row.kind == "label" for row in rows),
         others=found.others,
         files=found.counts,
     )

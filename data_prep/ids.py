@@ -1,5 +1,6 @@
 """Anonymous names: ids from content, subjects from keyed hashes."""
 
+import contextlib
 import csv
 import hashlib
 import hmac
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxscale.config import require
-from voxscale.files import sha256_file
+from voxscale.errors import DataError
+from voxscale.files import sha256_file, sync, temporary
 
 ID_DIGITS = 16
+KEY_BYTES = 32
 
 
 def content_id(image: Sequence[Path], label: Sequence[Path] = ()) -> str:
@@ -21,7 +24,7 @@ def content_id(image: Sequence[Path], label: Sequence[Path] = ()) -> str:
 
     Several files (a DICOM series, a header with its data) count as their
     sorted digests, so their names and order do not matter; a label is
-    appended as a second digest.
+    appended as a second digest, its files (masks of one class each) in order.
 
     Args:
         image: Files of the image.
@@ -30,7 +33,7 @@ def content_id(image: Sequence[Path], label: Sequence[Path] = ()) -> str:
     Raises:
         OSError: If a file cannot be read.
     """
-    digests = [_digest(image)] + ([_digest(label)] if label else [])
+    digests = [_digest(sorted(map(sha256_file, image)))] + ([_digest([sha256_file(f) for f in label])] if label else [])
     return (digests[0] if len(digests) == 1 else hashlib.sha256("+".join(digests).encode()).hexdigest())[:ID_DIGITS]
 
 
@@ -39,22 +42,40 @@ def part_id(key: str, part: int) -> str:
     return hashlib.sha256(f"{key}+{part}".encode()).hexdigest()[:ID_DIGITS]
 
 
-def _digest(files: Sequence[Path]) -> str:
-    digests = sorted(sha256_file(file) for file in files)
+def _digest(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def load_key(private: Path) -> bytes:
-    """The store's secret key; made on first use, readable by its owner alone."""
+    """The store's secret key; made on first use, readable by its owner alone.
+
+    Of several processes that make it at once, one does: a finished file is
+    linked to the name, which fails where it is taken.
+
+    Raises:
+        DataError: If the file is there but holds no key.
+    """
     path = private / "key"
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists() or not path.read_text().strip():
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    if not path.exists():
+        beside = temporary(path)
+        beside.unlink(missing_ok=True)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    return bytes.fromhex(path.read_text().strip())
+        with contextlib.suppress(FileExistsError):
+            os.link(beside, path)
+        beside.unlink()
+        sync(private)
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise DataError(f"{private.name}/key must hold {KEY_BYTES} bytes in hexadecimal digits", "corrupt")
+    return key
 
 
 def keyed_hash(key: bytes, name: str) -> str:

@@ -1,49 +1,54 @@
-"""Raw scans to a store: `python -m data_prep ingest SRC [SRC ...] STORE`."""
+"""Raw scans to a store: `python -m data_prep ingest SRC [SRC ...] STORE [--part K/N]`."""
 
 import json
 import logging
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
-from data_prep.audit import write_duplicates
+from data_prep.audit import DUPLICATES, write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
-from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects, part_id
+from data_prep.ids import keyed_hash, load_key, load_subjects
+from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
-from data_prep.privacy.dates import day_number
-from data_prep.scan import Identity, Job, take_in
-from data_prep.structures import assign_values, class_name, load_table
-from voxscale.config import config, config_hash, parse, require, to_dict
+from data_prep.lookup import key_of
+from data_prep.part import Part, parse_part
+from data_prep.reading import Reading, Taken
+from data_prep.results import Results
+from data_prep.steps import Outcome, verdict
+from data_prep.structures import load_table
+from data_prep.sweep import clear_left_over, sweep
+from voxscale.config import config, parse, require
 from voxscale.errors import DataError
 from voxscale.files import locked
 from voxscale.index import INDEX, write_index
-from voxscale.io.dicom import count_volumes
-from voxscale.io.isolate import FULL, run_isolated
+from voxscale.io.isolate import FULL
 from voxscale.progress import Progress
 from voxscale.store import accepted
-from voxscale.store_root import create_store, read_root
+from voxscale.store_root import create_store, read_root, with_classes
 
 log = logging.getLogger("voxscale")
 
-UNDECLARED = 128
-"""Lowest class value of named structures where other labels of the same run number their classes without names."""
+GATHER = "gather"
+"""Name of the run that writes the ledger, where workers have their part's."""
+AHEAD = 16
+"""Inputs for each worker thread that may be finished before an earlier one is."""
 
 T = TypeVar("T")
 U = TypeVar("U")
-Row = dict[str, Any]
 
 
 def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts:
-    """Read, check and write every scan below the given folders; goes on where an earlier run ended.
+    """Read, check and write every scan below the given folders; goes on where earlier runs and workers ended.
 
     Args:
         roots: Source folders.
@@ -54,15 +59,64 @@ def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts
         ConfigError: If a source folder is missing or a setting is wrong.
         DataError: If the store is in use or cannot be written, or classes conflict.
     """
-    home, subjects = store.resolve(), load_subjects(settings.subject)
-    outside = not any(root.resolve() in (home, *home.parents) or home in root.resolve().parents for root in roots)
-    require(outside, "store", "a folder outside the sources", store.name)
-    found = discover(roots, settings.seconds, settings.gigabytes, settings.labels)
+    found = _discover(roots, store, settings)
     if not found.sources:
         return Counts(others=found.others, files=found.counts)
+    with _told(), locked(store.resolve()):
+        return _Ingest(store.resolve(), settings, found).gather()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one worker did.
+
+    Attributes:
+        part: Which worker.
+        inputs: Inputs that are its own.
+        read: Volumes that it read.
+        taken: Volumes that it or others had read before.
+    """
+
+    part: str
+    inputs: int
+    read: int
+    taken: int
+
+
+def ingest_part(roots: Sequence[Path], store: Path, settings: IngestConfig, part: Part) -> Share:
+    """Read, check and write one worker's share of the scans; `ingest` then takes all shares together.
+
+    Workers of one store need no lock and do not talk to each other: an input
+    is the worker's that a hash of its path below its root names.
+
+    Args:
+        roots: Source folders, the same for all workers and for `ingest`.
+        store: The store's folder.
+        settings: As for `ingest`.
+        part: Which worker of how many this is.
+
+    Raises:
+        ConfigError: If a source folder is missing or a setting is wrong.
+        DataError: If the store cannot be written, or classes conflict.
+    """
+    found = _discover(roots, store, settings)
+    with _told():
+        return _Ingest(store.resolve(), settings, found, part).work(part)
+
+
+def _discover(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Discovery:
+    home = store.resolve()
+    outside = not any(root.resolve() in (home, *home.parents) or home in root.resolve().parents for root in roots)
+    require(outside, "store", "a folder outside the sources", store.name)
+    load_subjects(settings.subject)  # a wrong setting is told before the walk
+    return discover(roots, settings.seconds, settings.gigabytes, settings.labels)
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    """Turn what the store's disk refuses into one line."""
     try:
-        with locked(home):
-            return _Ingest(home, settings, subjects).run(found)
+        yield
     except OSError as error:
         if error.errno in FULL:
             raise DataError(f"store needs free disk space to go on ({error.strerror})", "disk_full") from None
@@ -72,186 +126,133 @@ def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts
 class _Ingest:
     """One run on one store."""
 
-    def __init__(self, store: Path, settings: IngestConfig, subjects: Subjects | None) -> None:
+    def __init__(self, store: Path, settings: IngestConfig, found: Discovery, part: Part | None = None) -> None:
         private = store.with_name(f"{store.name}.private")
-        self.key = load_key(private)
-        kept = ("dataset", "modality", "labels", "subject", "volumes", "read", "rules", "privacy")
-        decide = {name: value for name, value in to_dict(settings).items() if name in kept}
-        self.names = load_table(settings.structures)
-        decide |= {"table": None if subjects is None else subjects.table, "names": self.names}
-        self.store, self.settings, self.subjects = store, settings, subjects
-        self.values: dict[str, int] = {}
-        self.ledger = Ledger(store, private, config_hash(decide))
+        key, names = load_key(private), load_table(settings.structures)
+        self.store, self.settings, self.found, self.key = store, settings, found, key
+        known = with_classes(store, found.classes, found.image_classes)["classes"]
+        self.values = structure_values(found, {int(value): name for value, name in known.items()}, key, names)
+        name = GATHER if part is None else part.name
+        self.results = Results(store, private, name, settings.seconds)
+        self.ledger = Ledger(store, private, self._before_change if part is None else None)
+        subjects = load_subjects(settings.subject)
+        jobs = Jobs(store, self.results.scratch, settings, key, subjects, names, self.values)
+        self.reading = Reading(jobs, self.ledger, self.results)
+        self.workers = settings.workers or len(os.sched_getaffinity(0))
 
-    def run(self, found: Discovery) -> Counts:
+    def _before_change(self) -> None:
+        """What is made from the ledger goes before the ledger changes, so that what is there is valid."""
+        for name in (INDEX, DUPLICATES):
+            (self.store / name).unlink(missing_ok=True)
+
+    def gather(self) -> Counts:
         """Settle every source that is not settled, in the order of discovery."""
-        create_store(self.store, found.classes, found.image_classes)
-        self._name_structures(found)
-        for leftover in [*self.store.glob(".*.tmp"), *self.store.glob(".*.old")]:
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
-        todo = [source for source in found.sources if not self.ledger.settled(source)]
-        if todo:
-            (self.store / INDEX).unlink(missing_ok=True)
-        workers = self.settings.workers or len(os.sched_getaffinity(0))
-        done = len(found.sources) - len(todo)
-        with (
-            ThreadPoolExecutor(workers) as pool,
-            Progress("ingest", len(found.sources), unit="scans", done=done) as bar,
-        ):
+        create_store(self.store, self.found.classes, self.found.image_classes)
+        create_store(self.store, {value: name for name, value in self.values.items()})
+        clear_left_over(self.store)
+        sources = self.found.sources
+        todo = [source for source in sources if not self.reading.settled(source)]
+        self.ledger.find_ownerless(sources)
+        with self._pool() as pool, self._progress(len(sources), len(sources) - len(todo)) as bar:
+            named = _ahead(pool, self.reading.name, todo, 2 * self.workers)
+            for source, key, taken in _ahead(pool, self._settle, self._claim(named, todo), AHEAD * self.workers):
+                self.ledger.write(source, key, taken)
+                bar.advance(1)
+        self.ledger.rows.flush()
+        self._finish()
+        if self.results.taken:
+            log.info("ingest: %d volumes read, %d were read before", self.results.read, self.results.taken)
+        return count(self.found, self.ledger)
+
+    def work(self, part: Part) -> Share:
+        """Read the volumes of one worker's inputs; what became of them goes into its log."""
+        mine = [source for source in self.found.sources if key_of(source.place) % part.of == part.number - 1]
+        todo = [source for source in mine if not self.reading.settled(source)]
+        with self._pool() as pool, self._progress(len(mine), len(mine) - len(todo), f"ingest {part.name}") as bar:
+            named = _ahead(pool, self.reading.name, todo, 2 * self.workers)
+            for _ in _ahead(pool, self._share, _different(named), 2 * self.workers):
+                bar.advance(1)
+        return Share(part.name, len(mine), self.results.read, self.results.taken)
+
+    def _share(self, named: tuple[Source, str]) -> None:
+        if named[0].problem is None:
+            self.reading.volumes(*named)
+
+    @contextmanager
+    def _pool(self) -> Generator[ThreadPoolExecutor]:
+        with ThreadPoolExecutor(self.workers) as pool:
             try:
-                named = _ahead(pool, self._name, todo, 2 * workers)
-                for source, rows in _ahead(pool, self._settle, self._claim(named, todo), 2 * workers):
-                    self.ledger.write(source, rows)
-                    bar.advance(1)
+                yield pool
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-        self.ledger.flush()
-        self._name_classes()
-        if todo or not (self.store / INDEX).exists():
+
+    def _progress(self, total: int, done: int, stage: str = "ingest") -> Progress:
+        return Progress(stage, total, unit="scans", done=done)
+
+    def _finish(self) -> None:
+        """Bring what is made from the ledger up to date."""
+        marked = self.settings.duplicates == "off" or (self.store / DUPLICATES).exists()
+        whole = marked and (self.store / INDEX).exists()
+        if self.ledger.changed or not whole or not self.results.empty:
+            sweep(self.store, self.ledger.rows)
+        if self.ledger.changed or not whole:
+            self._name_classes()
             write_index(self.store, accepted(self.store))
             if self.settings.duplicates == "mark":
                 twins = write_duplicates(self.store)
                 if twins:
                     log.info("ingest: %d pairs of scans show the same, see duplicates.json", len(twins))
-        return count(found, self.ledger)
-
-    def _name(self, source: Source) -> tuple[Source, str | None]:
-        """An input and its id; None if its bytes cannot be read."""
-        try:
-            return source, content_id(source.files, source.label)
-        except OSError:
-            return source, None
+        self.results.clear()
 
     def _claim(self, named: Iterable[tuple[Source, str | None]], todo: Sequence[Source]) -> Iterator["_Claim"]:
         """Say in order of discovery which inputs need reading; of equal ones the first does."""
-        again = {self.ledger.place(source) for source in todo} | set(self.ledger.ownerless)
-        rows = enumerate(self.ledger.rows)
-        seen = {row["id"] for place, row in rows if place not in again and row["rule"] != "duplicate"}
+        rows = self.ledger.rows
+        again = {self.ledger.place(source) for source in todo}
+        again |= {place for places in self.ledger.ownerless.values() for place, _ in places}
+        seen = {rows.key(p) for p in range(len(rows)) if p not in again and rows.verdict(p).rule != "duplicate"}
         for source, key in named:
             if key is None:
                 hidden = keyed_hash(self.key, str(source.files[0]))
-                yield source, hidden, _row(hidden, source, "rejected", "unreadable", "file cannot be read")
+                yield source, None, [(hidden, 0, Outcome(verdict("rejected", "unreadable", "file cannot be read")))]
                 continue
             self.ledger.adopt(source, key)
             if source.problem is not None:
                 status = "rejected" if source.kind == "label" else "quarantined"
-                yield source, key, _row(key, source, status, *source.problem)
+                yield source, key, [(key, 0, Outcome(verdict(status, *source.problem)))]
             elif key in seen:
                 reason = "another input has the same content"
-                yield source, key, _row(key, source, "quarantined", "duplicate", reason)
+                yield source, key, [(key, 0, Outcome(verdict("quarantined", "duplicate", reason)))]
             else:
                 seen.add(key)
                 yield source, key, None
 
-    def _settle(self, claim: "_Claim") -> tuple[Source, list[Row]]:
-        """The ledger rows of an input, one per volume taken, reading it if need be."""
-        source, key, row = claim
-        if row is not None:
-            return source, [row]
-        subject = self._subject(source, key)
-        if subject is None:
-            reason = "the subject setting does not know this file"
-            return source, [_row(key, source, "quarantined", "no_subject", reason)]
-        job = self._job(source, key, subject)
-        first, parts = self._take_in(source, job)
-        taken = self._spread(parts, bool(source.label))
-        if parts > 1:
-            first["notes"] = [f"{len(taken)} of {parts} volumes are taken", *first["notes"]]
-        more = [replace(job, key=part_id(key, part), part=part) for part in taken[1:]]
-        return source, [first, *(self._take_in(source, each)[0] for each in more)]
-
-    def _spread(self, parts: int, labelled: bool) -> list[int]:
-        """Which volumes of an input are taken: the first, and others evenly spread."""
-        most = 1 if labelled else max(1, min(self.settings.volumes, parts))
-        return [number * parts // most for number in range(most)]
-
-    def _take_in(self, source: Source, job: Job) -> tuple[Row, int]:
-        """The ledger row of one volume, and how many its input holds."""
-        try:
-            told = run_isolated(take_in, (job,), self.settings.seconds, self.settings.gigabytes)
-        except DataError as error:
-            parts = self._parts(job) if job.part == 0 and job.several else 1
-            return _row(job.key, source, "rejected", error.reason, str(error), part=job.part), parts
-        status = "rejected" if "rule" in told else "accepted"
-        row = _row(job.key, source, status, told.get("rule"), told.get("reason"), told.get("entry"), job.part)
-        return row | {"notes": told["notes"], "thumbnail": told["thumbnail"]}, int(told["parts"])
-
-    def _parts(self, job: Job) -> int:
-        """Volumes of a series whose first one cannot be used: an echo that lost a slice must not cost the others."""
-        if not job.dicom:
-            return 1
-        try:
-            return int(run_isolated(count_volumes, (job.files,), self.settings.seconds, self.settings.gigabytes))
-        except DataError:
-            return 1
-
-    def _job(self, source: Source, key: str, subject: str) -> Job:
-        """What a reader process needs to know of an input."""
-        hidden = keyed_hash(self.key, subject)
-        study, series = (None if uid is None else keyed_hash(self.key, uid) for uid in (source.study, source.series))
-        names = {each.number: class_name(each, self.key, self.names) for each in source.label_names}
-        return Job(
-            key=key,
-            files=source.files,
-            dicom=source.dicom,
-            part=0,
-            several=self.settings.volumes > 0,
-            label=source.label,
-            label_format=source.label_format,
-            label_values={number: self.values[name] for number, name in names.items()},
-            dataset=self.settings.dataset,
-            modality=self.settings.modality or source.modality,
-            identity=Identity(hidden, study, series, day_number(self.key, subject, source.date)),
-            image_class=source.image_class,
-            classes={self.values[name]: name for name in names.values()} or source.classes,
-            read=self.settings.read,
-            rules=self.settings.rules,
-            privacy=self.settings.privacy,
-            store=self.store,
-        )
-
-    def _subject(self, source: Source, key: str) -> str | None:
-        """Name of the patient, not yet hashed; None if the subject setting does not know it."""
-        if self.subjects is not None and not (source.dicom and source.person):
-            return self.subjects.find(source.stem, source.place)
-        return source.person or f"file:{key}"
-
-    def _name_structures(self, found: Discovery) -> None:
-        """Give every named structure of DICOM-SEG, RTSTRUCT and mask folders a class of the store."""
-        known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
-        structures = [each for source in found.sources for each in source.label_names]
-        numbered = any(s.label and s.label_format == "file" and not s.classes for s in found.sources)
-        names = {class_name(each, self.key, self.names) for each in structures}
-        self.values = assign_values(names, known, UNDECLARED if numbered else 1)
-        create_store(self.store, {value: name for name, value in self.values.items()})
+    def _settle(self, claim: "_Claim") -> tuple[Source, str | None, Taken]:
+        """The volumes of an input, reading it if need be."""
+        source, key, taken = claim
+        if taken is None:
+            assert key is not None  # else it was decided without reading
+            taken = self.reading.volumes(source, key)
+        return source, key, taken
 
     def _name_classes(self) -> None:
         """Give label values that no task declares their number as a name."""
-        labels = (row["entry"]["label"] for row in self.ledger.rows if row["status"] == "accepted")
-        values = {int(value) for label in labels for value in label or {}}
+        values = {int(value) for _, entry in accepted(self.store) for value in entry.label or {}}
         known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
         create_store(self.store, {value: str(value) for value in values} | known)
 
 
-_Claim = tuple[Source, str, Row | None]
-"""An input, its id, and its ledger row if it need not be read."""
+_Claim = tuple[Source, str | None, Taken | None]
+"""An input, its id, and what became of it if it need not be read."""
 
 
-def _row(
-    key: str,
-    source: Source,
-    status: str,
-    rule: str | None,
-    reason: str | None,
-    entry: dict[str, Any] | None = None,
-    part: int = 0,
-) -> Row:
-    kind = "part" if part else source.kind
-    row = {"id": key, "kind": kind, "status": status, "rule": rule, "reason": reason, "part": part}
-    return row | {"notes": [], "thumbnail": False, "entry": entry}
+def _different(named: Iterable[tuple[Source, str | None]]) -> Iterator[tuple[Source, str]]:
+    """Inputs that can be read, of equal ones the first."""
+    seen: set[str] = set()
+    for source, key in named:
+        if key is not None and key not in seen:
+            if source.problem is None:
+                seen.add(key)
+            yield source, key
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int) -> Iterator[U]:
@@ -271,10 +272,12 @@ class IngestArgs:
 
     Attributes:
         paths: One or more source folders, then the store.
+        part: K/N makes this worker K of N, which only reads its share; run once more without it to gather them.
         settings: How to read and what to accept.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
+    part: str | None = None
     settings: Annotated[IngestConfig, tyro.conf.arg(name="")] = field(default_factory=IngestConfig)
 
     def __post_init__(self) -> None:
@@ -285,10 +288,14 @@ class IngestArgs:
 def main(args: Sequence[str]) -> int:
     """Command line of `python -m data_prep ingest`; returns the exit status.
 
-    Standard output gets one JSON line of `Counts`.
+    Standard output gets one JSON line of `Counts`, or of `Share` for a worker.
     """
     given = parse(IngestArgs, None, args, "python -m data_prep ingest")
-    counts = ingest(given.paths[:-1], given.paths[-1], given.settings)
+    sources, store = given.paths[:-1], given.paths[-1]
+    if given.part is not None:
+        print(json.dumps(asdict(ingest_part(sources, store, given.settings, parse_part(given.part)))))
+        return 0
+    counts = ingest(sources, store, given.settings)
     print(json.dumps(asdict(counts)))
     if counts.accepted:
         return 0

@@ -1,160 +1,194 @@
 """The ledger of a store and the private list of sources, kept so that a killed ingest can go on."""
 
+import hashlib
 import json
-import shutil
-import time
-from collections.abc import Sequence
+import os
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.discover import Source
-from voxscale.config import config_hash
-from voxscale.files import append_line, read_lines, write_text
+from data_prep.results import state_of
+from data_prep.rows import Row, Rows, digest_of, line_of, lines_of
+from data_prep.steps import Outcome, holds, verdict
 from voxscale.store import LEDGER
 
 SOURCES = "sources.jsonl"
-THUMBNAILS = "thumbnails"
-FLUSH_S = 10.0
-"""Seconds after which replaced rows are written; a new row is written at once."""
-
-Row = dict[str, Any]
+STALE = "not_taken"
+_PLACE_BITS = 32
+_NOWHERE = 2**44 - 1
+"""Offset of a private row that is not there."""
 
 
 class Ledger:
     """One row per volume of each input in the store, and where each row came from outside of it.
 
     The private row is written first and names the row's place and hash in the
-    ledger, so an input counts as settled only when both are on disk.
+    ledger, so an input counts as settled only when both are on disk. In memory
+    are about 250 bytes for each row; the rows themselves are read when needed.
 
     Attributes:
         rows: The ledger's rows in the order of discovery.
-        ownerless: Places of rows whose input is gone, moved or no longer known.
+        changed: Whether any row was written.
+        ownerless: Rows whose input is gone, moved or no longer known, by id and kind: their places, and where
+            the private list tells of them.
     """
 
-    def __init__(self, store: Path, private: Path, settings: str) -> None:
+    def __init__(self, store: Path, private: Path, before_change: Callable[[], None] | None) -> None:
         """Read both lists.
 
         Args:
             store: The store's folder.
             private: The folder of its secrets.
-            settings: Hash of the settings that decide what is accepted.
+            before_change: Called before the first row is written; None never writes.
         """
-        self._store, self._private, self._settings = store, private, settings
-        self.rows: list[Row] = read_lines(store / LEDGER)
-        self._known = {(row["path"], row["part"]): row for row in read_lines(private / SOURCES)}
-        owned = {row["row"] for (path, _), row in self._known.items() if Path(path).exists()}
-        self._gone: list[Row] = []
-        self._flushed = time.monotonic()
-        self.ownerless = [place for place in range(len(self.rows)) if place not in owned]
+        self._private = private / SOURCES
+        self._before_change, self.changed = before_change, False
+        mend = before_change is not None
+        self.rows = Rows(store / LEDGER, mend)
+        self.ownerless: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self._known: dict[bytes, int] = {}
+        self._end = 0
+        for offset, line, row in lines_of(self._private, mend):
+            self._known[_digest(row["path"], row["part"])] = offset << _PLACE_BITS | row["row"]
+            self._end = offset + len(line)
+
+    def find_ownerless(self, sources: Sequence[Source]) -> None:
+        """Fill `ownerless`, given the inputs of this run."""
+        here = {_digest(source.files[0], 0) for source in sources}
+        told = array("q", [-1]) * len(self.rows)
+        owned = bytearray(len(self.rows))
+        for offset, _, row in lines_of(self._private, mend=False):
+            place = row["row"]
+            if self._known[_digest(row["path"], row["part"])] >> _PLACE_BITS != offset or place >= len(owned):
+                continue
+            told[place] = offset
+            owned[place] = _digest(row["path"], 0) in here or Path(row["path"]).exists()
+        for place, known in enumerate(owned):
+            if not known:
+                name = self.rows.key(place), self.rows.verdict(place).kind
+                self.ownerless.setdefault(name, []).append((place, told[place]))
 
     def place(self, source: Source, part: int = 0) -> int | None:
         """Where the row of a volume of an input stands, or None if it has none."""
-        known = self._known.get((str(source.files[0]), part))
-        return None if known is None or known["row"] >= len(self.rows) else int(known["row"])
+        known = self._known.get(_digest(source.files[0], part))
+        place = len(self.rows) if known is None else known & (1 << _PLACE_BITS) - 1
+        return place if place < len(self.rows) else None
 
     def places(self, source: Source) -> list[int]:
         """Where the rows of all volumes of an input stand."""
-        known = self._known.get((str(source.files[0]), 0))
-        found = [self.place(source, part) for part in range(known.get("taken", 1) if known else 0)]
+        found = [self.place(source, part) for part in range(self._taken(source))]
         return [place for place in found if place is not None]
 
-    def adopt(self, source: Source, key: str) -> None:
-        """Give a new input the row of a gone one with the same content, so that moved files stay one input."""
-        if self.place(source) is not None:
-            return
-        for place in self.ownerless:
-            if (self.rows[place]["id"], self.rows[place]["kind"]) == (key, source.kind):
-                row = {"path": str(source.files[0]), "part": 0, "row": place, "taken": 1}
-                self._known[row["path"], 0] = row
-                self.ownerless.remove(place)
-                return
+    def _taken(self, source: Source) -> int:
+        first = self._told(source, 0)
+        return 0 if first is None else int(first["taken"])
 
-    def settled(self, source: Source) -> bool:
-        """Whether an input needs no second look.
+    def _told(self, source: Source, part: int) -> Row | None:
+        """What is kept of a volume outside the store."""
+        known = self._known.get(_digest(source.files[0], part))
+        return None if known is None else self._line(known >> _PLACE_BITS)
 
-        It does if it or the settings changed, if its folder is gone from the
-        store, or if it was a duplicate (its twin may have changed).
+    def _line(self, offset: int) -> Row | None:
+        if offset == _NOWHERE:
+            return None
+        with self._private.open("rb") as handle:
+            handle.seek(offset)
+            return json.loads(handle.readline())
+
+    def told(self, source: Source) -> list[Row]:
+        """What is kept of each volume taken of an input outside the store; empty unless its rows are those meant."""
+        found = [self._told(source, part) for part in range(self._taken(source))]
+        rows = [row for row in found if row is not None and row["row"] < len(self.rows)]
+        if len(rows) < len(found) or any(self.rows.digest(row["row"]) != row["hash"] for row in rows):
+            return []
+        return [row for row in rows if self.rows.verdict(row["row"]).rule != STALE]
+
+    def find(
+        self, source: Source, key: str, now: Mapping[str, str], limits: Mapping[str, float]
+    ) -> tuple[int, Row] | None:
+        """Place and private row of a volume of an input, if what they tell still holds.
+
+        Args:
+            source: The input.
+            key: Id of the volume.
+            now: Hashes of all steps.
+            limits: Seconds and gigabytes that a reader may use.
         """
-        known = self._known.get((str(source.files[0]), 0))
-        return known is not None and all(self._settled(source, part) for part in range(known.get("taken", 1)))
+        for told in self.told(source):
+            rule = self.rows.verdict(told["row"]).rule
+            if self.rows.key(told["row"]) == key and holds(told["steps"], told["limit"], rule, now, limits):
+                return told["row"], told
+        return None
 
-    def _settled(self, source: Source, part: int) -> bool:
-        place = self.place(source, part)
-        if place is None:
-            return False
-        row, known = self.rows[place], self._known[str(source.files[0]), part]
-        whole = row["status"] != "accepted" or (self._store / row["id"] / "zarr.json").exists()
-        same = known == self._private_row(source, part, known.get("taken", 1), place, row)
-        return whole and same and row["rule"] != "duplicate"
+    def outcome(self, place: int, told: Row) -> Outcome:
+        """What became of a volume, as its reader told."""
+        row = self.rows.row(place)
+        kept = {name: row[name] for name in ("status", "rule", "reason", "notes", "thumbnail", "entry")}
+        if told["parts"] > 1 and told["part"] == 0:
+            kept["notes"] = row["notes"][1:]  # the first one counts the volumes taken
+        return Outcome(kept, told["parts"], told["steps"], told["limit"])
 
-    def write(self, source: Source, rows: Sequence[Row]) -> None:
+    def adopt(self, source: Source, key: str) -> None:
+        """Give a new input the rows of a gone one with the same content, so that moved files stay one input."""
+        rows = self.ownerless.get((key, source.kind))
+        if self.place(source) is not None or not rows:
+            return
+        place, offset = rows.pop(0)
+        told = None if offset < 0 else self._line(offset)
+        self._known[_digest(source.files[0], 0)] = (_NOWHERE if told is None else offset) << _PLACE_BITS | place
+        for part in range(1, 0 if told is None else told["taken"]):
+            known = self._known.get(_digest(told["path"], part))
+            if known is not None:
+                self._known[_digest(source.files[0], part)] = known
+
+    def write(self, source: Source, key: str | None, outcomes: Sequence[tuple[str, int, Outcome]]) -> None:
         """Write the rows of an input, one per volume taken, in the place of older ones if it has some.
 
         The first volume's row goes last: while it is missing the input is not settled.
+
+        Args:
+            source: The input.
+            key: Its id; None if its bytes could not be read.
+            outcomes: Id, number in its input and outcome of each volume taken.
         """
-        before = self._known.get((str(source.files[0]), 0), {}).get("taken", 1)
-        rows = [*rows, *(self._stale(source, part) for part in range(len(rows), before))]
-        for part in reversed(range(len(rows))):
-            self._write(source, part, len(rows), rows[part])
+        before = [self.place(source, part) for part in range(len(outcomes), self._taken(source))]
+        gone = verdict("rejected", STALE, "the settings do not take this volume of its input")
+        stale = [("" if p is None else self.rows.key(p), len(outcomes) + n, Outcome(gone)) for n, p in enumerate(before)]
+        outcomes = [*outcomes, *stale]
+        for part in reversed(range(len(outcomes))):
+            self._write(source, key, part, len(outcomes), *outcomes[part])
 
-    def _stale(self, source: Source, part: int) -> Row:
-        """Row of a volume that was taken under other settings and is not any more."""
-        place = self.place(source, part)
-        key = "" if place is None else self.rows[place]["id"]
-        reason = "the settings do not take this volume of its input"
-        row = {"id": key, "kind": "part", "status": "rejected", "rule": "not_taken", "reason": reason}
-        return row | {"part": part, "notes": [], "thumbnail": False, "entry": None}
-
-    def _write(self, source: Source, part: int, taken: int, row: Row) -> None:
-        row = json.loads(json.dumps(row))  # as it will be read back
-        place = self.place(source, part)
-        at = len(self.rows) if place is None else place
-        private = self._private_row(source, part, taken, at, row)
-        if self._known.get((private["path"], part)) != private:
-            append_line(self._private / SOURCES, private)
-            self._known[private["path"], part] = private
+    def _write(self, source: Source, key: str | None, part: int, taken: int, own: str, number: int, told: Outcome) -> None:
+        kind = "part" if part else source.kind
+        row = {"id": own, "kind": kind, **{name: told.row[name] for name in ("status", "rule", "reason")}}
+        row |= {"part": number, **{name: told.row[name] for name in ("notes", "thumbnail", "entry")}}
+        place, line = self.place(source, part), line_of(row)
+        same = place is not None and self.rows.digest(place) == digest_of(line)
+        if not same and not self.changed:
+            self.changed = True
+            assert self._before_change is not None
+            self._before_change()
+        private = {"path": str(source.files[0]), "part": part, "taken": taken, "parts": told.parts, "content": key}
+        private |= {**state_of(source), "steps": dict(told.steps or {}), "limit": told.limit}
+        private |= {"row": len(self.rows) if place is None else place, "hash": digest_of(line)}
+        if self._told(source, part) != private:
+            self._append(source, part, private)
         if place is None:
             self.rows.append(row)
-            append_line(self._store / LEDGER, row)
-        elif self.rows[place] != row:
-            self._gone.append(self.rows[place])
-            self.rows[place] = row
-            if time.monotonic() - self._flushed > FLUSH_S:
-                self.flush()
+        elif not same:
+            self.rows.replace(place, row)
 
-    def flush(self) -> None:
-        """Write rows that were replaced, then remove scans and pictures that no row has any more.
+    def _append(self, source: Source, part: int, private: Row) -> None:
+        line = line_of(private)
+        with self._private.open("ab") as handle:
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._known[_digest(source.files[0], part)] = self._end << _PLACE_BITS | private["row"]
+        self._end += len(line)
 
-        Until then the ledger on disk holds the older rows, whose hashes differ
-        from those in the private list: after a crash they are settled again.
-        """
-        if not self._gone:
-            return
-        write_text(self._store / LEDGER, "".join(json.dumps(each) + "\n" for each in self.rows))
-        accepted = {each["id"] for each in self.rows if each["status"] == "accepted"}
-        pictures = {each["id"] for each in self.rows if each["thumbnail"]}
-        for row in self._gone:
-            folder = self._store / row["id"]
-            if row["status"] == "accepted" and row["id"] not in accepted and folder.exists():
-                gone = folder.with_name(f".{folder.name}.old")
-                folder.rename(gone)
-                shutil.rmtree(gone)
-            if row["thumbnail"] and row["id"] not in pictures:
-                (self._store / THUMBNAILS / f"{row['id']}.png").unlink(missing_ok=True)
-        self._gone.clear()
-        self._flushed = time.monotonic()
 
-    def _private_row(self, source: Source, part: int, taken: int, place: int, row: Row) -> Row:
-        """What is kept of an input outside the store."""
-        states = [file.stat() for file in (*source.files, *source.label) if file.exists()]
-        return {
-            "path": str(source.files[0]),
-            "part": part,
-            "taken": taken,
-            "files": len(source.files) + len(source.label),
-            "size": sum(state.st_size for state in states),
-            "mtime_ns": max((state.st_mtime_ns for state in states), default=0),
-            "settings": self._settings,
-            "row": place,
-            "hash": config_hash(row),
-        }
+def _digest(path: str | Path, part: int) -> bytes:
+    return hashlib.blake2b(f"{path}\0{part}".encode(errors="surrogateescape"), digest_size=16).digest()

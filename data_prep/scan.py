@@ -12,13 +12,13 @@ from data_prep.audit import DESCRIPTOR
 from data_prep.config import RulesConfig
 from data_prep.descriptor import describe
 from data_prep.labels import to_label_map
-from data_prep.ledger import THUMBNAILS
 from data_prep.measure import Measured, measure
 from data_prep.privacy.config import PrivacyConfig
 from data_prep.privacy.gate import pass_gate
 from data_prep.rules import first_reason
 from data_prep.rules.scan import Scan
 from data_prep.source import LabelFormat
+from data_prep.sweep import THUMBNAILS
 from voxscale.entry import Entry, Privacy
 from voxscale.errors import DataError
 from voxscale.files import write_bytes
@@ -66,6 +66,7 @@ class Job:
         rules: Thresholds of the quality rules.
         privacy: The privacy gate.
         store: Where to write it.
+        scratch: Folder of the store's file system for what is not finished.
     """
 
     key: str
@@ -85,36 +86,48 @@ class Job:
     rules: RulesConfig
     privacy: PrivacyConfig
     store: Path
+    scratch: Path
 
 
 def take_in(job: Job) -> dict[str, Any]:
     """Read, check, measure and write one volume.
 
     Returns:
-        As plain values: `entry`, or `rule` and `reason` if a rule rejects it; `parts` of the input, `notes`,
-        and whether there is a `thumbnail`.
+        As plain values: the last `step` it went through (see `data_prep.steps`); `entry`, or `rule` and `reason`
+        why it is rejected; `notes`; whether there is a `thumbnail`; `parts` of the input, if it could be read.
 
     Raises:
-        DataError: With the reason why it is rejected before anything can be shown of it.
         OSError: If the store cannot be written.
     """
+    told: dict[str, Any] = {"step": "read", "notes": [], "thumbnail": False}
+    try:
+        return told | _take_in(job, told)
+    except DataError as error:
+        return told | {"notes": [], "thumbnail": False, "rule": error.reason, "reason": str(error)}
+
+
+def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
+    """The same; `told["step"]` is kept true, so that an error is known to be this step's."""
     loaded = load_series(job.files, job.part, job.read) if job.dicom else load_file(job.files[0], job.part)
     if loaded.parts > 1 and not job.several:
         raise DataError(f"input must hold one volume, not {loaded.parts}; set ingest.volumes", "several_volumes")
     volume = loaded.volume(job.modality)
     label, notes = _read_label(job, loaded.raw) if job.label else (None, ())
     values = _values(volume)
-    told: dict[str, Any] = {"parts": loaded.parts, "notes": [*loaded.notes, *notes]}
+    told |= {"parts": loaded.parts, "notes": [*loaded.notes, *notes], "step": "rules"}
     reason = first_reason(Scan(volume, values, label, job.classes, loaded.spacing_known), job.rules)
     if reason is not None:
         return told | {"rule": reason[0], "reason": reason[1], "thumbnail": _show_rejected(job, volume, values)}
+    told["step"] = "privacy"
     passed = pass_gate(volume, values, job.privacy)
+    told["step"] = "write"
     told["notes"] += passed.notes
     label_map = None if label is None else to_label_map(label)
     measured = measure(passed.values, passed.volume.modality)
     entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
     found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing).to_bytes()}
-    entry = write_volume(job.store, job.key, passed.volume, label_map, entry, job.classes, passed.removed, found)
+    volume, removed = passed.volume, passed.removed
+    entry = write_volume(job.store, job.key, volume, label_map, entry, job.classes, removed, found, job.scratch)
     _show(job, passed.volume, passed.values)
     return told | {"entry": asdict(entry), "thumbnail": True}
 
@@ -165,7 +178,7 @@ def _values(volume: Volume) -> NDArray[np.float32]:
 
 def _show(job: Job, volume: Volume, values: NDArray[np.float32]) -> None:
     window = (-1000.0, 1000.0) if volume.modality == "CT" else None
-    write_bytes(job.store / THUMBNAILS / f"{job.key}.png", thumbnail(values, volume.spacing, window))
+    write_bytes(job.store / THUMBNAILS / f"{job.key}.png", thumbnail(values, volume.spacing, window), job.scratch)
 
 
 def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> bool:

@@ -1,16 +1,20 @@
 """Writing that survives a crash: beside the target, flushed to disk, renamed."""
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +39,69 @@ def sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never a part."""
+HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
+"""This machine, as it stands in names of temporary files."""
+
+_TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.(tmp|old)")
+
+
+def temporary(path: Path, scratch: Path | None = None) -> Path:
+    """A hidden name beside a file or folder that no process of any machine uses at the same time.
+
+    Args:
+        path: The final name.
+        scratch: Another folder of the same file system to put it in.
+    """
+    return (scratch or path.parent) / f".{path.name}.{HOST}.{os.getpid()}.tmp"
+
+
+def is_left_over(path: Path, longest_s: float, now: float) -> bool:
+    """Whether a name is temporary and whoever made it is gone.
+
+    A process of this machine is asked for; of another machine it is only known
+    that nobody works on one name for longer than `longest_s`.
+
+    Args:
+        path: Any file or folder.
+        longest_s: Seconds after which a temporary name of another machine is given up.
+        now: Time by the clock of the file system, as a fresh file's mtime gives it.
+    """
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    if found.group(1) == HOST:
+        return not Path(f"/proc/{found.group(2)}").exists()
+    try:
+        return now - path.stat().st_mtime > longest_s
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def replacing(path: Path, scratch: Path | None = None) -> Generator[IO[bytes]]:
+    """Write a file so that a reader sees the old one or the whole new one, never a part; yields what to write to.
+
+    Args:
+        path: The file.
+        scratch: Folder of the same file system for the unfinished file; None takes the file's own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = temporary(path, scratch)
     try:
         with beside.open("wb") as handle:
-            handle.write(data)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Write a file as `replacing` does."""
+    with replacing(path, scratch) as handle:
+        handle.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,15 +122,23 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def commit_folder(beside: Path, target: Path) -> None:
-    """Flush a finished folder and rename it to its final name, replacing an older one."""
+    """Flush a finished folder and rename it to its final name, replacing an older one.
+
+    Several processes may commit the same folder at once: each puts its own in
+    the place of another's, and the last one stays, whole.
+    """
     sync_tree(beside)
-    if target.exists():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(old)
-        beside.rename(target)
-        shutil.rmtree(old)
-    else:
-        beside.rename(target)
+    old = beside.with_name(f"{beside.name.removesuffix('.tmp')}.old")
+    while True:
+        try:
+            beside.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
+            target.rename(old)
+            shutil.rmtree(old)
     sync(target.parent)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxscale.arrays import chunk_bytes, write_array
 from voxscale.entry import Entry
-from voxscale.files import commit_folder, write_json
+from voxscale.files import commit_folder, temporary, write_json
 from voxscale.ome import image_label, multiscales
 from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
 from voxscale.volume import LabelMap, Volume
@@ -31,6 +31,7 @@ def write_volume(
     classes: Mapping[int, str],
     removed: NDArray[np.bool_] | None = None,
     beside_it: Mapping[str, bytes] | None = None,
+    scratch: Path | None = None,
 ) -> Entry:
     """Write one scan so that it appears whole or not at all.
 
@@ -43,11 +44,12 @@ def write_volume(
         classes: Names of the label values.
         removed: (z, y, x), true where voxels were blanked; kept as a label of its own.
         beside_it: Further small files of the scan's folder, by name.
+        scratch: Folder of the same file system for the unfinished scan; None takes the store's own.
 
     Returns:
         The entry with `bytes` filled in.
     """
-    beside = store / f".{key}.tmp"
+    beside = temporary(store / key, scratch)
     shutil.rmtree(beside, ignore_errors=True)
     _write_levels(beside, volume.voxels, volume, shrink)
     if label is not None:

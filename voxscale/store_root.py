@@ -26,14 +26,21 @@ def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[
     Raises:
         DataError: With reason `class_conflict` if a value has another name in the store.
     """
+    merged = with_classes(path, classes, image_classes)
+    if not (path / "zarr.json").exists() or merged != read_root(path):
+        write_root(path, merged)
+
+
+def with_classes(
+    path: Path, classes: Mapping[int, str], image_classes: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """The attributes that `create_store` gives a store, without writing them; arguments and errors as there."""
     fresh: dict[str, Any] = {"schema": SCHEMA, "kind": "store", "classes": {}}
     root = read_root(path) if (path / "zarr.json").exists() else fresh
-    merged = root | {
+    return root | {
         "classes": _merged(root["classes"], classes, "classes"),
         "image_classes": _merged(root.get("image_classes", {}), image_classes or {}, "image_classes"),
     }
-    if merged != root:
-        write_root(path, merged)
 
 
 def _merged(before: Mapping[str, str], new: Mapping[int, str], what: str) -> dict[str, str]:
