@@ -170,13 +170,12 @@ class _Ingest:
         todo = [source for source in mine if not self.reading.settled(source)]
         with self._pool() as pool, self._progress(len(mine), len(mine) - len(todo), f"ingest {part.name}") as bar:
             named = _ahead(pool, self.reading.name, todo, 2 * self.workers)
-            for _ in _ahead(pool, self._share, _different(named), 2 * self.workers):
+            for _ in _ahead(pool, self._share, self._different(named, todo), 2 * self.workers):
                 bar.advance(1)
         return Share(part.name, len(mine), self.results.read, self.results.taken)
 
     def _share(self, named: tuple[Source, str]) -> None:
-        if named[0].problem is None:
-            self.reading.volumes(*named)
+        self.reading.volumes(*named)
 
     @contextmanager
     def _pool(self) -> Generator[ThreadPoolExecutor]:
@@ -206,10 +205,7 @@ class _Ingest:
 
     def _claim(self, named: Iterable[tuple[Source, str | None]], todo: Sequence[Source]) -> Iterator["_Claim"]:
         """Say in order of discovery which inputs need reading; of equal ones the first does."""
-        rows = self.ledger.rows
-        again = {self.ledger.place(source) for source in todo}
-        again |= {place for places in self.ledger.ownerless.values() for place, _ in places}
-        seen = {rows.key(p) for p in range(len(rows)) if p not in again and rows.verdict(p).rule != "duplicate"}
+        seen = self._seen(todo)
         for source, key in named:
             if key is None:
                 hidden = keyed_hash(self.key, str(source.files[0]))
@@ -225,6 +221,23 @@ class _Ingest:
             else:
                 seen.add(key)
                 yield source, key, None
+
+    def _seen(self, todo: Sequence[Source]) -> set[str]:
+        """Ids of the rows that stay as they are."""
+        rows = self.ledger.rows
+        again = {self.ledger.place(source) for source in todo}
+        again |= {place for places in self.ledger.ownerless.values() for place, _ in places}
+        return {rows.key(p) for p in range(len(rows)) if p not in again and rows.verdict(p).rule != "duplicate"}
+
+    def _different(
+        self, named: Iterable[tuple[Source, str | None]], todo: Sequence[Source]
+    ) -> Iterator[tuple[Source, str]]:
+        """A worker's inputs that can be read and are not known to be equal to others."""
+        seen = self._seen(todo)
+        for source, key in named:
+            if key is not None and key not in seen and source.problem is None:
+                seen.add(key)
+                yield source, key
 
     def _settle(self, claim: "_Claim") -> tuple[Source, str | None, Taken]:
         """The volumes of an input, reading it if need be."""
@@ -243,16 +256,6 @@ class _Ingest:
 
 _Claim = tuple[Source, str | None, Taken | None]
 """An input, its id, and what became of it if it need not be read."""
-
-
-def _different(named: Iterable[tuple[Source, str | None]]) -> Iterator[tuple[Source, str]]:
-    """Inputs that can be read, of equal ones the first."""
-    seen: set[str] = set()
-    for source, key in named:
-        if key is not None and key not in seen:
-            if source.problem is None:
-                seen.add(key)
-            yield source, key
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int) -> Iterator[U]:

@@ -82,7 +82,9 @@ class Jobs:
         )
 
 
-def structure_values(found: Discovery, known: Mapping[int, str], key: bytes, names: Mapping[str, str]) -> dict[str, int]:
+def structure_values(
+    found: Discovery, known: Mapping[int, str], key: bytes, names: Mapping[str, str]
+) -> dict[str, int]:
     """Class value of every named structure of DICOM-SEG, RTSTRUCT and mask folders.
 
     Args:

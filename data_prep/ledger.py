@@ -6,7 +6,6 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_prep.discover import Source
 from data_prep.results import state_of
@@ -153,16 +152,19 @@ class Ledger:
             key: Its id; None if its bytes could not be read.
             outcomes: Id, number in its input and outcome of each volume taken.
         """
-        before = [self.place(source, part) for part in range(len(outcomes), self._taken(source))]
-        gone = verdict("rejected", STALE, "the settings do not take this volume of its input")
-        stale = [("" if p is None else self.rows.key(p), len(outcomes) + n, Outcome(gone)) for n, p in enumerate(before)]
+        gone = Outcome(verdict("rejected", STALE, "the settings do not take this volume of its input"))
+        before = [(part, self.place(source, part)) for part in range(len(outcomes), self._taken(source))]
+        stale = [("" if place is None else self.rows.key(place), part, gone) for part, place in before]
         outcomes = [*outcomes, *stale]
+        kept = {"taken": len(outcomes), "content": key, **state_of(source)}
         for part in reversed(range(len(outcomes))):
-            self._write(source, key, part, len(outcomes), *outcomes[part])
+            self._write(source, part, outcomes[part], kept)
 
-    def _write(self, source: Source, key: str | None, part: int, taken: int, own: str, number: int, told: Outcome) -> None:
-        kind = "part" if part else source.kind
-        row = {"id": own, "kind": kind, **{name: told.row[name] for name in ("status", "rule", "reason")}}
+    def _write(self, source: Source, part: int, what: tuple[str, int, Outcome], kept: Row) -> None:
+        """Write one row and what is kept of it outside the store."""
+        own, number, told = what
+        row = {"id": own, "kind": "part" if part else source.kind}
+        row |= {name: told.row[name] for name in ("status", "rule", "reason")}
         row |= {"part": number, **{name: told.row[name] for name in ("notes", "thumbnail", "entry")}}
         place, line = self.place(source, part), line_of(row)
         same = place is not None and self.rows.digest(place) == digest_of(line)
@@ -170,8 +172,8 @@ class Ledger:
             self.changed = True
             assert self._before_change is not None
             self._before_change()
-        private = {"path": str(source.files[0]), "part": part, "taken": taken, "parts": told.parts, "content": key}
-        private |= {**state_of(source), "steps": dict(told.steps or {}), "limit": told.limit}
+        private = {"path": str(source.files[0]), "part": part, "parts": told.parts, **kept}
+        private |= {"steps": dict(told.steps or {}), "limit": told.limit}
         private |= {"row": len(self.rows) if place is None else place, "hash": digest_of(line)}
         if self._told(source, part) != private:
             self._append(source, part, private)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from data_prep.sweep import THUMBNAILS
 from data_prep.report_ledger import ADVICE, MOST_ROWS, Tally, tally
 from data_prep.report_scans import Entries, by_kind, composition, intensities, samples
+from data_prep.sweep import THUMBNAILS
 from voxscale.config import config, parse
 from voxscale.files import write_text
 from voxscale.report.page import (

@@ -134,7 +134,7 @@ class Results:
             append_line(path, row)
 
     def clear(self) -> None:
-        """Remove the logs that were read and have not grown, once the ledger holds all of it, and what the dead left."""
+        """Remove what the dead left, and the logs that were read and have not grown: the ledger holds all of it."""
         for path, size in zip(self._files, self._sizes, strict=True):
             if path.exists() and path.stat().st_size == size:
                 path.unlink()

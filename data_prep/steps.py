@@ -78,9 +78,7 @@ def outcome_of(told: Mapping[str, Any], parts: int, steps: Mapping[str, str]) ->
     return Outcome(row, parts, {name: steps[name] for name in NEEDS[told["step"]]})
 
 
-def outcome_of_crash(
-    error: DataError, parts: int, steps: Mapping[str, str], limits: Mapping[str, float]
-) -> Outcome:
+def outcome_of_crash(error: DataError, parts: int, steps: Mapping[str, str], limits: Mapping[str, float]) -> Outcome:
     """A volume whose reader process did not end well; which step it was in is not known."""
     row = verdict("rejected", error.reason, str(error))
     return Outcome(row, parts, steps, limits.get(LIMITS.get(error.reason, "")))

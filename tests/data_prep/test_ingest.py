@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep import ingest as module
+from data_prep import reading
 from data_prep.__main__ import main
 from data_prep.config import IngestConfig, RulesConfig
 from data_prep.ingest import Counts, ingest
@@ -330,7 +331,7 @@ def test_second_run_reads_nothing_again(tmp_path, monkeypatch):
     task(tmp_path / "task")
     first = ingest([tmp_path / "task"], tmp_path / "store", SMALL)
     before = every_byte(tmp_path / "store")
-    monkeypatch.setattr(module, "take_in", None)
+    monkeypatch.setattr(reading, "take_in", None)
     assert ingest([tmp_path / "task"], tmp_path / "store", SMALL) == first
     assert every_byte(tmp_path / "store") == before
 
@@ -494,7 +495,7 @@ def test_failures_are_status_1_and_one_line(tmp_path, capsys, caplog, monkeypatc
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "run_isolated", full)
+    monkeypatch.setattr(reading, "run_isolated", full)
     caplog.clear()
     assert run_main(capsys, tmp_path / "in", tmp_path / "store")[0] == 1
     assert [r.message for r in caplog.records] == [

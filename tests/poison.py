@@ -1,0 +1,21 @@
+"""A reader for tests that some files do something bad to: by name a crash, a memory bomb, a hang."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from data_prep import scan
+
+
+def take_in(job):
+    """As `data_prep.scan.take_in`, in its process."""
+    name = job.files[0].name
+    if "segfault" in name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "bomb" in name:
+        return {"never": float(np.ones(10**11).sum())}
+    if "hang" in name:
+        time.sleep(600)
+    return scan.take_in(job)
