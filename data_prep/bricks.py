@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,4 +109,15 @@ def describe(volume: str, entry: Entry, box: Box, chunk: tuple[int, int, int]) -
         slope=entry.slope,
         intercept=entry.intercept,
         percentiles=dict(entry.percentiles),
+        **_body_in(entry, box),
     )
+
+
+def _body_in(entry: Entry, box: Box) -> dict[str, Any]:
+    """The cells of a scan's occupancy grid that a brick touches."""
+    known = entry.occupancy
+    if known is None:
+        return {}
+    cells = tuple(slice(low // cell, -(-high // cell)) for (low, high), cell in zip(box, known.cell, strict=True))
+    lead = tuple(low % cell for (low, _), cell in zip(box, known.cell, strict=True))
+    return {"occupancy": known.part(cells), "lead": lead}

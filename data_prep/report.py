@@ -24,7 +24,8 @@ from voxscale.report.page import (
     tiles,
 )
 from voxscale.report.table import quantity, table
-from voxscale.shards import ShardReader, open_manifest
+from voxscale.shard_reader import ShardReader
+from voxscale.shards import open_manifest
 from voxscale.store import Store, open_store
 
 MOST_SHOWN = 24

@@ -20,7 +20,7 @@ from voxscale.engine.loop import train
 from voxscale.engine.run import about, find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
-from voxscale.files import sha256_file, write_arrays
+from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
 from voxscale.models.build import ModelConfig, adapt, build
@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
     stream = ShardStream(config.shards, stream_config, config.seed)
     vf.check(config.objective, stream.manifest.patch)
     model_config = backbone(config, stream.manifest)
-    with open_run(config.run, config, {"shards": sha256_file(config.shards / "manifest.json")}):
+    with open_run(config.run, config, {"shards": stream.manifest_sha256}):
         found = find_checkpoint(config.run)
         model = build(model_config)
         weights = first_weights(model, config.seed) if found is None else checkpoint.load_weights(found)

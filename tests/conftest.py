@@ -4,17 +4,30 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from object_store import KEY, SECRET, Gate, ObjectStore, running
 
 settings.register_profile("fixed", derandomize=True)  # the same cases on every machine and in every run
 settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "data"
+
+GATE = Gate()
+# Set before any process is started, so that all have it; whatever a test does, S3 means the server on loopback.
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{GATE.port}",
+    "AWS_ACCESS_KEY_ID": KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 Ranks = Callable[..., list[str]]
 
@@ -23,6 +36,13 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server on loopback."""
+    with running(tmp_path_factory.mktemp("s3"), GATE) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

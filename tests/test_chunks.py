@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from voxscale import arrays, kernel
 from voxscale.arrays import layout_of, write_array
-from voxscale.chunks import Held, Mapped, Ranged, encode_shard, open_shard, read_box
+from voxscale.blobs import Held, Mapped, Ranged
+from voxscale.chunks import encode_shard, open_shard, read_box
 from voxscale.errors import DataError
 
 SHAPE = (70, 33, 95)

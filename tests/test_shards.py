@@ -13,7 +13,8 @@ from data_prep.pack import pack
 from data_prep.part import Part, parse_part
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError, DataError
-from voxscale.shards import ShardReader, open_manifest
+from voxscale.shard_reader import ShardReader
+from voxscale.shards import open_manifest
 from voxscale.store import open_store
 
 CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))

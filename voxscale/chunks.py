@@ -1,12 +1,10 @@
 """Reading boxes out of Zarr v3 shards, by mapped memory or by ranges, every byte checked before it is used."""
 
 import itertools
-import mmap
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import numcodecs.blosc
@@ -14,84 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxscale.arrays import Layout, one_shard
+from voxscale.blobs import Blob, Bytes, exact_ranges, join, parts_of
 from voxscale.errors import DataError
 from voxscale.kernel import library
 
-GAP = 1 << 18
-"""Bytes between two ranges of one file up to which they are read as one."""
 LEAST = 20
 """Bytes of the shortest chunk: the header of a Blosc frame and the checksum."""
 
 Box = Sequence[tuple[int, int]]
-Bytes = bytes | memoryview
-
 _PLACE = np.dtype([("offset", "i8"), ("bytes", "i8"), ("from", "i8", 3), ("to", "i8", 3), ("count", "i8", 3)])
-
-
-class Blob(Protocol):
-    """The bytes of one shard."""
-
-    @property
-    def size(self) -> int:
-        """How many."""
-        ...
-
-    def whole(self) -> Bytes | None:
-        """All of them, if that costs nothing until they are used."""
-        ...
-
-    def ranges(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes from one offset to another, of each pair; fewer where the file ends before."""
-        ...
-
-
-class Held:
-    """Bytes in memory."""
-
-    def __init__(self, data: Bytes) -> None:
-        self._data, self.size = data, len(data)
-
-    def whole(self) -> Bytes:
-        """All of them."""
-        return self._data
-
-    def ranges(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts of them."""
-        return [bytes(self._data[start:stop]) for start, stop in wanted]
-
-
-class Mapped(Held):
-    """A local file mapped into memory; it must not be cut while it is open, stores only ever replace files."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as handle:
-            empty = path.stat().st_size == 0
-            super().__init__(b"" if empty else memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
-
-
-class Ranged:
-    """A file that is read by ranges, for network file systems, where a mapped file can end a process by a signal."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self.size = path, path.stat().st_size
-
-    def whole(self) -> None:
-        """Not without reading it."""
-        return
-
-    def ranges(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts of it."""
-        with self._path.open("rb", buffering=0) as handle:
-            return [_read(handle, start, stop - start) for start, stop in wanted]
-
-
-def _read(handle: Any, offset: int, size: int) -> bytes:
-    handle.seek(offset)
-    parts: list[bytes] = []
-    while size > 0 and (part := handle.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +43,7 @@ def open_shard(blob: Blob, layout: Layout) -> Shard:
         DataError: With reason `corrupt` if it is cut or changed.
     """
     length = layout.index_bytes
-    if blob.size < length:
-        raise DataError("shard must end with an index, not be cut", "corrupt")
-    whole = blob.whole()
-    tail = whole[blob.size - length :] if whole is not None else blob.ranges([(blob.size - length, blob.size)])[0]
-    tail = bytes(tail)
+    tail = bytes(blob.tail(length))
     if len(tail) != length or google_crc32c.value(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
         raise DataError("shard must have the index it was written with", "corrupt")
     return Shard(blob, np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2).astype(np.int64))
@@ -148,7 +73,9 @@ def read_box(
         places = _places(layout, opened.index, place, box)
         # A missing chunk has -1 for both; beyond the array's end that is how it must be, inside it is damage.
         ends = places["offset"] + places["bytes"]
-        inside = (places["offset"] >= 0) & (places["bytes"] >= LEAST) & (ends <= opened.blob.size - layout.index_bytes)
+        size = opened.blob.size
+        last = np.iinfo(np.int64).max if size is None else size - layout.index_bytes  # else a short read will tell
+        inside = (places["offset"] >= 0) & (places["bytes"] >= LEAST) & (ends >= 0) & (ends <= last)
         if not inside.all():
             raise DataError("shard must hold all of its chunks", "corrupt")
         _decode(layout, opened.blob, places, out)
@@ -208,21 +135,9 @@ _TO_FLOAT = ("int8", "uint8", "int16", "uint16", "float32")
 
 def _gather(blob: Blob, places: NDArray[np.void]) -> bytes:
     """Read the chunks of a box, neighbours together, and point the places at what was read."""
-    order = np.argsort(places["offset"], kind="stable")
-    wanted: list[list[int]] = []
-    bases = np.empty(len(places), dtype=np.int64)
-    length = 0
-    for row in order:
-        start = int(places["offset"][row])
-        stop = start + int(places["bytes"][row])
-        if not wanted or start > wanted[-1][1] + GAP:
-            length += wanted[-1][1] - wanted[-1][0] if wanted else 0
-            wanted.append([start, stop])
-        wanted[-1][1] = max(wanted[-1][1], stop)
-        bases[row] = length - wanted[-1][0]
-    parts = blob.ranges([(start, stop) for start, stop in wanted])
-    if any(len(part) != stop - start for part, (start, stop) in zip(parts, wanted, strict=True)):
-        raise DataError("shard must hold all of its bytes, not be cut", "corrupt")
+    starts = places["offset"].tolist()
+    joined, bases = join(starts, (places["offset"] + places["bytes"]).tolist(), blob.gap)
+    parts = exact_ranges(blob, joined)
     places["offset"] += bases
     return b"".join(parts)
 
@@ -264,34 +179,26 @@ def copy_chunks(layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], 
         DataError: With reason `corrupt`, as `read_box`.
     """
     spans = [range(a // c, -(-b // c)) for (a, b), c in zip(box, layout.chunk, strict=True)]
-    chunks: list[bytes] = []
-    for number in itertools.product(*spans):
-        place = [n // k for n, k in zip(number, layout.per_shard, strict=True)]
-        z, y, x = (n % k for n, k in zip(number, layout.per_shard, strict=True))
-        opened = shard((place[0], place[1], place[2]))
-        offset, size = opened.index[(z * layout.per_shard[1] + y) * layout.per_shard[2] + x].tolist()
-        if offset < 0 or size < LEAST:
+    numbers = list(itertools.product(*spans))
+    shards: dict[tuple[int, int, int], list[int]] = {}
+    for which, number in enumerate(numbers):
+        z, y, x = (n // k for n, k in zip(number, layout.per_shard, strict=True))
+        shards.setdefault((z, y, x), []).append(which)
+    chunks = [b""] * len(numbers)
+    for place, members in shards.items():
+        opened = shard(place)
+        inside = [[n % k for n, k in zip(numbers[which], layout.per_shard, strict=True)] for which in members]
+        rows = opened.index[[(z * layout.per_shard[1] + y) * layout.per_shard[2] + x for z, y, x in inside]]
+        if (rows[:, 0] < 0).any() or (rows[:, 1] < LEAST).any():
             raise DataError("shard must hold all of its chunks", "corrupt")
-        chunk = bytes(part_of(opened.blob, offset, offset + size).whole())
-        if google_crc32c.value(chunk[:-4]) != struct.unpack("<I", chunk[-4:])[0]:
-            raise DataError("chunk must have the checksum it was written with", "corrupt")
-        chunks.append(chunk)
+        wanted = [(offset, offset + size) for offset, size in rows.tolist()]
+        for which, chunk in zip(members, parts_of(opened.blob, wanted), strict=True):
+            if google_crc32c.value(chunk[:-4]) != struct.unpack("<I", chunk[-4:])[0]:
+                raise DataError("chunk must have the checksum it was written with", "corrupt")
+            chunks[which] = chunk
     z, y, x = (b - a for a, b in box)
     cut = one_shard((z, y, x), layout.chunk, layout.dtype)
     return cut, encode_shard(cut, chunks)
-
-
-def part_of(blob: Blob, start: int, stop: int) -> Held:
-    """The bytes of a file from one offset to another; mapped ones are not copied.
-
-    Raises:
-        DataError: With reason `corrupt` if the file ends before.
-    """
-    whole = blob.whole()
-    data = whole[start:stop] if whole is not None else blob.ranges([(start, stop)])[0]
-    if len(data) != stop - start:
-        raise DataError("file must be as long as its index says, not cut", "corrupt")
-    return Held(data)
 
 
 def encode_shard(layout: Layout, chunks: Sequence[bytes]) -> bytes:

@@ -42,14 +42,26 @@ class Occupancy:
             starts = np.arange(0, n, cell)
             counts, volume = (np.add.reduceat(part, starts, axis=axis) for part in (counts, volume))
         shares = np.ceil(255 * counts / volume).astype(np.uint8)
+        return cls._pack((cells[0], cells[1], cells[2]), shares)
+
+    @classmethod
+    def _pack(cls, cell: tuple[int, int, int], shares: NDArray[np.uint8]) -> "Occupancy":
         packed = base64.b64encode(zlib.compress(shares.tobytes(), 9)).decode()
-        z, y, x = counts.shape
-        return cls((cells[0], cells[1], cells[2]), (z, y, x), packed)
+        z, y, x = shares.shape
+        return cls(cell, (z, y, x), packed)
+
+    def part(self, cells: tuple[slice, slice, slice]) -> "Occupancy":
+        """Some of the cells, the same shares."""
+        return self._pack(self.cell, np.ascontiguousarray(self._shares()[cells]))
+
+    def _shares(self) -> NDArray[np.uint8]:
+        """Share of body of each cell in 255ths, shape `grid`."""
+        flat = np.frombuffer(zlib.decompress(base64.b64decode(self.shares)), dtype=np.uint8)
+        return flat.reshape(self.grid)
 
     def decode(self) -> NDArray[np.float32]:
         """Share of body of each cell, 0 to 1, shape `grid`."""
-        flat = np.frombuffer(zlib.decompress(base64.b64decode(self.shares)), dtype=np.uint8)
-        return flat.reshape(self.grid).astype(np.float32) / np.float32(255)
+        return self._shares().astype(np.float32) / np.float32(255)
 
     def most(self, box: tuple[slice, slice, slice]) -> float:
         """Largest share of body among the cells that a box of voxels touches; 0 means the box is air."""

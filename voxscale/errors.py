@@ -30,6 +30,10 @@ class DataError(VoxScaleError, ValueError):
         return type(self), (str(self), self.reason)
 
 
+class StorageError(VoxScaleError):
+    """A service that holds data does not answer, or refuses; nothing is said about the data."""
+
+
 class GeometryError(DataError):
     """An affine matrix or grid is not one this project can represent."""
 

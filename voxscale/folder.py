@@ -5,14 +5,15 @@ Credentials and endpoints come from the environment, as the service's own tools
 take them (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from voxscale.chunks import Blob, Mapped, Ranged
-from voxscale.errors import ConfigError, DataError
+from voxscale.blobs import Blob, Mapped, Ranged
+from voxscale.errors import ConfigError, StorageError, VoxScaleError
 from voxscale.files import sync, write_bytes
 
 Access = Literal["map", "range"]
@@ -30,8 +31,8 @@ class Folder(Protocol):
         """All bytes of a file; raises `OSError`."""
         ...
 
-    def blob(self, name: str) -> Blob:
-        """A file to read parts of; raises `OSError`."""
+    def blob(self, name: str, size: int | None = None) -> Blob:
+        """A file to read parts of; one behind a URL is not asked for its size if it is given. Raises `OSError`."""
         ...
 
     def size(self, name: str) -> int | None:
@@ -65,8 +66,9 @@ class LocalFolder:
         """All bytes of a file."""
         return (self.path / name).read_bytes()
 
-    def blob(self, name: str) -> Blob:
-        """A file, mapped or read by ranges."""
+    def blob(self, name: str, size: int | None = None) -> Blob:
+        """A file, mapped or read by ranges; its size is looked up."""
+        del size
         return (Mapped if self._access == "map" else Ranged)(self.path / name)
 
     def size(self, name: str) -> int | None:
@@ -94,72 +96,87 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder behind a URL. An upload appears whole or not at all, as object stores promise."""
+    """A folder behind a URL. An upload appears whole or not at all, as object stores promise.
+
+    Every operation but a missing file's raises `StorageError` if the service does not do what it is asked for;
+    it has been asked several times by then.
+    """
 
     def __init__(self, url: str) -> None:
-        self.url, self.name = url.rstrip("/"), url.rstrip("/").rpartition("/")[2]
+        self.url = url.rstrip("/")
+        self.name = self.url.partition("?")[0].rpartition("/")[2].rpartition("@")[2]  # no query, no password
+        self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "name": self.name}  # connections stay in their process
+        return {"url": self.url, "name": self.name, "_opened": None}  # connections stay in their process
 
-    @cached_property
-    def _opened(self) -> tuple[Any, str]:
-        import fsspec
+    def system(self) -> tuple[Any, str]:
+        """The file system of this process, whose threads and connections no other can use, and the folder in it."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            import fsspec
 
-        try:
-            system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError):
-            scheme = self.url.partition(":")[0]
-            raise ConfigError(
-                f"url must be of a kind that fsspec can open here, not {scheme}; `pip install 'voxscale[s3]'` adds s3"
-            ) from None
-        return system, root
-
-    def _at(self, name: str) -> str:
-        return f"{self._opened[1]}/{name}"
+            try:
+                system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            except (ImportError, ValueError):
+                scheme = self.url.partition(":")[0]
+                raise ConfigError(
+                    f"url must be of a kind that fsspec can open here, not {scheme}; `pip install 'voxscale[s3]'` "
+                    "adds s3"
+                ) from None
+            self._opened = os.getpid(), system, str(root).rstrip("/")
+        return self._opened[1], self._opened[2]
 
     def read(self, name: str) -> bytes:
-        """All bytes of an object."""
-        with _Told(name):
-            return bytes(self._opened[0].cat_file(self._at(name)))
+        """All bytes of an object, by one request."""
+        (data,) = self.ranges(name, [(0, None)])
+        return data
 
-    def blob(self, name: str) -> Blob:
-        """An object to read ranges of."""
-        size = self.size(name)
-        if size is None:
-            raise FileNotFoundError(name)
-        return _RemoteBlob(self._opened[0], self._at(name), size)
+    def ranges(self, name: str, wanted: Sequence[tuple[int, int | None]]) -> list[bytes]:
+        """Parts of an object, all asked for at the same time; (-n, None) are the last n bytes; short beyond its end."""
+        system, root = self.system()
+        starts, stops = [start for start, _ in wanted], [stop for _, stop in wanted]
+        with _Told(self.name):
+            found = system.cat_ranges([f"{root}/{name}"] * len(wanted), starts, stops, on_error="return")
+            return [_part(each) for each in found]
+
+    def blob(self, name: str, size: int | None = None) -> Blob:
+        """An object to read ranges of; nothing is asked for yet."""
+        return _RemoteBlob(self, name, size)
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None if it is not there."""
-        with _Told(name):
+        system, root = self.system()
+        with _Told(self.name):
             try:
-                return int(self._opened[0].info(self._at(name))["size"])
+                return int(system.info(f"{root}/{name}")["size"])
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
         """Upload an object."""
-        with _Told(name):
-            self._opened[0].pipe_file(self._at(name), data)
+        system, root = self.system()
+        with _Told(self.name):
+            system.pipe_file(f"{root}/{name}", data)
 
     def put(self, finished: Path, name: str) -> None:
         """Upload a local file, then remove it."""
-        with _Told(name):
-            self._opened[0].put_file(str(finished), self._at(name))
+        system, root = self.system()
+        with _Told(self.name):
+            system.put_file(str(finished), f"{root}/{name}")
         finished.unlink()
 
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
-        with _Told(name):
+        system, root = self.system()
+        with _Told(self.name):
             try:
-                self._opened[0].rm_file(self._at(name))
+                system.rm_file(f"{root}/{name}")
             except FileNotFoundError:
                 return
 
     def names(self) -> Iterator[str]:
         """Names of all objects, in order."""
-        system, root = self._opened
+        system, root = self.system()
         with _Told(self.name):
             try:
                 found = system.find(root)
@@ -168,25 +185,39 @@ class RemoteFolder:
         return iter(sorted(str(each)[len(root) + 1 :] for each in found))
 
 
+def _part(found: Any) -> bytes:
+    """Bytes that came, none for a range beyond the end of an object, else what was raised."""
+    if isinstance(found, OSError) and found.errno == errno.EINVAL:
+        return b""  # the service's word for a range that it does not have
+    if isinstance(found, BaseException):
+        raise found
+    return bytes(found)
+
+
 class _RemoteBlob:
     """An object that is read by ranges."""
 
-    def __init__(self, system: Any, path: str, size: int) -> None:
-        self._system, self._path, self.size = system, path, size
+    gap = 1 << 20
+
+    def __init__(self, folder: RemoteFolder, name: str, size: int | None) -> None:
+        self._folder, self._name, self.size = folder, name, size
 
     def whole(self) -> None:
         """Not without reading it."""
         return
 
+    def tail(self, length: int) -> bytes:
+        """Its last bytes."""
+        (data,) = self._folder.ranges(self._name, [(-length, None)])
+        return data
+
     def ranges(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
         """Parts of it, at the same time."""
-        starts, stops = [start for start, _ in wanted], [stop for _, stop in wanted]
-        with _Told("object"):
-            return [bytes(part) for part in self._system.cat_ranges([self._path] * len(wanted), starts, stops)]
+        return self._folder.ranges(self._name, wanted)
 
 
 class _Told:
-    """Turns what a service's library raises into `OSError`s without address or secrets."""
+    """Turns what a service's library raises into `StorageError`s without address, paths or secrets."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -195,10 +226,13 @@ class _Told:
         return
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, FileNotFoundError | KeyboardInterrupt | ConfigError | DataError):
-            return
-        if isinstance(error, Exception):
-            raise OSError(f"storage behind the URL must answer for {self._name}, not {type(error).__name__}") from None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, "no such object") from None
+        if isinstance(error, Exception) and not isinstance(error, VoxScaleError):
+            raise StorageError(
+                f"storage behind the URL of {self._name} must answer, not fail with {type(error).__name__}; "
+                "see that it runs and that your credentials allow this"
+            ) from None
 
 
 def url_of(path: Path | str) -> str | None:

@@ -20,6 +20,7 @@ from voxscale.contract import PERCENTILES
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import sync
+from voxscale.folder import open_folder, url_of
 
 INDEX = "index.parquet"
 VERSION = 2
@@ -173,7 +174,10 @@ class Index(Mapping[str, Entry]):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = pq.ParquetFile(path)
+            self._path = path
+            self._file = pq.ParquetFile(
+                path if url_of(path) is None else pa.BufferReader(open_folder(path.parent).read(path.name))
+            )
             found = (self._file.schema_arrow.metadata or {}).get(b"voxscale.index", b"").decode()
             ids: list[str] = self._file.read(columns=["id"]).column("id").to_pylist()
         except (OSError, pa.ArrowException):
@@ -184,6 +188,9 @@ class Index(Mapping[str, Entry]):
             )
         self._place = {key: place for place, key in enumerate(ids)}
         self._groups: dict[int, list[dict[str, Any]]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index, (self._path,)  # open files stay in their process
 
     @property
     def statistics(self) -> dict[str, Statistics]:

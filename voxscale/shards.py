@@ -9,30 +9,24 @@ position and notices neither a cut at a member boundary nor a flipped bit.
 
 import hashlib
 import json
-import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
-
-from voxscale.arrays import Layout, one_shard
-from voxscale.chunks import Blob, Box, Shard, open_shard, part_of, read_box
 from voxscale.config import config, from_dict
 from voxscale.contract import InputContract
+from voxscale.entry import Occupancy
 from voxscale.errors import DataError
-from voxscale.folder import Access, Folder, open_folder
+from voxscale.folder import Access, open_folder
 from voxscale.volume import Modality
 
-SCHEMA = 2
+SCHEMA = 3
 VOXELS, MASK = "shard", "mask.shard"
 """Endings of a brick's members beside `json`."""
-OPEN = 8
-"""Tars kept open by a reader."""
+BLOCK = 512
+"""Bytes of a tar's header; the data of a member end at a multiple of it."""
 
 Stride = tuple[int, int, int]
 Strides = tuple[Stride, Stride, Stride, Stride, Stride]
@@ -56,6 +50,8 @@ class BrickInfo:
         slope: Values per stored step.
         intercept: Value of a stored zero.
         percentiles: Of the whole scan, for the contract's intensity map.
+        occupancy: Where the body is: those cells of the scan's grid that the brick touches, if they are known.
+        lead: Voxels along z, y, x by which the first of these cells begins before the brick.
     """
 
     volume: str
@@ -70,6 +66,8 @@ class BrickInfo:
     slope: float
     intercept: float
     percentiles: dict[str, float]
+    occupancy: Occupancy | None = None
+    lead: tuple[int, int, int] = (0, 0, 0)
 
 
 @config
@@ -77,13 +75,14 @@ class SampleIndex:
     """Where one brick stands in its tar.
 
     Attributes:
-        key: Member name without its ending.
+        key: Member name without its ending: hexadecimal digits and dashes.
         volume: Anonymous id of the scan.
         subject: Keyed hash of the subject.
         group: What the brick counts as when samples are weighted, see `group_of`.
+        span: First byte of the brick's first header, and the byte after the padding of its last member.
         json: Offset and length of the `.json` member's data.
         voxels: Offset and length of the `.shard` member's data, which holds checksums of its own.
-        crc32c: Of the `.json` bytes.
+        crc32c: Of all bytes of the span but those of `voxels` and `mask`: headers, JSON and padding.
         mask: Offset and length of the `.mask.shard` member's data, 1 where a voxel was blanked.
     """
 
@@ -91,6 +90,7 @@ class SampleIndex:
     volume: str
     subject: str
     group: str
+    span: tuple[int, int]
     json: tuple[int, int]
     voxels: tuple[int, int]
     crc32c: int
@@ -186,48 +186,17 @@ def index_name(name: str) -> str:
     return name.replace(".tar", ".index.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Brick:
-    """An open brick; voxels are decoded when they are asked for.
-
-    Attributes:
-        info: Its description.
-        voxels: Its chunks.
-        mask: Chunks of the mask of blanked voxels, None if none were.
-    """
-
-    info: BrickInfo
-    voxels: Shard
-    mask: Shard | None
-
-    def layout(self, dtype: str | None = None) -> Layout:
-        """How its arrays are cut."""
-        return one_shard(self.info.shape, self.info.chunk, dtype or self.info.dtype)
-
-    def read(self, box: Box | None = None, as_float: bool = False) -> NDArray[Any]:
-        """Stored numbers, (z, y, x); see `voxscale.chunks.read_box`, None reads all.
-
-        Raises:
-            DataError: With reason `corrupt`.
-        """
-        return read_box(self.layout(), lambda _: self.voxels, box or self._all, as_float)
-
-    def read_mask(self, box: Box | None = None) -> NDArray[np.uint8] | None:
-        """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if it blanked none in the brick."""
-        mask = self.mask
-        return None if mask is None else read_box(self.layout("uint8"), lambda _: mask, box or self._all)
-
-    @property
-    def _all(self) -> Box:
-        return [(0, n) for n in self.info.shape]
-
-
 def open_manifest(path: Path, access: Access = "map") -> Manifest:
-    """Read the manifest of a finished folder of shards.
+    """Read the manifest of a finished folder of shards, or of its URL.
 
     Raises:
         DataError: With reason `no_manifest` or `bad_schema` if it is unfinished or older, `corrupt` if it is damaged.
     """
+    return read_manifest(path, access)[0]
+
+
+def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
+    """The manifest and the SHA-256 of its bytes; errors as in `open_manifest`."""
     folder = open_folder(path, access)
     try:
         text = folder.read("manifest.json")
@@ -239,97 +208,37 @@ def open_manifest(path: Path, access: Access = "map") -> Manifest:
         told = json.loads(text)
         found = told["schema_version"]
         if found == SCHEMA:
-            return from_dict(Manifest, told, "manifest")
+            return from_dict(Manifest, told, "manifest"), hashlib.sha256(text).hexdigest()
     except (ValueError, KeyError, TypeError):
         raise DataError("manifest.json must be as it was written; run data_prep pack again", "corrupt") from None
     raise DataError(f"manifest.json must be of schema {SCHEMA}, not {found}; pack again", "bad_schema")
 
 
-class ShardReader:
-    """Opens bricks of a folder of shards; indexes and tars are opened when they are needed, the last ones kept.
+def payloads(sample: SampleIndex) -> list[tuple[int, int]]:
+    """Offset and length of the data of a brick that have checksums of their own, in the order of the tar."""
+    return sorted([sample.voxels, *([] if sample.mask is None else [sample.mask])])
 
-    Args:
-        path: The folder, or its URL.
-        manifest: Its manifest.
-        access: How local files are read.
+
+def check_index(index: ShardIndex, name: str, size: int) -> None:
+    """Refuse an index whose names or places cannot be those of a tar of this size; nothing is read for it.
+
+    Raises:
+        DataError: With reason `corrupt`.
     """
-
-    def __init__(self, path: Path, manifest: Manifest, access: Access = "map") -> None:
-        self.path, self.manifest = path, manifest
-        self._access: Access = access
-        self._start()
-
-    def _start(self) -> None:
-        self.folder: Folder = open_folder(self.path, self._access)
-        self._lines = {line.name: line for line in self.manifest.shards}
-        self._indexes: Any = lru_cache(maxsize=4 * OPEN)(self._read_index)
-        self._tars: Any = lru_cache(maxsize=OPEN)(self._open_tar)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest, "_access": self._access}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start()
-
-    def index(self, name: str) -> ShardIndex:
-        """The index of a tar.
-
-        Raises:
-            DataError: With reason `corrupt` if it is missing or changed.
-        """
-        return self._indexes(name)
-
-    def _read_index(self, name: str) -> ShardIndex:
-        try:
-            text = self.folder.read(index_name(name))
-        except OSError:
-            text = b""
-        if hashlib.sha256(text).hexdigest() != self._lines[name].index_sha256:
-            raise DataError(f"shard {name} must have the index that the manifest says", "corrupt")
-        return from_dict(ShardIndex, json.loads(text), name)
-
-    def _open_tar(self, name: str) -> Blob:
-        try:
-            blob = self.folder.blob(name)
-        except OSError:
-            raise DataError(f"shard {name} must be as the manifest says, not missing", "corrupt") from None
-        if blob.size != self._lines[name].bytes:
-            raise DataError(f"shard {name} must be as the manifest says, not cut or changed", "corrupt")
-        return blob
-
-    def open(self, name: str, sample: SampleIndex) -> Brick:
-        """Open one brick.
-
-        Raises:
-            DataError: With reason `corrupt`, naming shard and brick, if a byte differs from what was written.
-        """
-        tar = self._tars(name)
-        try:
-            meta = bytes(_bytes(tar, sample.json))
-            if google_crc32c.value(meta) != sample.crc32c:
-                raise DataError("json must have its checksum", "corrupt")
-            info = from_dict(BrickInfo, json.loads(meta), sample.key)
-            voxels = _shard(tar, sample.voxels, one_shard(info.shape, info.chunk, info.dtype))
-            mask = None if sample.mask is None else _shard(tar, sample.mask, one_shard(info.shape, info.chunk, "uint8"))
-        except (OSError, DataError):
+    at = 0
+    for number, sample in enumerate(index.samples):
+        parts = sorted([sample.json, *payloads(sample)])
+        ends = [sample.span[0], *(start + length for start, length in parts)]
+        apart = all(end + BLOCK <= start and length >= 0 for end, (start, length) in zip(ends, parts, strict=False))
+        inside = at <= sample.span[0] and ends[-1] <= sample.span[1] <= size
+        if not (_KEY.fullmatch(sample.key) and apart and inside):
             raise DataError(
-                f"brick {sample.key} in {name} must have the checksum it was written with", "corrupt"
-            ) from None
-        return Brick(info, voxels, mask)
+                f"index of {name} must name bricks and places inside the tar, not brick {number}", "corrupt"
+            )
+        at = sample.span[1]
 
 
-def _bytes(tar: Blob, where: tuple[int, int]) -> Any:
-    return part_of(tar, where[0], where[0] + where[1]).whole()
-
-
-def _shard(tar: Blob, where: tuple[int, int], layout: Layout) -> Shard:
-    return open_shard(part_of(tar, where[0], where[0] + where[1]), layout)
-
-
-def decoded_bytes(info: BrickInfo) -> int:
-    """Size of a brick's voxels in memory."""
-    return math.prod(info.shape) * np.dtype(info.dtype).itemsize
+_KEY = re.compile(r"[0-9a-f-]{1,64}")
 
 
 def count_groups(samples: tuple[SampleIndex, ...]) -> Mapping[str, int]:

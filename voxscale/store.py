@@ -1,5 +1,6 @@
 """The store, for reading: one OME-Zarr image per accepted scan, with its labels, exact values and geometry."""
 
+import io
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from voxscale.config import from_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.folder import Access, Folder, open_folder
+from voxscale.folder import Access, Folder, open_folder, url_of
 from voxscale.index import INDEX, Index
 from voxscale.pyramid import Level, levels
 from voxscale.scan_folder import attributes_crc
@@ -223,8 +224,8 @@ def open_store(path: Path, access: Access = "map") -> Store:
     """Open a store for reading, even while it is being written.
 
     Args:
-        path: The store's folder.
-        access: How shards are read.
+        path: The store's folder, or its URL.
+        access: How local shards are read.
 
     Raises:
         DataError: With reason `not_a_store`, `bad_schema` or `corrupt`.
@@ -235,7 +236,7 @@ def open_store(path: Path, access: Access = "map") -> Store:
         path=path,
         classes={int(value): name for value, name in root["classes"].items()},
         contract=None if contract is None else from_dict(InputContract, contract, "store.contract"),
-        entries=Index(path / INDEX) if (path / INDEX).exists() else dict(accepted(path)),
+        entries=Index(path / INDEX) if open_folder(path).size(INDEX) is not None else dict(accepted(path)),
         image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
         access=access,
     )
@@ -247,10 +248,12 @@ def accepted(path: Path) -> Iterator[tuple[str, Entry]]:
     Raises:
         DataError: With reason `corrupt`.
     """
-    ledger = path / LEDGER
-    if not ledger.exists():
+    try:
+        ledger = path / LEDGER if url_of(path) is None else io.BytesIO(open_folder(path).read(LEDGER))
+        opened = ledger.open("rb") if isinstance(ledger, Path) else ledger
+    except FileNotFoundError:
         return
-    with ledger.open("rb") as lines:
+    with opened as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 break  # the writer is not done with it

@@ -8,7 +8,6 @@ from typing import Any
 from voxscale.config import to_dict
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
-from voxscale.files import write_json
 from voxscale.folder import open_folder
 
 SCHEMA = 3
@@ -77,7 +76,8 @@ def read_root(path: Path) -> dict[str, Any]:
 
 def write_root(path: Path, attributes: Mapping[str, Any]) -> None:
     """Replace the store's own attributes in one step."""
-    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"voxscale": attributes}})
+    told = {"zarr_format": 3, "node_type": "group", "attributes": {"voxscale": attributes}}
+    open_folder(path).write("zarr.json", (json.dumps(told, indent=1) + "\n").encode())
 
 
 def stamp_contract(path: Path, contract: InputContract) -> None:

@@ -3,17 +3,18 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import google_crc32c
-from webdataset.writer import TarWriter
 
 from voxscale.config import to_dict
 from voxscale.folder import Folder
-from voxscale.shards import MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name
+from voxscale.shards import BLOCK, MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name, payloads
 
 Cut = tuple[BrickInfo, str, bytes, bytes | None]
 """Description, group, shard of the voxels, and shard of the mask of blanked voxels, if any were."""
@@ -70,15 +71,25 @@ def write_shard(
     return index
 
 
-_Key = tuple[str, BrickInfo, str, int]
+def _tar_writer(handle: _Hashed) -> Any:
+    """A `webdataset.TarWriter`, with webdataset's dangerous parts (pipes, evaluated URLs) off in this process."""
+    os.environ["WDS_SECURE"] = "1"  # looked at when webdataset is imported
+    import webdataset.utils
+    from webdataset.writer import TarWriter
+
+    vars(webdataset.utils)["enforce_security"] = True  # somebody else may have imported it before
+    return TarWriter(handle, encoder=False, mtime=0, user="", group="")
+
+
+_Key = tuple[str, BrickInfo, str]
 
 
 def _write_tar(path: Path, bricks: Iterable[Cut]) -> tuple[list[_Key], str]:
-    """Write the members; returns key, description, group and checksum of every brick, and the tar's SHA-256."""
+    """Write the members; returns key, description and group of every brick, and the tar's SHA-256."""
     keys: list[_Key] = []
     counts: dict[str, int] = {}
     with _Hashed(path) as handle:
-        with TarWriter(handle, encoder=False, mtime=0, user="", group="") as tar:
+        with _tar_writer(handle) as tar:
             for info, group, voxels, mask in bricks:
                 number = counts.get(info.volume, 0)
                 counts[info.volume] = number + 1
@@ -88,21 +99,37 @@ def _write_tar(path: Path, bricks: Iterable[Cut]) -> tuple[list[_Key], str]:
                 if mask is not None:
                     members[MASK] = mask
                 tar.write(members)
-                keys.append((key, info, group, google_crc32c.value(meta)))
+                keys.append((key, info, group))
         return keys, handle.sha256.hexdigest()
 
 
 def _locate(path: Path, keys: list[_Key]) -> Iterable[SampleIndex]:
     with tarfile.open(path) as tar:
-        places = {member.name: (member.offset_data, member.size) for member in tar}
-    for key, info, group, crc in keys:
-        yield SampleIndex(
-            key=key,
-            volume=info.volume,
-            subject=info.subject,
-            group=group,
-            json=places[f"{key}.json"],
-            voxels=places[f"{key}.{VOXELS}"],
-            crc32c=crc,
-            mask=places.get(f"{key}.{MASK}"),
-        )
+        members = {member.name: member for member in tar}
+    with path.open("rb") as handle:
+        for key, info, group in keys:
+            found = {end: members[f"{key}.{end}"] for end in ("json", VOXELS, MASK) if f"{key}.{end}" in members}
+            places = {end: (member.offset_data, member.size) for end, member in found.items()}
+            ends = [start + -(-size // BLOCK) * BLOCK for start, size in places.values()]
+            sample = SampleIndex(
+                key=key,
+                volume=info.volume,
+                subject=info.subject,
+                group=group,
+                span=(min(member.offset for member in found.values()), max(ends)),
+                json=places["json"],
+                voxels=places[VOXELS],
+                crc32c=0,
+                mask=places.get(MASK),
+            )
+            yield replace(sample, crc32c=_rest_crc(handle, sample))
+
+
+def _rest_crc(handle: IO[bytes], sample: SampleIndex) -> int:
+    """Checksum of all bytes of a brick but those of its arrays."""
+    rest, at = 0, sample.span[0]
+    for start, length in [*payloads(sample), (sample.span[1], 0)]:
+        handle.seek(at)
+        rest = int(google_crc32c.extend(rest, handle.read(start - at)))
+        at = start + length
+    return rest

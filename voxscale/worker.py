@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from voxscale.batch import Batch, collate
-from voxscale.errors import DataError, VoxScaleError
+from voxscale.errors import DataError, StorageError, VoxScaleError
 from voxscale.stream.interface import PatchStream
 
 MESSAGE = 1 << 17
@@ -44,6 +44,7 @@ def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
             return
         except VoxScaleError as error:
             reason = error.reason if isinstance(error, DataError) else "bad_data"
+            reason = "unreachable" if isinstance(error, StorageError) else reason
             _send(pipe, {"kind": "error", "batch": task["batch"], "reason": reason, "text": str(error)})
         except Exception as error:
             text = f"{type(error).__name__}: {_first_line(error)}"

@@ -1,5 +1,6 @@
 """Unlabelled samples from shards: a few tars at a time, a few crops from each brick that is read."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.folder import Access
 from voxscale.seed import derive, rng
-from voxscale.shards import Brick, SampleIndex, ShardReader, Split, open_manifest
-from voxscale.stream.crop import cut, intensity_scale, matrix, place, spans
+from voxscale.shard_reader import ShardReader
+from voxscale.shards import BrickInfo, SampleIndex, Split, read_manifest
+from voxscale.stream.crop import Box, cut, intensity_scale, matrix, on_body, place, spans
 from voxscale.stream.epoch import Entry, Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
+
+_Read = Callable[[Box], tuple[NDArray[Any], NDArray[np.uint8] | None]]
 
 
 @config
@@ -30,6 +34,7 @@ class ShardStreamConfig:
         patches: Samples in a row from each brick that is read; more read less and mix batches less.
         repeats: Mean showings of a brick per epoch, each of `patches` samples.
         mix: Tars whose bricks are shuffled together.
+        foreground: Share of crops centred in the body; the others lie anywhere in the brick.
         split: Which people's bricks.
         weights: How often each group of bricks is shown.
         access: How local tars are read; `range` for network file systems.
@@ -40,6 +45,7 @@ class ShardStreamConfig:
     patches: int = 1
     repeats: float = 4.0
     mix: int = 16
+    foreground: float = 0.9
     split: Split = "train"
     weights: WeightsConfig = WeightsConfig()
     access: Access = "map"
@@ -51,6 +57,7 @@ class ShardStreamConfig:
         require(self.patches >= 1, "stream.patches", "at least 1", self.patches)
         require(self.repeats > 0, "stream.repeats", "positive", self.repeats)
         require(self.mix >= 1, "stream.mix", "at least 1", self.mix)
+        require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
 
 
 class ShardStream:
@@ -62,18 +69,18 @@ class ShardStream:
 
     def __init__(self, folder: Path, config: ShardStreamConfig, seed: int) -> None:
         self.folder, self.config, self.seed = folder, config, seed
-        self.manifest = open_manifest(folder, config.access)
+        self.manifest, self.manifest_sha256 = read_manifest(folder, config.access)
         self._lines = [line for line in self.manifest.shards if line.split == config.split]
         if not self._lines:
             raise DataError(f"stream.split must be one that the shards have, not {config.split}", "empty_split")
-        self._reader = ShardReader(folder, self.manifest, config.access)
+        self._reader = ShardReader(folder, self.manifest, config.access, config.mix)
         groups = [line.groups for line in self._lines]
         self.order = Order(groups, config.repeats, config.mix, config.weights, seed)
         self._start()
 
     def _start(self) -> None:
         self._whole: Any = lru_cache(maxsize=1)(self._read_whole)
-        self._places: Any = lru_cache(maxsize=64)(self._find_places)
+        self._places: Any = lru_cache(maxsize=max(16, self.config.mix))(self._find_places)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_whole", "_places")}
@@ -124,26 +131,35 @@ class ShardStream:
 
     def _patches(self, entry: Entry, index: int) -> list[Patch]:
         name, where = self.brick(entry)
-        brick = self._reader.open(name, where)
-        return [self._view(name, where, brick, index, view) for view in range(self.config.views)]
+        if self.config.views * self.config.patches > 1:
+            info, voxels, mask = self._whole(name, where)
 
-    def _read_whole(self, name: str, where: SampleIndex) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+            def read(box: Box) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+                return voxels[box], None if mask is None else mask[box]
+        else:
+            brick = self._reader.open(name, where)
+            info = brick.info
+
+            def read(box: Box) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+                return brick.read(spans(box)), brick.read_mask(spans(box))
+
+        return [self._view(info, read, index, view) for view in range(self.config.views)]
+
+    def _read_whole(self, name: str, where: SampleIndex) -> tuple[BrickInfo, NDArray[Any], NDArray[np.uint8] | None]:
         """All of a brick, kept for the crops to come."""
         brick = self._reader.open(name, where)
-        return brick.read(), brick.read_mask()
+        return brick.info, brick.read(), brick.read_mask()
 
-    def _view(self, name: str, where: SampleIndex, brick: Brick, index: int, view: int) -> Patch:
-        info, contract, patch = brick.info, self.manifest.contract, self.manifest.patch
+    def _view(self, info: BrickInfo, read: _Read, index: int, view: int) -> Patch:
+        contract, patch = self.manifest.contract, self.manifest.patch
         generator = rng(self.seed, "crop", index, view)
         drawn = spatial.sample(generator, self.config.spatial)
         size = spatial.extent(drawn, patch, contract.spacing, info.spacing)
         centre = place(generator, info.shape, size)
+        if info.occupancy is not None and generator.random() < self.config.foreground:
+            centre = on_body(generator, info.occupancy, info.shape, size, info.lead)
         box = cut(info.shape, size, centre)
-        if self.config.views * self.config.patches > 1:
-            whole, mask = self._whole(name, where)
-            voxels, removed = whole[box], None if mask is None else mask[box]
-        else:
-            voxels, removed = brick.read(spans(box)), brick.read_mask(spans(box))
+        voxels, removed = read(box)
         return Patch(
             voxels=np.ascontiguousarray(voxels),
             label=None,

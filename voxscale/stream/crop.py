@@ -44,14 +44,33 @@ def spans(box: Box) -> list[tuple[int, int]]:
     return [(s.start, s.stop) for s in box]
 
 
-def on_body(generator: np.random.Generator, occupancy: Occupancy, shape: Sequence[int], size: Sequence[int]) -> Triple:
-    """Draw a centre in the body, cells by their share of it, and keep the box inside the scan where it fits."""
-    shares = occupancy.decode().reshape(-1).astype(np.float64)
-    if shares.sum() <= 0:
+def on_body(
+    generator: np.random.Generator,
+    occupancy: Occupancy,
+    shape: Sequence[int],
+    size: Sequence[int],
+    lead: Sequence[int] = (0, 0, 0),
+) -> Triple:
+    """Draw a centre in the body, all of its voxels alike, and keep the box inside the scan where it fits.
+
+    Args:
+        generator: Of the draw.
+        occupancy: Share of body of each cell.
+        shape: Voxels of the scan or brick.
+        size: Of the box.
+        lead: Voxels by which the first cell begins before the brick.
+    """
+    shares = occupancy.decode().astype(np.float64)
+    cells: list[NDArray[np.int64]] = []
+    for axis, (n, cell) in enumerate(zip(shape, occupancy.cell, strict=True)):
+        edges = np.clip(np.arange(shares.shape[axis] + 1) * cell - lead[axis], 0, n)
+        cells.append(np.stack([edges[:-1], edges[1:]], axis=1))
+        shares = np.moveaxis(np.moveaxis(shares, axis, -1) * np.diff(edges), -1, axis)
+    flat = shares.reshape(-1)
+    if flat.sum() <= 0:
         return place(generator, shape, size)
-    cell = np.unravel_index(int(generator.choice(len(shares), p=shares / shares.sum())), occupancy.grid)
-    low = np.asarray(cell) * np.asarray(occupancy.cell)
-    high = np.minimum(low + occupancy.cell, shape)
+    chosen = np.unravel_index(int(generator.choice(len(flat), p=flat / flat.sum())), occupancy.grid)
+    low, high = np.array([each[at] for each, at in zip(cells, chosen, strict=True)]).T
     return inside(low + generator.random(3) * (high - low) - 0.5, shape, size)
 
 

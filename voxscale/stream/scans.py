@@ -10,6 +10,7 @@ from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import Patch
 from voxscale.config import config, require
 from voxscale.contract import InputContract
+from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.folder import Access
 from voxscale.seed import derive, rng
@@ -96,12 +97,15 @@ class StoreStream:
 
         def draw(choice: int) -> tuple[str, Any]:
             key = self.volume(index, choice)
-            return key, lambda: [self._view(key, index, view) for view in range(self.config.views)]
+            return key, lambda: self._views(key, index)
 
         return first_intact(draw, spare)
 
-    def _view(self, key: str, index: int, view: int) -> Patch:
+    def _views(self, key: str, index: int) -> list[Patch]:
         entry = self.store.entry(key)
+        return [self._view(key, entry, index, view) for view in range(self.config.views)]
+
+    def _view(self, key: str, entry: Entry, index: int, view: int) -> Patch:
         generator = rng(self.seed, "crop", index, view)
         drawn = spatial.sample(generator, self.config.spatial)
         size = spatial.extent(drawn, self.patch, self.contract.spacing, entry.spacing)
