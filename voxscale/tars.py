@@ -74,10 +74,10 @@ def write_shard(
 def _tar_writer(handle: _Hashed) -> Any:
     """A `webdataset.TarWriter`, with webdataset's dangerous parts (pipes, evaluated URLs) off in this process."""
     os.environ["WDS_SECURE"] = "1"  # looked at when webdataset is imported
-    import webdataset.utils
+    from webdataset import utils
     from webdataset.writer import TarWriter
 
-    vars(webdataset.utils)["enforce_security"] = True  # somebody else may have imported it before
+    utils.__dict__["enforce_security"] = True  # somebody else may have imported it before
     return TarWriter(handle, encoder=False, mtime=0, user="", group="")
 
 
