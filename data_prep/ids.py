@@ -46,6 +46,13 @@ def _digest(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def private_folder(store: Path) -> Path:
+    """The folder of a store's secrets, beside it; made on first use, open to its owner alone."""
+    private = store.with_name(f"{store.name}.private")
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return private
+
+
 def load_key(private: Path) -> bytes:
     """The store's secret key; made on first use, readable by its owner alone.
 

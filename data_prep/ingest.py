@@ -17,7 +17,7 @@ from data_prep.audit import DUPLICATES, write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
-from data_prep.ids import keyed_hash, load_key, load_subjects
+from data_prep.ids import keyed_hash, load_key, load_subjects, private_folder
 from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
 from data_prep.lookup import key_of
@@ -127,7 +127,7 @@ class _Ingest:
     """One run on one store."""
 
     def __init__(self, store: Path, settings: IngestConfig, found: Discovery, part: Part | None = None) -> None:
-        private = store.with_name(f"{store.name}.private")
+        private = private_folder(store)
         key, names = load_key(private), load_table(settings.structures)
         self.store, self.settings, self.found, self.key = store, settings, found, key
         known = with_classes(store, found.classes, found.image_classes)["classes"]
@@ -288,12 +288,17 @@ class IngestArgs:
         require(len(self.paths) >= 2, "paths", "SRC [SRC ...] STORE", " ".join(path.name for path in self.paths))
 
 
+def read_arguments(args: Sequence[str]) -> IngestArgs:
+    """The command line; a wrong one exits with 2."""
+    return parse(IngestArgs, None, args, "python -m data_prep ingest")
+
+
 def main(args: Sequence[str]) -> int:
     """Command line of `python -m data_prep ingest`; returns the exit status.
 
     Standard output gets one JSON line of `Counts`, or of `Share` for a worker.
     """
-    given = parse(IngestArgs, None, args, "python -m data_prep ingest")
+    given = read_arguments(args)
     sources, store = given.paths[:-1], given.paths[-1]
     if given.part is not None:
         print(json.dumps(asdict(ingest_part(sources, store, given.settings, parse_part(given.part)))))

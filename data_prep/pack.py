@@ -240,8 +240,8 @@ def _fingerprint(entry: Entry) -> str:
     return config_hash([list(entry.shape), entry.affine, dict(entry.percentiles)])
 
 
-def main(args: Sequence[str]) -> int:
-    """Command line of `python -m data_prep pack`; returns the exit status."""
+def read_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, PackConfig]:
+    """The command line: `store`, `shards`, `plan`, `exclude` and `part`, then how to cut; a wrong one exits with 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep pack", add_help=False)
     parser.add_argument("store", type=Path)
     parser.add_argument("shards", type=Path)
@@ -249,7 +249,12 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--exclude", type=Path)
     parser.add_argument("--part")
     known, rest = parser.parse_known_args(args)
-    options = parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
+    return known, parse(PackConfig, None, rest, "python -m data_prep pack STORE SHARDS --plan PLAN.json")
+
+
+def main(args: Sequence[str]) -> int:
+    """Command line of `python -m data_prep pack`; returns the exit status."""
+    known, options = read_arguments(args)
     plan = load_json(Plan, known.plan)
     part = None if known.part is None else parse_part(known.part)
     manifest = pack(known.store, known.shards, plan.contract, plan.patch, plan.strides, options, known.exclude, part)

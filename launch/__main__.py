@@ -1,4 +1,4 @@
-"""Command line: `python -m launch pretrain|finetune PRESET [--cluster ...] [overrides]` and `python -m launch demo`."""
+"""Command line: `python -m launch pretrain|finetune|ingest|pack ... [--cluster ...] [overrides]` and `demo`."""
 
 import argparse
 import dataclasses
@@ -8,11 +8,14 @@ from pathlib import Path
 
 from launch.cluster import Cluster
 from voxscale.cli import guarded
-from voxscale.config import parse
+from voxscale.config import parse, require
+from voxscale.folder import url_of
 from voxscale.log import setup
 
 USAGE = """python -m launch pretrain PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
 python -m launch finetune PRESET [--cluster local|slurm --nodes N --processes N ...] [overrides]
+python -m launch ingest SRC [SRC ...] STORE --parts N [--cluster local|slurm ...] [flags of data_prep ingest]
+python -m launch pack STORE SHARDS --plan PLAN --parts N [--cluster local|slurm ...] [flags of data_prep pack]
 python -m launch demo [PRESET] --out FOLDER [--data FOLDER ... --task FOLDER] [overrides]
 
 PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind it lists every override."""
@@ -21,7 +24,7 @@ PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind 
 def main(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed with one line that says why, 2 wrong usage."""
     setup()
-    commands = {"pretrain": _stage, "finetune": _stage, "demo": _demo}
+    commands = {"pretrain": _stage, "finetune": _stage, "ingest": _parts, "pack": _parts, "demo": _demo}
     if not arguments or arguments[0] not in commands:
         print(USAGE, file=sys.stderr)
         return 2
@@ -39,6 +42,28 @@ def _stage(name: str, arguments: Sequence[str]) -> None:
     kind = PretrainConfig if name == "pretrain" else FinetuneConfig
     config = parse(kind, preset, rest, f"python -m launch {name} PRESET")
     run_stage("pretrain" if name == "pretrain" else "finetune", config, cluster, config.run / "logs")
+
+
+def _parts(name: str, arguments: Sequence[str]) -> None:
+    from data_prep import ingest, pack
+    from data_prep.ids import private_folder
+    from launch.parts import run_parts
+
+    own, rest = _split(arguments, {"parts", "logs", *(f.name.replace("_", "-") for f in dataclasses.fields(Cluster))})
+    parser = argparse.ArgumentParser(prog=f"python -m launch {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--parts", type=int, required=True)
+    parser.add_argument("--logs", type=Path)
+    known, own = parser.parse_known_args(own)
+    cluster = parse(Cluster, None, own, f"python -m launch {name}")
+    # A wrong command line is told here, not by each job.
+    if name == "ingest":
+        store = ingest.read_arguments(rest).paths[-1]
+        logs = private_folder(store.resolve()) / "logs"  # the command line names folders of patients
+    else:
+        shards = pack.read_arguments(rest)[0].shards
+        require(known.logs is not None or url_of(shards) is None, "logs", "given where shards have a URL", known.logs)
+        logs = Path(f"{shards}.logs")
+    run_parts("ingest" if name == "ingest" else "pack", rest, known.parts, cluster, known.logs or logs)
 
 
 def _split(arguments: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:

@@ -33,7 +33,7 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
         TrainingError: If the job fails; with the stage's own message where it had one.
     """
     local = cluster.cluster == "local"
-    executor = _executor(cluster, logs)
+    executor = executor_of(cluster, logs)
     job = executor.submit(
         StageJob(
             stage=stage,
@@ -48,16 +48,24 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
         log.info("%s: submitted as job %s; its output goes to the logs folder of the run", stage, job.job_id)
         return
     try:
-        _follow(job)
+        follow(job)
     except BaseException:
         job.cancel()
         raise
-    _check(stage, job)
+    check(stage, job)
 
 
-def _executor(cluster: Cluster, logs: Path) -> submitit.Executor:
-    folder = logs if cluster.cluster == "local" else logs / "%j"
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster.cluster)
+def executor_of(cluster: Cluster, logs: Path, timeouts: int = 3) -> submitit.Executor:
+    """What jobs are submitted to.
+
+    Args:
+        cluster: Where and how large.
+        logs: Folder for submitit's files; a Slurm job gets one of its own in it.
+        timeouts: How often a Slurm job that ran out of its time is queued again.
+    """
+    local = cluster.cluster == "local"
+    limit = {} if local else {"slurm_max_num_timeout": timeouts}
+    executor = submitit.AutoExecutor(folder=logs if local else logs / "%j", cluster=cluster.cluster, **limit)
     executor.update_parameters(
         timeout_min=int(cluster.hours * 60) or 1,
         nodes=cluster.nodes,
@@ -80,30 +88,32 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _follow(job: submitit.Job[Any]) -> None:
+def follow(job: submitit.Job[Any]) -> None:
     """Copy what rank 0 writes to standard error until the job has ended."""
-    path = job.task(0).paths.stderr
     position = 0
     while True:
         over = job.done(force_check=True) if job.job_id else True
-        if path.exists():
-            with path.open("rb") as handle:
-                handle.seek(position)
-                text = handle.read()
-                position = handle.tell()
-            sys.stderr.write(_shown(text.decode(errors="replace")))
-            sys.stderr.flush()
+        text, position = shown(job.task(0), position)
+        sys.stderr.write(text)
+        sys.stderr.flush()
         if over:
             return
         time.sleep(POLL_S)
 
 
-def _shown(text: str) -> str:
-    """Everything but submitit's own lines."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("submitit "))
+def shown(job: submitit.Job[Any], position: int) -> tuple[str, int]:
+    """What a job wrote to standard error since a position in it, without submitit's own lines; and how far that is."""
+    path = job.paths.stderr
+    if not path.exists():
+        return "", position
+    with path.open("rb") as handle:
+        handle.seek(position)
+        text = handle.read()
+    lines = text.decode(errors="replace").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("submitit ")), position + len(text)
 
 
-def _check(stage: Stage, job: submitit.Job[Any]) -> None:
+def check(stage: str, job: submitit.Job[Any]) -> None:
     """Raise the first error among the ranks; a message of the stage's own says it best."""
     problems: list[str] = []
     for task in range(job.num_tasks):

@@ -13,6 +13,7 @@ from typing import IO, Any
 import google_crc32c
 
 from voxscale.config import to_dict
+from voxscale.files import temporary
 from voxscale.folder import Folder
 from voxscale.shards import BLOCK, MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name, payloads
 
@@ -51,7 +52,7 @@ def write_shard(
         left_out: Called at the end: bricks of air, and scans that could not be read with the reason.
         scratch: Local folder for the unfinished tar, on the same file system as a local `folder`.
     """
-    beside = scratch / f".{name}.tmp"
+    beside = temporary(scratch / name)  # two workers may write the same tar
     try:
         keys, sha256 = _write_tar(beside, bricks)
         skipped, lost = left_out()
