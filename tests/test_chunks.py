@@ -148,3 +148,31 @@ def test_layouts_cover_their_arrays():
         layout = layout_of(shape, "int16")
         assert all(s % c == 0 for s, c in zip(layout.shard, layout.chunk, strict=True))
         assert all(c <= n for c, n in zip(layout.chunk, shape, strict=True))
+
+
+@pytest.mark.parametrize("shuffle", ["shuffle", "bitshuffle", "noshuffle"])
+@pytest.mark.parametrize("chunk", [(8, 16, 32), (5, 7, 9), (6, 5, 20), (4, 4, 64)])
+@pytest.mark.parametrize("kind", ["int16", "uint16", "float32"])
+def test_frames_of_every_kind(tmp_path, engine, shuffle, chunk, kind):
+    """Filters, chunks whose slices begin within a byte of a bit plane, and noise that does not compress."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    from voxscale.arrays import one_shard
+
+    shape = tuple(3 * n for n in chunk)
+    numbers = np.random.default_rng(4).integers(-32768, 32768, shape)
+    numbers[: shape[0] // 2] //= 256
+    voxels = numbers.astype(kind)
+    array = zarr.create_array(
+        store=tmp_path / "a", shape=shape, dtype=kind, chunks=chunk, shards=shape,
+        compressors=[BloscCodec(cname="lz4hc", clevel=1, shuffle=shuffle), Crc32cCodec()],
+    )  # fmt: skip
+    array[...] = voxels
+    layout = one_shard(shape, chunk, kind)
+    generator = np.random.default_rng(5)
+    for _ in range(12):
+        low = [int(generator.integers(n)) for n in shape]
+        box = [(a, int(generator.integers(a + 1, n + 1))) for a, n in zip(low, shape, strict=True)]
+        for as_float in (False, True):
+            found = read_box(layout, opener(tmp_path / "a", layout), box, as_float)
+            assert np.array_equal(found, voxels[tuple(slice(a, b) for a, b in box)].astype(found.dtype))

@@ -119,12 +119,10 @@ def _decode(layout: Layout, blob: Blob, places: NDArray[np.void], out: NDArray[A
     kind = np.dtype(layout.dtype)
     data = np.frombuffer(buffer, dtype=np.uint8)
     chunk, shape = np.array(layout.chunk, dtype=np.int64), np.array(out.shape, dtype=np.int64)
-    side_by_side = min(len(places), -(-out.shape[2] // layout.chunk[2]) + 1)
-    scratch = np.empty(side_by_side * layout.chunk_bytes, dtype=np.uint8)
     to_float = int(out.dtype == np.float32 and kind != np.float32)
     code = native.read_chunks(
         data.ctypes.data, places.ctypes.data, len(places), chunk.ctypes.data, kind.kind.encode(), kind.itemsize,
-        to_float, out.ctypes.data, shape.ctypes.data, scratch.ctypes.data, side_by_side,
+        to_float, out.ctypes.data, shape.ctypes.data,
     )  # fmt: skip
     if code:
         raise DataError("chunk must have the checksum it was written with", "corrupt")

@@ -18,6 +18,7 @@ from pathlib import Path
 log = logging.getLogger("voxscale")
 
 SOURCE = Path(__file__).with_name("chunks.cpp")
+PARTS = tuple(SOURCE.with_name(name) for name in ("chunks.cpp", "bits.h", "unbit.h", "crc32c.h"))
 OFF = "VOXSCALE_NO_KERNEL"
 """Environment variable that switches the compiled reader off."""
 
@@ -48,7 +49,7 @@ def build() -> Path | None:
     if parts is None:
         return None
     include, lib = parts
-    told = f"{SOURCE.read_text()}{_flags()}{lib}{platform.machine()}{sys.platform}"
+    told = f"{''.join(part.read_text() for part in PARTS)}{_flags()}{lib}{platform.machine()}{sys.platform}"
     target = cache() / f"chunks-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target
@@ -83,7 +84,7 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, whole, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.read_chunks.argtypes = [
-        pointer, pointer, whole, pointer, ctypes.c_char, flag, flag, pointer, pointer, pointer, whole
+        pointer, pointer, whole, pointer, ctypes.c_char, flag, flag, pointer, pointer
     ]  # fmt: skip
     found.read_chunks.restype = whole
     found.start()

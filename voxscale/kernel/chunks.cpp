@@ -4,153 +4,199 @@
 // compared before the frame is decoded, so a damaged byte never reaches the
 // decoder. All sizes come from the caller, which has checked that every chunk
 // lies inside the buffer.
+//
+// 16-bit numbers lie in bit planes. Of those only the rows that the box touches
+// are put together, in the first-level cache, and converted on their way into
+// the box. Everything else is decoded whole by the blosc2 library.
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
+#include "bits.h"
 #include "blosc2.h"
+#include "crc32c.h"
 
-#if defined(__SSE4_2__)
-#include <nmmintrin.h>
-#elif defined(__ARM_FEATURE_CRC32)
-#include <arm_acle.h>
-#endif
+extern "C" int LZ4_decompress_safe(const char* from, char* to, int size, int room);  // part of blosc2
 
 namespace {
-
-constexpr int LANES = 3;
-
-#if defined(__SSE4_2__)
-inline uint64_t step8(uint64_t crc, uint64_t word) { return _mm_crc32_u64(crc, word); }
-inline uint32_t step1(uint32_t crc, uint8_t byte) { return _mm_crc32_u8(crc, byte); }
-#elif defined(__ARM_FEATURE_CRC32)
-inline uint64_t step8(uint64_t crc, uint64_t word) { return __crc32cd(static_cast<uint32_t>(crc), word); }
-inline uint32_t step1(uint32_t crc, uint8_t byte) { return __crc32cb(crc, byte); }
-#else
-inline uint32_t step1(uint32_t crc, uint8_t byte) {
-    crc ^= byte;
-    for (int k = 0; k < 8; k++) crc = (crc >> 1) ^ (0x82f63b78u & (0u - (crc & 1u)));
-    return crc;
-}
-inline uint64_t step8(uint64_t crc, uint64_t word) {
-    for (int k = 0; k < 8; k++) crc = step1(static_cast<uint32_t>(crc), static_cast<uint8_t>(word >> (8 * k)));
-    return crc;
-}
-#endif
-
-uint64_t word_at(const uint8_t* p) {
-    uint64_t word;
-    std::memcpy(&word, p, 8);
-    return word;
-}
-
-uint32_t finish(uint64_t crc, const uint8_t* p, int64_t n) {
-    for (; n >= 8; p += 8, n -= 8) crc = step8(crc, word_at(p));
-    uint32_t last = static_cast<uint32_t>(crc);
-    for (; n > 0; p++, n--) last = step1(last, *p);
-    return ~last;
-}
-
-// The instruction takes three cycles and can start every cycle, so three chunks are summed side by side.
-void crc32c(const uint8_t* const* p, const int64_t* n, int lanes, uint32_t* out) {
-    uint64_t crc[LANES] = {0xffffffffu, 0xffffffffu, 0xffffffffu};
-    int64_t done = 0;
-    if (lanes == LANES) {
-        int64_t least = n[0] < n[1] ? n[0] : n[1];
-        least = least < n[2] ? least : n[2];
-        for (; done + 8 <= least; done += 8) {
-            crc[0] = step8(crc[0], word_at(p[0] + done));
-            crc[1] = step8(crc[1], word_at(p[1] + done));
-            crc[2] = step8(crc[2], word_at(p[2] + done));
-        }
-    }
-    for (int i = 0; i < lanes; i++) out[i] = finish(crc[i], p[i] + done, n[i] - done);
-}
 
 struct Place {  // one chunk: where it is in the buffer, and which part of it goes where in the box
     int64_t offset, bytes;
     int64_t from[3], to[3], count[3];
 };
 
-// Writes a run of chunks that lie side by side along x, so that whole rows of the box are written at once.
+struct Decoded {  // voxels, or the planes of the low and of the high bits
+    const uint8_t *voxels, *low, *high;
+};
+
+struct Target {  // the box, the edges of a chunk, and whether chunks hold signed numbers
+    void* box;
+    const int64_t *shape, *chunk;
+    bool is_signed;
+};
+
+thread_local blosc2_context* context = nullptr;
+thread_local std::vector<uint8_t> decoded;  // chunks side by side
+thread_local std::vector<int16_t> slices;   // one slice of each
+
+constexpr int64_t SIDE_BY_SIDE = 16;  // most chunks along x that are decoded before they are written
+
 template <typename In, typename Out>
-void scatter(const uint8_t* raw, int64_t raw_bytes, const int64_t* chunk, const Place* run, int64_t length, void* box,
-             const int64_t* shape) {
-    for (int64_t z = 0; z < run->count[0]; z++) {
-        for (int64_t y = 0; y < run->count[1]; y++) {
-            const int64_t row = ((run->from[0] + z) * chunk[1] + run->from[1] + y) * chunk[2];
-            Out* to = static_cast<Out*>(box) + ((run->to[0] + z) * shape[1] + run->to[1] + y) * shape[2];
-            for (int64_t i = 0; i < length; i++) {
-                const In* from = reinterpret_cast<const In*>(raw + i * raw_bytes) + row + run[i].from[2];
-                Out* there = to + run[i].to[2];
-                if (sizeof(In) == sizeof(Out)) {
-                    std::memcpy(there, from, static_cast<size_t>(run[i].count[2]) * sizeof(In));
-                } else {
-                    for (int64_t x = 0; x < run[i].count[2]; x++) there[x] = static_cast<Out>(from[x]);
-                }
-            }
+void write_row(const uint8_t* from, void* box, int64_t at, int64_t n) {
+    Out* to = static_cast<Out*>(box) + at;
+    if (sizeof(In) == sizeof(Out)) {
+        std::memcpy(to, from, static_cast<size_t>(n) * sizeof(In));
+        return;
+    }
+    for (int64_t x = 0; x < n; x++) {
+        In value;
+        std::memcpy(&value, from + x * static_cast<int64_t>(sizeof(In)), sizeof(In));
+        to[x] = static_cast<Out>(value);
+    }
+}
+
+using WriteRow = void (*)(const uint8_t* from, void* box, int64_t at, int64_t n);
+
+// Same type in and out goes by size alone; a conversion to float32 by the type.
+WriteRow chosen(char kind, int size, bool to_float) {
+    if (to_float) {
+        if (kind == 'i') return size == 1 ? write_row<int8_t, float> : size == 2 ? write_row<int16_t, float> : nullptr;
+        if (kind == 'u') return size == 1 ? write_row<uint8_t, float> : size == 2 ? write_row<uint16_t, float> : nullptr;
+        return kind == 'f' && size == 4 ? write_row<float, float> : nullptr;
+    }
+    return size == 1   ? write_row<uint8_t, uint8_t>
+           : size == 2 ? write_row<uint16_t, uint16_t>
+           : size == 4 ? write_row<uint32_t, uint32_t>
+           : size == 8 ? write_row<uint64_t, uint64_t>
+                       : nullptr;
+}
+
+// Writes a run of chunks that lie side by side along x, so that whole rows of the box are written at once.
+void scatter(const Decoded* run, const Place* places, int64_t length, int64_t size, const Target& target, WriteRow write) {
+    const int64_t* chunk = target.chunk;
+    for (int64_t z = 0; z < places->count[0]; z++) {
+        for (int64_t y = 0; y < places->count[1]; y++) {
+            const int64_t row = ((places->from[0] + z) * chunk[1] + places->from[1] + y) * chunk[2];
+            const int64_t at = ((places->to[0] + z) * target.shape[1] + places->to[1] + y) * target.shape[2];
+            for (int64_t i = 0; i < length; i++)
+                write(run[i].voxels + (row + places[i].from[2]) * size, target.box, at + places[i].to[2],
+                      places[i].count[2]);
         }
     }
 }
 
-using Scatter = void (*)(const uint8_t*, int64_t, const int64_t*, const Place*, int64_t, void*, const int64_t*);
-
-// Same type in and out goes by size alone; a conversion to float32 by the type.
-Scatter chosen(char kind, int size, bool to_float) {
-    if (to_float) {
-        if (kind == 'i') return size == 1 ? scatter<int8_t, float> : size == 2 ? scatter<int16_t, float> : nullptr;
-        if (kind == 'u') return size == 1 ? scatter<uint8_t, float> : size == 2 ? scatter<uint16_t, float> : nullptr;
-        return kind == 'f' && size == 4 ? scatter<float, float> : nullptr;
+#if HAVE_UNBIT
+// The same from bit planes, slice by slice.
+template <bool TO_FLOAT, bool SIGNED>
+__attribute__((target("avx2"))) void scatter_bits(const Decoded* run, const Place* places, int64_t length,
+                                                  const Target& target) {
+    const int64_t* chunk = target.chunk;
+    const int64_t room = chunk[1] * chunk[2] + 2 * bits::NUMBERS;
+    slices.resize(static_cast<size_t>(SIDE_BY_SIDE * room));
+    int16_t* const slice = slices.data();
+    static const bits::Unbit unbit = bits::chosen_unbit();
+    const int64_t plane = chunk[0] * chunk[1] * chunk[2] / 8;
+    for (int64_t z = 0; z < places->count[0]; z++) {
+        const int64_t first = ((places->from[0] + z) * chunk[1] + places->from[1]) * chunk[2];
+        const int64_t start = first / 8, stop = (first + places->count[1] * chunk[2] + 7) / 8;
+        for (int64_t i = 0; i < length; i++)
+            unbit(run[i].low, run[i].high, plane, start, stop - start, slice + i * room);
+        for (int64_t y = 0; y < places->count[1]; y++) {
+            const int64_t row = first % 8 + y * chunk[2];
+            const int64_t at = ((places->to[0] + z) * target.shape[1] + places->to[1] + y) * target.shape[2];
+            for (int64_t i = 0; i < length; i++) {
+                const int16_t* from = slice + i * room + row + places[i].from[2];
+                const int64_t to = at + places[i].to[2], n = places[i].count[2];
+                if (TO_FLOAT)
+                    bits::to_float<SIGNED>(reinterpret_cast<const uint16_t*>(from), static_cast<float*>(target.box) + to, n);
+                else
+                    std::memcpy(static_cast<int16_t*>(target.box) + to, from, static_cast<size_t>(n) * 2);
+            }
+        }
     }
-    return size == 1   ? scatter<uint8_t, uint8_t>
-           : size == 2 ? scatter<uint16_t, uint16_t>
-           : size == 4 ? scatter<uint32_t, uint32_t>
-           : size == 8 ? scatter<uint64_t, uint64_t>
-                       : nullptr;
+}
+#endif
+
+int32_t int_at(const uint8_t* p) {
+    int32_t value;
+    std::memcpy(&value, p, 4);
+    return value;
 }
 
-thread_local blosc2_context* context = nullptr;
+// Finds the bit planes of a frame: one block of 16-bit numbers in two streams, each LZ4 or as it is. False if the frame
+// is of another kind or not right; the library, which is asked next, tells these apart.
+bool find_planes(const uint8_t* frame, int32_t bytes, int32_t raw, uint8_t* room, Decoded* found) {
+    constexpr int HEADER = 16, LZ4_BITSHUFFLED_SPLIT = 0x24;
+    if (bytes < HEADER + 4 || frame[0] != 2 || frame[2] != LZ4_BITSHUFFLED_SPLIT || frame[3] != 2) return false;
+    if (int_at(frame + 4) != raw || int_at(frame + 8) != raw || raw % 16 != 0) return false;
+    const int32_t half = raw / 2;
+    const uint8_t* planes[2];
+    int64_t at = int_at(frame + HEADER);
+    for (int k = 0; k < 2; k++) {
+        if (at < HEADER + 4 || at + 4 > bytes) return false;
+        const int32_t size = int_at(frame + at);
+        at += 4;
+        if (size <= 0 || at + size > bytes) return false;
+        planes[k] = size == half ? frame + at : room + k * half;
+        if (size != half && LZ4_decompress_safe(reinterpret_cast<const char*>(frame + at),
+                                                reinterpret_cast<char*>(room + k * half), size, half) != half)
+            return false;
+        at += size;
+    }
+    *found = {nullptr, planes[0], planes[1]};
+    return true;
+}
 
 }  // namespace
 
-// Returns 0; i + 1 if chunk i is damaged; -1 if the number type is not known. `scratch` holds `runs` decoded chunks,
-// at least as many as lie side by side along x.
+// Returns 0; i + 1 if chunk i is damaged; -1 if the number type is not known.
 extern "C" int64_t read_chunks(const uint8_t* buffer, const Place* places, int64_t count, const int64_t* chunk,
-                               char kind, int size, int to_float, void* box, const int64_t* shape, uint8_t* scratch,
-                               int64_t runs) {
+                               char kind, int size, int to_float, void* box, const int64_t* shape) {
     if (context == nullptr) {
         blosc2_dparams params = BLOSC2_DPARAMS_DEFAULTS;
         params.nthreads = 1;
         context = blosc2_create_dctx(params);
     }
-    const Scatter scatter_run = chosen(kind, size, to_float != 0);
-    if (scatter_run == nullptr || context == nullptr) return -1;
-    const int32_t raw = static_cast<int32_t>(chunk[0] * chunk[1] * chunk[2] * size);
+    const WriteRow write = chosen(kind, size, to_float != 0);
+    if (write == nullptr || context == nullptr) return -1;
+    const int64_t raw = chunk[0] * chunk[1] * chunk[2] * size;
+    const Target target = {box, shape, chunk, kind == 'i'};
+    decoded.resize(static_cast<size_t>(SIDE_BY_SIDE * raw));
+    Decoded run[SIDE_BY_SIDE];
     for (int64_t first = 0; first < count;) {
-        int64_t length = 1;
-        while (first + length < count && length < runs && places[first + length].to[0] == places[first].to[0] &&
-               places[first + length].to[1] == places[first].to[1])
-            length++;
-        for (int64_t i = 0; i < length; i += LANES) {
-            const int lanes = static_cast<int>(length - i < LANES ? length - i : LANES);
-            const uint8_t* frames[LANES];
-            int64_t bytes[LANES];
-            uint32_t sums[LANES], stored;
-            for (int k = 0; k < lanes; k++) {
-                const Place& p = places[first + i + k];
-                frames[k] = buffer + p.offset;
-                bytes[k] = p.bytes - 4;
-                if (bytes[k] < 16) return first + i + k + 1;
+        bool planes = false;
+        int64_t length = 0;
+        for (; length < SIDE_BY_SIDE && first + length < count; length++) {
+            const Place& p = places[first + length];
+            if (p.to[0] != places[first].to[0] || p.to[1] != places[first].to[1]) break;
+            const uint8_t* frame = buffer + p.offset;
+            const int32_t bytes = static_cast<int32_t>(p.bytes - 4);
+            if (bytes < 16 || crc::sum(frame, bytes) != static_cast<uint32_t>(int_at(frame + bytes)))
+                return first + length + 1;
+            uint8_t* room = decoded.data() + length * raw;
+#if HAVE_UNBIT
+            if (size == 2 && (length == 0 || planes) && bits::can()) {
+                planes = find_planes(frame, bytes, static_cast<int32_t>(raw), room, run + length);
+                if (planes) continue;
+                if (length > 0) {
+                    planes = true;
+                    break;  // those before are written first
+                }
             }
-            crc32c(frames, bytes, lanes, sums);
-            for (int k = 0; k < lanes; k++) {
-                std::memcpy(&stored, frames[k] + bytes[k], 4);
-                if (sums[k] != stored) return first + i + k + 1;
-                if (blosc2_decompress_ctx(context, frames[k], static_cast<int32_t>(bytes[k]), scratch + (i + k) * raw,
-                                          raw) != raw)
-                    return first + i + k + 1;
-            }
+#endif
+            if (blosc2_decompress_ctx(context, frame, bytes, room, static_cast<int32_t>(raw)) != raw)
+                return first + length + 1;
+            run[length] = {room, nullptr, nullptr};
         }
-        scatter_run(scratch, raw, chunk, places + first, length, box, shape);
+#if HAVE_UNBIT
+        if (planes) {
+            const auto scatter_planes = !to_float            ? scatter_bits<false, false>
+                                        : target.is_signed ? scatter_bits<true, true>
+                                                           : scatter_bits<true, false>;
+            scatter_planes(run, places + first, length, target);
+        } else
+#endif
+            scatter(run, places + first, length, size, target, write);
         first += length;
     }
     return 0;
