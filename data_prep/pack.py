@@ -15,13 +15,13 @@ from data_prep.groups import Candidate, Group, plan_groups, read_groups, write_g
 from data_prep.part import Part, parse_part
 from voxscale.config import config_hash, from_dict, load_json, parse, to_dict
 from voxscale.contract import InputContract
-from voxscale.entry import Entry
+from voxscale.entry import Entry, group_of
 from voxscale.errors import DataError
 from voxscale.files import locked
 from voxscale.folder import Folder, open_folder, url_of
 from voxscale.patches import Plan
 from voxscale.progress import Progress
-from voxscale.shards import SCHEMA, Manifest, ManifestShard, ShardIndex, Strides, count_groups, group_of, index_name
+from voxscale.shards import SCHEMA, Manifest, ManifestShard, ShardIndex, Strides, count_groups, index_name
 from voxscale.store import Store, open_store
 from voxscale.tars import Cut, write_shard
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from voxscale.entry import Entry
-from voxscale.index import Statistics
+from voxscale.index_table import Statistics
 from voxscale.report import charts
 from voxscale.report.page import Section, chart, grid, paragraph, picture
 from voxscale.report.planes import three_planes

@@ -1,17 +1,23 @@
 """The index gives back what the ledger holds, lazily, and knows when it is not one."""
 
 import dataclasses
+import json
+import pickle
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tests_stores import make_store
 
+from voxscale import index
+from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
-from voxscale.index import INDEX, KEPT, SCHEMA, Index, write_index
+from voxscale.index import INDEX, Index, write_index
+from voxscale.index_table import SCHEMA
 from voxscale.seed import rng
 from voxscale.store import accepted, open_store
+from voxscale.stream import StoreStream, StoreStreamConfig, WeightsConfig
 
 
 def test_the_index_is_the_ledger(tmp_path):
@@ -24,7 +30,7 @@ def test_the_index_is_the_ledger(tmp_path):
     assert dict(after) == before
     with pytest.raises(KeyError):
         after["unknown"]
-    table = pq.read_table(tmp_path / "store" / INDEX)
+    table = pq.read_table(tmp_path / "store" / "index" / "part-00000.parquet")
     assert table.schema.names == SCHEMA.names
     assert table.column("shape").to_pylist()[0] == list(before[next(iter(before))].shape)
 
@@ -41,42 +47,158 @@ def test_statistics_of_each_modality_are_those_of_all_bodies_together(tmp_path):
         for n, body in enumerate(bodies)
     ]  # fmt: skip
     write_index(tmp_path / "store", ((f"{n:016x}", each) for n, each in enumerate(entries)))
-    found = Index(tmp_path / "store" / INDEX).statistics
+    found = Index(tmp_path / "store").statistics
     together = np.concatenate([body[:5].ravel() for body in bodies[1:]])
     assert (found["MR"].scans, found["MR"].voxels) == (3, pytest.approx(len(together)))
     assert (found["MR"].mean, found["MR"].std) == pytest.approx((together.mean(), together.std()))
     assert (found["CT"].scans, found["CT"].mean) == (1, pytest.approx(bodies[0][:5].mean()))
 
 
-def test_a_damaged_or_foreign_index_is_refused(tmp_path):
-    make_store(tmp_path / "store", 1, labelled=False)
-    (tmp_path / "store" / INDEX).write_bytes(b"PAR1 nothing")
-    with pytest.raises(DataError, match="readable Parquet"):
-        open_store(tmp_path / "store")
-    pq.write_table(pq.read_table(_other(tmp_path)), tmp_path / "store" / INDEX)
-    with pytest.raises(DataError, match="of version 2"):
-        open_store(tmp_path / "store")
-
-
-def _other(tmp_path):
-    import pyarrow as pa
-
-    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
-    return tmp_path / "other.parquet"
-
-
-def test_many_rows_open_without_being_read(tmp_path):
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A store whose index has parts of 8 rows in groups of 4, and its 21 rows, of two data sets and with images."""
+    monkeypatch.setattr(index, "ROWS", 4)
+    monkeypatch.setattr(index, "PART", 8)
+    monkeypatch.setattr("voxscale.stream.scans.ROWS", 4)
     make_store(tmp_path / "store", 1, labelled=True)
-    ((key, entry),) = accepted(tmp_path / "store")
-    write_index(tmp_path / "store", ((f"{number:016x}", entry) for number in range(30_000)))
+    ((_, entry),) = accepted(tmp_path / "store")
+    rows = [
+        (
+            f"{(n * 0x9E3779B97F4A7C15) % 2**64:016x}",
+            dataclasses.replace(
+                entry, dataset="ab"[n % 3 == 0], shape=(1 if n % 5 == 4 else 20, 30, n + 1), bytes=n,
+                histogram=(1 / 3, n / 7), technique={"body_part": "chest"},
+            ),
+        )
+        for n in range(21)
+    ]  # fmt: skip
+    write_index(tmp_path / "store", rows)
+    return tmp_path / "store", rows
+
+
+def test_rows_are_found_by_id_and_in_order_over_all_parts(many):
+    store, rows = many
+    found = open_store(store).entries
+    assert [line.name for line in sorted((store / "index").iterdir())] == [
+        "index.json", *(f"part-0000{n}.parquet" for n in range(3))
+    ]  # fmt: skip
+    assert len(found) == 21
+    assert list(found) == [key for key, _ in rows]
+    assert list(found.items()) == rows
+    assert list(found.values()) == [entry for _, entry in rows]
+    assert all(found[key] == entry and key in found for key, entry in reversed(rows))
+    for key in ("0" * 15 + "1", rows[1][0].upper(), "x", "", "f" * 17, "-1"):
+        assert key not in found
+        with pytest.raises(KeyError):
+            found[key]
+    assert found.column("bytes").tolist() == list(range(21))
+    assert found.column("shape").tolist() == [list(entry.shape) for _, entry in rows]
+    assert list(pickle.loads(pickle.dumps(found))) == list(found)  # our own bytes
+
+
+def test_scans_that_are_added_leave_full_parts_untouched(many):
+    store, rows = many
+    parts = [store / "index" / f"part-0000{n}.parquet" for n in range(4)]
+    before = [(part.stat().st_ino, part.stat().st_mtime_ns) for part in parts[:3]]
+    more = [(f"{n:016x}", rows[n][1]) for n in range(5)]
+    write_index(store, [*rows, *more])
+    after = [(part.stat().st_ino, part.stat().st_mtime_ns) for part in parts]
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+    assert list(Index(store).items()) == [*rows, *more]
+    write_index(store, rows[:3])
+    assert list(Index(store).items()) == rows[:3]
+    assert not parts[1].exists()
+    write_index(store, [])
+    assert len(Index(store)) == 0
+    assert list(Index(store)) == []
+
+
+@pytest.mark.parametrize("what", ["missing", "cut", "footer", "page", "foreign", "version", "json", "lines"])
+def test_a_damaged_or_foreign_index_is_refused(many, what):
+    store, rows = many
+    part, told = store / "index" / "part-00001.parquet", store / INDEX
+    data = bytearray(part.read_bytes())
+    match what:
+        case "missing":
+            part.unlink()
+        case "cut":
+            part.write_bytes(data[:-20])
+        case "footer":
+            data[-40] ^= 1
+            part.write_bytes(data)
+        case "page":
+            part.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+        case "foreign":
+            part.write_bytes((store / "index" / "part-00000.parquet").read_bytes())
+        case "version":
+            told.write_text(json.dumps(json.loads(told.read_text()) | {"version": 1}))
+        case "json":
+            told.write_text("{")
+        case "lines":
+            told.write_text(json.dumps(json.loads(told.read_text()) | {"parts": [{"name": "x"}]}))
+    with pytest.raises(DataError, match="ingest again") as error:
+        list(open_store(store).entries.items())
+    assert error.value.reason == ("bad_schema" if what == "version" else "corrupt")
+    write_index(store, rows)  # mends it
+    assert list(Index(store).items()) == rows
+
+
+def test_ids_must_be_ids(tmp_path):
+    make_store(tmp_path / "store", 1, labelled=False)
+    ((_, entry),) = accepted(tmp_path / "store")
+    with pytest.raises(DataError, match="16 hexadecimal digits"):
+        write_index(tmp_path / "store", [("ABC", entry)])
+    assert not (tmp_path / "store" / INDEX).exists()
+
+
+def order_of(store, count=60, **weights):
+    stream = StoreStream(
+        store, (8, 8, 8), InputContract(), StoreStreamConfig(mix=2, weights=WeightsConfig(**weights)), seed=3
+    )
+    return [stream.volume(number) for number in range(count)], len(stream)
+
+
+def test_the_order_of_a_stream_does_not_depend_on_the_parts(many, monkeypatch):
+    store, rows = many
+    volumes = {key for key, entry in rows if not entry.planar}
+    shown, length = order_of(store)
+    assert length == 4 * len(volumes)
+    assert set(order_of(store, length)[0]) == volumes
+    monkeypatch.setattr(index, "PART", 12)
+    write_index(store, rows)
+    assert len(list((store / "index").glob("*.parquet"))) == 2
+    assert order_of(store)[0] == shown
+    lines = [
+        {"id": key, "kind": "image", "status": "accepted", "entry": dataclasses.asdict(entry)} for key, entry in rows
+    ]
+    (store / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (store / INDEX).unlink()
+    assert order_of(store)[0] == shown  # from the ledger
+
+
+def test_data_sets_are_weighted(many):
+    store, rows = many
+    sets = {key: entry.dataset for key, entry in rows}
+    shown, length = order_of(store, 10, temperature=0.0)
+    shown = [sets[key] for key in order_of(store, length, temperature=0.0)[0]]
+    assert abs(shown.count("a") - shown.count("b")) <= 2
+    assert {sets[key] for key in order_of(store, length // 2, factors={"b": 0.0})[0]} == {"a"}
+
+
+def test_many_rows_open_without_being_read(tmp_path, monkeypatch):
+    make_store(tmp_path / "store", 1, labelled=True)
+    ((_, entry),) = accepted(tmp_path / "store")
+    write_index(tmp_path / "store", ((f"{number:016x}", entry) for number in range(4000)))
+    read = []
+    once = Index.read
+    monkeypatch.setattr(Index, "read", lambda self, number, columns: read.append(number) or once(self, number, columns))
     found = open_store(tmp_path / "store").entries
-    assert len(found) == 30_000
-    assert found[f"{29_999:016x}"] == entry
-    assert len(found._groups) == 1  # of 59
-    for number in range(0, 30_000, 500):
-        assert found[f"{number:016x}"].shape == entry.shape
-    assert len(found._groups) == KEPT
-    assert key in found
+    assert len(found) == 4000
+    assert sum(sum(each.values()) for each in found.groups) == 4000
+    assert not read
+    assert found[f"{3999:016x}"] == entry
+    assert read == [0, 1, 2, 3, 3]  # all ids, then the row's group
 
 
 @pytest.mark.parametrize("shape", [(10, 40, 70), (1, 700, 33), (64, 32, 32), (520, 9, 9)])

@@ -165,3 +165,8 @@ class Entry:
     def planar(self) -> bool:
         """Whether it is a 2D image."""
         return self.shape[0] == 1
+
+
+def group_of(dataset: str, modality: str, body_part: str | None) -> str:
+    """Name of what is weighted together: data set, modality and body region."""
+    return f"{dataset}/{modality}/{body_part or 'unknown'}"

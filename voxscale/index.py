@@ -1,214 +1,283 @@
-"""The index of a store: one Parquet table of all accepted scans, opened without reading it whole.
+"""The index of a store: a table of all accepted scans in Parquet parts, opened without reading them.
 
-The ledger is the truth; the index is made from it at the end of every ingest
-and taken away before the next one begins, so an index that is there is valid.
+The ledger is the truth; the index is made from it at the end of every ingest.
+`index.json` is written last and taken away before the ledger changes, so what
+it names is valid. A part is left untouched where it would come out the same,
+so scans that are added change the last part only and add new ones.
 """
 
+import bisect
+import io
 import json
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from voxscale.config import from_dict
-from voxscale.contract import PERCENTILES
+from voxscale.blobs import Blob
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import sync
-from voxscale.folder import open_folder, url_of
+from voxscale.files import sha256_file, sync, write_json
+from voxscale.folder import Folder, open_folder
+from voxscale.index_table import SCHEMA, VERSION, Statistics, from_row, to_table
 
-INDEX = "index.parquet"
-VERSION = 2
-ROWS = 512
-"""Rows of a row group: the unit that is read."""
-KEPT = 32
+INDEX = "index/index.json"
+ROWS = 1024
+"""Rows of a row group: the unit that is read, and that streams shuffle as one."""
+PART = 64 * ROWS
+"""Rows of a part."""
+KEPT = 16
 """Row groups kept in memory once read."""
 
 
-def _fixed(kind: Any, n: int) -> Any:
-    return pa.list_(kind, n)
-
-
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("subject", pa.string(), nullable=False),
-        pa.field("dataset", pa.string(), nullable=False),
-        ("study", pa.string()),
-        ("series", pa.string()),
-        ("day", pa.int32()),
-        pa.field("modality", pa.string(), nullable=False),
-        ("modality_from", pa.string()),
-        ("body_part", pa.string()),
-        ("shape", _fixed(pa.int32(), 3)),
-        ("channels", pa.int8()),
-        ("spacing", _fixed(pa.float64(), 3)),
-        ("spacing_known", pa.bool_()),
-        ("affine", _fixed(pa.float64(), 16)),
-        ("dtype", pa.string()),
-        ("slope", pa.float64()),
-        ("intercept", pa.float64()),
-        ("percentiles", _fixed(pa.float64(), len(PERCENTILES))),
-        ("histogram", pa.list_(pa.float32())),
-        ("body_mean", pa.float64()),
-        ("body_std", pa.float64()),
-        ("foreground_box", _fixed(pa.int32(), 6)),
-        ("foreground", pa.float64()),
-        (
-            "occupancy",
-            pa.struct([("cell", _fixed(pa.int32(), 3)), ("grid", _fixed(pa.int32(), 3)), ("shares", pa.string())]),
-        ),
-        ("padding", pa.float64()),
-        ("padded", pa.float64()),
-        ("label", pa.list_(pa.struct([("value", pa.int32()), ("voxels", pa.int64())]))),
-        ("image_class", pa.int32()),
-        ("technique", pa.string()),
-        ("face", pa.string()),
-        ("text", pa.string()),
-        ("ocr", pa.bool_()),
-        ("removed", pa.int64()),
-        ("part", pa.int32()),
-        ("parts", pa.int32()),
-        ("bytes", pa.int64()),
-    ],
-    metadata={"voxscale.index": str(VERSION)},
-)
-"""Columns that streams and tools may rely on: names and units as in `voxscale.entry.Entry`; fixed lists are in
-(z, y, x) order, the affine by rows, the percentiles in the order of `PERCENTILES`, `technique` as JSON."""
-
-
-def to_row(key: str, entry: Entry) -> dict[str, Any]:
-    """One row of the table."""
-    row = asdict(entry)
-    privacy = row.pop("privacy")
-    row |= {"id": key, "body_part": entry.technique.get("body_part"), "technique": json.dumps(entry.technique)}
-    row["affine"] = [value for line in entry.affine for value in line]
-    row["percentiles"] = [entry.percentiles[str(p)] for p in PERCENTILES]
-    row["foreground_box"] = [value for pair in entry.foreground_box for value in pair]
-    if entry.label is not None:
-        row["label"] = [{"value": int(value), "voxels": n} for value, n in entry.label.items()]
-    return row | privacy
-
-
-def from_row(row: dict[str, Any]) -> Entry:
-    """The entry of one row, its id left out."""
-    made = {name: value for name, value in row.items() if name not in ("id", "body_part", *_PRIVACY)}
-    made["privacy"] = {name: row[name] for name in _PRIVACY}
-    made["technique"] = json.loads(row["technique"])
-    made["affine"] = [row["affine"][start : start + 4] for start in range(0, 16, 4)]
-    made["percentiles"] = {str(p): value for p, value in zip(PERCENTILES, row["percentiles"], strict=True)}
-    made["foreground_box"] = [row["foreground_box"][start : start + 2] for start in range(0, 6, 2)]
-    if row["label"] is not None:
-        made["label"] = {str(pair["value"]): pair["voxels"] for pair in row["label"]}
-    return from_dict(Entry, made, "index")
-
-
-_PRIVACY = ("face", "text", "ocr", "removed")
-
-
-@dataclass(slots=True)
-class Statistics:
-    """What all scans of one modality have in common, over the voxels of their bodies.
-
-    Attributes:
-        scans: How many.
-        voxels: Of the body, in all of them.
-        mean: Over these voxels.
-        std: Standard deviation over these voxels.
-    """
-
-    scans: int = 0
-    voxels: float = 0.0
-    mean: float = 0.0
-    std: float = 0.0
-
-    def add(self, entry: Entry) -> None:
-        """Pool one more scan (Chan, Golub and LeVeque 1983, the pairwise update)."""
-        more = entry.foreground * math.prod(entry.shape)
-        total, apart = self.voxels + more, entry.body_mean - self.mean
-        self.scans += 1
-        if total > 0:
-            squares = self.voxels * self.std**2 + more * entry.body_std**2 + apart**2 * self.voxels * more / total
-            self.mean += apart * more / total
-            self.voxels, self.std = total, math.sqrt(squares / total)
-
-
 def write_index(store: Path, entries: Iterable[tuple[str, Entry]]) -> None:
-    """Write the index of a store beside the old one, then put it in its place.
+    """Write the index of a store; each part and then `index.json` appear whole or not at all."""
+    folder, waiting = store / "index", iter(entries)
+    folder.mkdir(exist_ok=True)
+    (store / INDEX).unlink(missing_ok=True)
+    lines: list[dict[str, Any]] = []
+    while first := list(islice(waiting, ROWS)):
+        lines.append(_write_part(folder, f"part-{len(lines):05d}.parquet", first, waiting))
+    write_json(store / INDEX, {"version": VERSION, "rows": sum(line["rows"] for line in lines), "parts": lines})
+    named = {line["name"] for line in lines} | {Path(INDEX).name}
+    for leftover in folder.iterdir():
+        if leftover.name not in named:
+            leftover.unlink()
 
-    The statistics of each modality go into the file's metadata.
-    """
-    beside = store / f".{INDEX}.{os.getpid()}.tmp"
-    try:
-        with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
-            waiting: list[dict[str, Any]] = []
-            statistics: dict[str, Statistics] = {}
-            for key, entry in entries:
+
+def _write_part(
+    folder: Path, name: str, some: list[tuple[str, Entry]], waiting: Iterator[tuple[str, Entry]]
+) -> dict[str, Any]:
+    """Write one part, unless the same is there; returns its line in `index.json`."""
+    beside = folder / f".{name}.tmp"
+    rows, groups, statistics = 0, list[dict[str, int]](), dict[str, Statistics]()
+    with pq.ParquetWriter(
+        beside, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True
+    ) as writer:
+        while some:
+            table = to_table(some)
+            writer.write_table(table, row_group_size=ROWS)
+            groups.append(dict(sorted(Counter(n for n in table.column("group").to_pylist() if n).items())))
+            for _, entry in some:
                 statistics.setdefault(entry.modality, Statistics()).add(entry)
-                waiting.append(to_row(key, entry))
-                if len(waiting) == ROWS:
-                    writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                    waiting = []
-            if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-            told = {modality: asdict(found) for modality, found in sorted(statistics.items())}
-            writer.add_key_value_metadata({"voxscale.statistics": json.dumps(told)})
+            rows += len(some)
+            some = list(islice(waiting, min(ROWS, PART - rows)))
+        told = {modality: asdict(found) for modality, found in sorted(statistics.items())}
+        writer.add_key_value_metadata({"voxscale.statistics": json.dumps(told), "voxscale.groups": json.dumps(groups)})
+    size = beside.stat().st_size
+    with beside.open("rb") as handle:
+        handle.seek(size - 8)
+        footer = int.from_bytes(handle.read(4), "little") + 8
+        handle.seek(size - footer)
+        crc = google_crc32c.value(handle.read())
+    line = {"name": name, "rows": rows, "bytes": size, "sha256": sha256_file(beside), "footer": [footer, crc]}
+    if (folder / name).is_file() and sha256_file(folder / name) == line["sha256"]:
+        beside.unlink()
+    else:
         sync(beside)
-        beside.replace(store / INDEX)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(store)
+        beside.replace(folder / name)
+        sync(folder)
+    return line
+
+
+class _Part:
+    """One part, whose end has been read and checked."""
+
+    def __init__(self, folder: Folder, line: Mapping[str, Any]) -> None:
+        name = f"index/{line['name']}"
+        length, crc = line["footer"]
+        try:
+            blob = folder.blob(name, line["bytes"])
+            tail = bytes(blob.tail(length))
+        except OSError:
+            raise _damaged(line["name"]) from None
+        if blob.size != line["bytes"] or google_crc32c.value(tail) != crc:
+            raise _damaged(line["name"])
+        self.name, self.rows = str(line["name"]), int(line["rows"])
+        metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
+        told: dict[bytes, bytes] = metadata.metadata or {}
+        self.groups: list[dict[str, int]] = json.loads(told[b"voxscale.groups"])
+        self.statistics: dict[str, dict[str, Any]] = json.loads(told[b"voxscale.statistics"])
+        self._file = pq.ParquetFile(
+            pa.PythonFile(_File(blob, line["bytes"]), mode="r"), metadata=metadata, page_checksum_verification=True
+        )
+
+    def read(self, group: int, columns: list[str] | None) -> Any:
+        """Some columns, or all, of a row group."""
+        try:
+            return self._file.read_row_group(group, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException):
+            raise _damaged(self.name) from None
+
+
+def _damaged(name: str) -> DataError:
+    return DataError(f"index/{name} must be as index.json says, not missing, cut or changed; ingest again", "corrupt")
+
+
+class _File(io.RawIOBase):
+    """A blob as a file."""
+
+    def __init__(self, blob: Blob, size: int) -> None:
+        self._blob, self._size, self._at = blob, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        stop = self._size if size < 0 else min(self._size, self._at + size)
+        (data,) = self._blob.ranges([(self._at, stop)])
+        self._at += len(data)
+        return data
 
 
 class Index(Mapping[str, Entry]):
     """The accepted scans of a store by id, in the order of the ledger; a row group is read when it is asked for.
 
+    Args:
+        store: The store, or its URL.
+
     Raises:
-        DataError: With reason `corrupt` or `bad_schema`, when the file is opened.
+        DataError: With reason `corrupt` or `bad_schema`, when it is opened, or when a damaged row group is read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        folder = open_folder(store, "range")
         try:
-            self._path = path
-            self._file = pq.ParquetFile(
-                path if url_of(path) is None else pa.BufferReader(open_folder(path.parent).read(path.name))
-            )
-            found = (self._file.schema_arrow.metadata or {}).get(b"voxscale.index", b"").decode()
-            ids: list[str] = self._file.read(columns=["id"]).column("id").to_pylist()
-        except (OSError, pa.ArrowException):
-            raise DataError(f"{INDEX} must be a readable Parquet file; ingest again", "corrupt") from None
-        if found != str(VERSION):
-            raise DataError(
-                f"{INDEX} must be of version {VERSION}, not {found or 'unknown'}; ingest again", "bad_schema"
-            )
-        self._place = {key: place for place, key in enumerate(ids)}
-        self._groups: dict[int, list[dict[str, Any]]] = {}
+            told = json.loads(folder.read(INDEX))
+            version, lines, self._rows = told["version"], told["parts"], int(told["rows"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{INDEX} must be as it was written; ingest again", "corrupt") from None
+        if version != VERSION:
+            raise DataError(f"{INDEX} must be of version {VERSION}, not {version}; ingest again", "bad_schema")
+        try:
+            self._parts = [_Part(folder, line) for line in lines]
+        except (ValueError, KeyError, TypeError, pa.ArrowException):
+            raise DataError(f"{INDEX} must name parts as they were written; ingest again", "corrupt") from None
+        ends = np.cumsum([len(part.groups) for part in self._parts]).tolist()
+        self._first: list[int] = [0, *ends]
+        self._table: Any = lru_cache(maxsize=KEPT)(self._whole)
+        self._sorted: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index, (self._path,)  # open files stay in their process
+        return Index, (self._store,)  # open files stay in their process
 
     @property
     def statistics(self) -> dict[str, Statistics]:
         """Of each modality."""
-        found: dict[bytes, bytes] = self._file.metadata.metadata or {}
-        told = json.loads(found.get(b"voxscale.statistics", b"{}"))
-        return {modality: Statistics(**values) for modality, values in told.items()}
+        found: dict[str, Statistics] = {}
+        for part in self._parts:
+            for modality, values in part.statistics.items():
+                found.setdefault(modality, Statistics()).merge(Statistics(**values))
+        return dict(sorted(found.items()))
+
+    @property
+    def groups(self) -> list[dict[str, int]]:
+        """Volumes of each group, see `voxscale.entry.group_of`, in each row group."""
+        return [counts for part in self._parts for counts in part.groups]
+
+    def read(self, number: int, columns: list[str] | None) -> Any:
+        """Some columns, or all, of a row group, as a table."""
+        part = bisect.bisect_right(self._first, number) - 1
+        return self._parts[part].read(number - self._first[part], columns)
+
+    def _whole(self, number: int) -> Any:
+        return self.read(number, None)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column whole: (rows,), or (rows, n) for fixed lists; strings as objects."""
+        return np.concatenate(
+            [_numbers(self.read(n, [name]).column(name)) for n in range(self._first[-1])] or [np.zeros(0)]
+        )
 
     def __getitem__(self, key: str) -> Entry:
-        group, row = divmod(self._place[key], ROWS)
-        if group not in self._groups:
-            if len(self._groups) >= KEPT:
-                del self._groups[next(iter(self._groups))]  # the one read longest ago
-            self._groups[group] = self._file.read_row_group(group).to_pylist()
-        return from_row(self._groups[group][row])
+        group, row = divmod(self._row(key), ROWS)
+        return from_row(self._table(group).slice(row, 1).to_pylist()[0])
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return isinstance(key, str) and self._row(key) >= 0
+        except KeyError:
+            return False
+
+    def _row(self, key: str) -> int:
+        """Where an id stands; all ids are read when the first one is asked for."""
+        if self._sorted is None:
+            ids = np.concatenate([self.ids(n) for n in range(self._first[-1])] or [np.zeros(0, np.uint64)])
+            order = np.argsort(ids, kind="stable")
+            self._sorted = ids[order], order
+        ids, order = self._sorted
+        try:
+            value = np.uint64(int(key, 16))
+        except (ValueError, OverflowError):
+            raise KeyError(key) from None
+        place = int(np.searchsorted(ids, value, side="right")) - 1
+        if place < 0 or ids[place] != value or key != f"{int(value):016x}":
+            raise KeyError(key)
+        return int(order[place])
+
+    def ids(self, number: int) -> NDArray[np.uint64]:
+        """Ids of a row group, as numbers."""
+        text = "".join(self.read(number, ["id"]).column("id").to_pylist())
+        return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._place)
+        for number in range(self._first[-1]):
+            yield from self.read(number, ["id"]).column("id").to_pylist()
 
     def __len__(self) -> int:
-        return len(self._place)
+        return self._rows
+
+    def stream(self) -> Iterator[tuple[str, Entry]]:
+        """Ids and entries in order, each row group read once."""
+        for number in range(self._first[-1]):
+            for row in self.read(number, None).to_pylist():
+                yield row["id"], from_row(row)
+
+    def items(self) -> ItemsView[str, Entry]:
+        """Ids and entries in order."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Entry]:
+        """Entries in order."""
+        return _Values(self)
+
+
+class _Items(ItemsView[str, Entry]):
+    _mapping: Index
+
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        return self._mapping.stream()
+
+
+class _Values(ValuesView[Entry]):
+    _mapping: Index
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for _, entry in self._mapping.stream())
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    """A column of a table as an array."""
+    if pa.types.is_fixed_size_list(column.type):
+        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return column.to_numpy()

@@ -78,7 +78,7 @@ class SampleIndex:
         key: Member name without its ending: hexadecimal digits and dashes.
         volume: Anonymous id of the scan.
         subject: Keyed hash of the subject.
-        group: What the brick counts as when samples are weighted, see `group_of`.
+        group: What the brick counts as when samples are weighted, see `voxscale.entry.group_of`.
         span: First byte of the brick's first header, and the byte after the padding of its last member.
         json: Offset and length of the `.json` member's data.
         voxels: Offset and length of the `.shard` member's data, which holds checksums of its own.
@@ -130,7 +130,7 @@ class ManifestShard:
         sha256: Of the tar.
         index_sha256: Of the index beside it.
         samples: Bricks.
-        groups: Bricks of each group, see `group_of`.
+        groups: Bricks of each group, see `voxscale.entry.group_of`.
         split: `holdout` for subjects that are kept from training.
     """
 
@@ -174,11 +174,6 @@ class Manifest:
     in_task: int = 0
     lost: dict[str, str] = field(default_factory=dict)
     shards: tuple[ManifestShard, ...]
-
-
-def group_of(dataset: str, modality: str, body_part: str | None) -> str:
-    """Name of what is weighted together: data set, modality and body region."""
-    return f"{dataset}/{modality}/{body_part or 'unknown'}"
 
 
 def index_name(name: str) -> str:

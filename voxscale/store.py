@@ -3,7 +3,7 @@
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,19 +106,6 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise DataError(f"scan {key} must have the attributes it was written with; ingest it again", "corrupt")
-
-    def volumes_by_group(self, name: Callable[[str, str, str | None], str]) -> tuple[list[str], list[str]]:
-        """Ids of all volumes (2D images left out) in the order of the index, and the group of each.
-
-        Args:
-            name: Name of a group from data set, modality and body part.
-        """
-        found = [
-            (key, name(e.dataset, e.modality, e.technique.get("body_part")))
-            for key, e in self.entries.items()
-            if not e.planar
-        ]
-        return [key for key, _ in found], [group for _, group in found]
 
     def cut(self, key: str, box: Box) -> tuple[Layout, bytes, bytes | None]:
         """Copy a box of a scan along the edges of its chunks, without decoding it.
@@ -236,7 +223,7 @@ def open_store(path: Path, access: Access = "map") -> Store:
         path=path,
         classes={int(value): name for value, name in root["classes"].items()},
         contract=None if contract is None else from_dict(InputContract, contract, "store.contract"),
-        entries=Index(path / INDEX) if open_folder(path).size(INDEX) is not None else dict(accepted(path)),
+        entries=Index(path) if open_folder(path).size(INDEX) is not None else dict(accepted(path)),
         image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
         access=access,
     )

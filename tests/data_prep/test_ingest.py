@@ -158,7 +158,9 @@ def test_a_task_as_unlabelled_data(tmp_path):
         assert ingest([source], store, alone) == Counts(found=4, accepted=4, others=4)
     opened = open_store(store)
     assert [entry.label for entry in opened.entries.values()] == [None] * 4
-    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == sorted([*opened.entries, "thumbnails"])
+    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == sorted(
+        [*opened.entries, "index", "thumbnails"]
+    )
     ingest([source], tmp_path / "fresh", alone)
     assert open_store(tmp_path / "fresh").classes == {}
     assert [row["id"] for row in rows(store)] == [row["id"] for row in rows(tmp_path / "fresh")]
@@ -365,7 +367,7 @@ def test_other_rules_judge_again(tmp_path):
     assert ingest([source], store, lenient) == Counts(found=2, accepted=2)
     strict = IngestConfig(workers=2, gigabytes=4.0, rules=RulesConfig(min_slices=100))
     assert ingest([source], store, strict) == Counts(found=2, rejected=2)
-    assert [path.name for path in store.iterdir() if path.is_dir()] == ["thumbnails"]
+    assert [path.name for path in store.iterdir() if path.is_dir() and path.name != "index"] == ["thumbnails"]
 
 
 def test_killed_anywhere_it_goes_on(tmp_path):

@@ -1,28 +1,29 @@
 """Unlabelled samples straight from a store: random boxes of random scans, for those who do not want to pack."""
 
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from voxscale.augment import spatial
 from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import Patch
 from voxscale.config import config, require
 from voxscale.contract import InputContract
-from voxscale.entry import Entry
+from voxscale.entry import Entry, group_of
 from voxscale.errors import DataError
 from voxscale.folder import Access
+from voxscale.index import ROWS, Index
 from voxscale.seed import derive, rng
-from voxscale.shards import group_of
 from voxscale.store import open_store
 from voxscale.stream.crop import Size, cut, intensity_scale, matrix, on_body, place, spans
 from voxscale.stream.epoch import Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
-
-UNIT = 1024
-"""Scans in a row of the index that are shuffled as one."""
 
 
 @config
@@ -69,16 +70,36 @@ class StoreStream:
     def __init__(self, path: Path, patch: Size, contract: InputContract, config: StoreStreamConfig, seed: int) -> None:
         self.store = open_store(path, config.access)
         self.patch, self.contract, self.config, self.seed = patch, contract, config, seed
-        self._keys, groups = self.store.volumes_by_group(group_of)
-        if not len(self._keys):
+        entries = self.store.entries
+        # Without an index, as in a store that is being written, all entries are in memory anyhow.
+        self._held = None if isinstance(entries, Index) else _runs(entries)
+        groups = entries.groups if isinstance(entries, Index) else [_counts(run) for run in self._held or ()]
+        if not any(groups):
             raise DataError("store must hold at least one accepted volume", "empty_store")
-        self._names = sorted(set(groups))
-        number = {name: place for place, name in enumerate(self._names)}
-        self._codes = np.array([number[name] for name in groups], dtype=np.int32)
-        units = [self._codes[start : start + UNIT] for start in range(0, len(self._codes), UNIT)]
-        counts = [np.bincount(unit, minlength=len(self._names)) for unit in units]
-        named = [{name: int(n) for name, n in zip(self._names, row, strict=True) if n} for row in counts]
-        self.order = Order(named, config.repeats, config.mix, config.weights, seed)
+        self.order = Order(groups, config.repeats, config.mix, config.weights, seed)
+        self._start()
+
+    def _start(self) -> None:
+        self._unit: Any = lru_cache(maxsize=4 * self.config.mix)(self._read_unit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_unit"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def _read_unit(self, number: int) -> dict[str, NDArray[np.uint64]]:
+        """Ids of the volumes of each group in a row group of the index."""
+        entries = self.store.entries
+        if isinstance(entries, Index):
+            ids, names = entries.ids(number), entries.read(number, ["group"]).column("group").to_pylist()
+            found = {name: np.flatnonzero(np.array([each == name for each in names])) for name in {*names} - {None}}
+            return {str(name): ids[places] for name, places in found.items()}
+        return {
+            name: np.array([int(k, 16) for k, g in (self._held or [])[number] if g == name], np.uint64)
+            for name in self.order.groups
+        }
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -88,9 +109,7 @@ class StoreStream:
         """Id of the scan that a global sample index shows, or of a later choice in its place."""
         epoch, where = divmod(index, len(self))
         entry = self.order.spare(epoch, where, choice) if choice else self.order.entry(epoch, where)
-        codes = self._codes[entry.unit * UNIT : (entry.unit + 1) * UNIT]
-        same = np.flatnonzero(codes == self._names.index(self.order.groups[entry.group]))
-        return str(self._keys[entry.unit * UNIT + int(same[entry.place])])
+        return f"{int(self._unit(entry.unit)[self.order.groups[entry.group]][entry.place]):016x}"
 
     def sample(self, index: int, spare: int = 0) -> Sample:
         """Views of one scan; of a damaged scan, those of another one."""
@@ -123,3 +142,19 @@ class StoreStream:
             volume=key,
             removed=self.store.removed_of(key, entry, spans(box)),
         )
+
+
+Run = list[tuple[str, str | None]]
+
+
+def _runs(entries: Mapping[str, Entry]) -> list[Run]:
+    """Ids and groups (None for 2D images) of runs of scans as long as the row groups of an index."""
+    every = [
+        (key, None if e.planar else group_of(e.dataset, e.modality, e.technique.get("body_part")))
+        for key, e in entries.items()
+    ]
+    return [every[start : start + ROWS] for start in range(0, len(every), ROWS)]
+
+
+def _counts(run: Run) -> dict[str, int]:
+    return dict(sorted(Counter(group for _, group in run if group is not None).items()))
