@@ -215,19 +215,19 @@ class _Ingest:
             if source.problem is not None:
                 status = "rejected" if source.kind == "label" else "quarantined"
                 yield source, key, [(key, 0, Outcome(verdict(status, *source.problem)))]
-            elif key in seen:
+            elif int(key, 16) in seen:
                 reason = "another input has the same content"
                 yield source, key, [(key, 0, Outcome(verdict("quarantined", "duplicate", reason)))]
             else:
-                seen.add(key)
+                seen.add(int(key, 16))
                 yield source, key, None
 
-    def _seen(self, todo: Sequence[Source]) -> set[str]:
-        """Ids of the rows that stay as they are."""
+    def _seen(self, todo: Sequence[Source]) -> set[int]:
+        """Ids, as numbers, of the rows that stay as they are."""
         rows = self.ledger.rows
         again = {self.ledger.place(source) for source in todo}
         again |= {place for places in self.ledger.ownerless.values() for place, _ in places}
-        return {rows.key(p) for p in range(len(rows)) if p not in again and rows.verdict(p).rule != "duplicate"}
+        return {rows.number(p) for p in range(len(rows)) if p not in again and rows.verdict(p).rule != "duplicate"}
 
     def _different(
         self, named: Iterable[tuple[Source, str | None]], todo: Sequence[Source]
@@ -235,8 +235,8 @@ class _Ingest:
         """A worker's inputs that can be read and are not known to be equal to others."""
         seen = self._seen(todo)
         for source, key in named:
-            if key is not None and key not in seen and source.problem is None:
-                seen.add(key)
+            if key is not None and int(key, 16) not in seen and source.problem is None:
+                seen.add(int(key, 16))
                 yield source, key
 
     def _settle(self, claim: "_Claim") -> tuple[Source, str | None, Taken]:
