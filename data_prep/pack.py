@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.audit import shared
@@ -64,15 +65,17 @@ def pack(
     with _held(path, part), _scratch(path) as scratch:
         groups = job.plan(candidates)
         mine = [number for number in range(len(groups)) if part is None or part.owns(number)]
-        indexes: list[tuple[Group, ShardIndex]] = []
+        total = _Total()
         with Progress("pack", sum(len(groups[n].volumes) for n in mine), unit="scans") as bar:
             for number in mine:
                 if groups[number].volumes:
-                    indexes.append((groups[number], job.shard(number, groups[number], scratch)))
+                    index = job.shard(number, groups[number], scratch)
+                    if part is None:
+                        total.add(groups[number], index, job.folder)
                     bar.advance(len(groups[number].volumes))
         if part is not None:
             return None
-        manifest = job.manifest(indexes, strides, in_task)
+        manifest = job.manifest(total, strides, in_task)
         job.folder.write("manifest.json", (json.dumps(to_dict(manifest), indent=1) + "\n").encode())
     return manifest
 
@@ -192,39 +195,57 @@ class _Pack:
                     break
                 yield describe(key, entry, box, layout.chunk), group, voxels, mask
 
-    def manifest(self, indexes: Sequence[tuple[Group, ShardIndex]], strides: Strides, in_task: int) -> Manifest:
+    def manifest(self, total: "_Total", strides: Strides, in_task: int) -> Manifest:
         """What all tars hold together."""
-        samples = [sample for _, index in indexes for sample in index.samples]
-        if not samples:
+        if not total.samples:
             least = self.config.foreground
             raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
-        people: dict[str, set[str]] = {}
-        for group, index in indexes:
-            people.setdefault(group.split, set()).update(sample.subject for sample in index.samples)
         return Manifest(
             contract=self.contract,
             patch=self.patch,
             strides=strides,
             config_hash=self.made_from,
-            samples=len(samples),
-            volumes=len({sample.volume for sample in samples}),
-            subjects={split: len(found) for split, found in sorted(people.items())},
-            skipped_air=sum(index.skipped_air for _, index in indexes),
+            samples=total.samples,
+            volumes=total.volumes,
+            subjects={split: len(found) for split, found in sorted(total.people.items())},
+            skipped_air=total.skipped_air,
             in_task=in_task,
-            lost={key: reason for _, index in indexes for key, reason in index.lost.items()},
-            shards=tuple(self._line(group, index) for group, index in indexes if index.samples),
+            lost=total.lost,
+            shards=tuple(total.shards),
         )
 
-    def _line(self, group: Group, index: ShardIndex) -> ManifestShard:
-        return ManifestShard(
+
+@dataclass(slots=True)
+class _Total:
+    """What the manifest needs of the tars so far; a tar's own index is not kept."""
+
+    samples: int = 0
+    volumes: int = 0
+    people: dict[str, set[bytes]] = field(default_factory=lambda: dict[str, set[bytes]]())
+    skipped_air: int = 0
+    lost: dict[str, str] = field(default_factory=lambda: dict[str, str]())
+    shards: list[ManifestShard] = field(default_factory=lambda: list[ManifestShard]())
+
+    def add(self, group: Group, index: ShardIndex, folder: Folder) -> None:
+        """Count one more tar; no scan is in two."""
+        self.samples += len(index.samples)
+        self.volumes += len({sample.volume for sample in index.samples})
+        hashes = (hashlib.sha256(sample.subject.encode()).digest()[:12] for sample in index.samples)
+        self.people.setdefault(group.split, set()).update(hashes)
+        self.skipped_air += index.skipped_air
+        self.lost |= index.lost
+        if not index.samples:
+            return
+        line = ManifestShard(
             name=index.name,
             bytes=index.bytes,
             sha256=index.sha256,
-            index_sha256=hashlib.sha256(self.folder.read(index_name(index.name))).hexdigest(),
+            index_sha256=hashlib.sha256(folder.read(index_name(index.name))).hexdigest(),
             samples=len(index.samples),
             groups=dict(count_groups(index.samples)),
             split=group.split,
         )
+        self.shards.append(line)
 
 
 def _known(folder: Folder, name: str) -> ShardIndex | None:

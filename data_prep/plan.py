@@ -1,16 +1,19 @@
 """Choosing spacing, patch and strides for a store: `python -m data_prep plan STORE`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from voxscale.config import config, load_json, parse, require, save_json, to_dict
 from voxscale.contract import InputContract
+from voxscale.entry import Entry
 from voxscale.errors import DataError
+from voxscale.index import Index
 from voxscale.patches import Plan, plan_patch
 from voxscale.store import open_store
 from voxscale.store_root import stamp_contract
@@ -31,18 +34,28 @@ def plan_task(store: Path, budget_voxels: int = BUDGET_VOXELS, contract: InputCo
         DataError: With reason `empty_store` if the store has no accepted scan.
         ConfigError: If the budget is too small.
     """
-    entries = [entry for entry in open_store(store).entries.values() if not entry.planar]
-    if not entries:
+    shapes, spacings = _sizes(open_store(store).entries)
+    if not len(shapes):
         raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
-    spacings = np.array([entry.spacing for entry in entries])
     if contract is None:
         z, y, x = (round(float(mm), 3) for mm in np.median(spacings, axis=0))
         contract = InputContract(spacing=(z, y, x))
-    extents = np.array([entry.shape for entry in entries]) * spacings
+    extents = shapes * spacings
     shape = np.median(extents / np.array(contract.spacing), axis=0)
     patch, strides = plan_patch([float(n) for n in shape], budget_voxels)
     stamp_contract(store, contract)
     return Plan(contract=contract, patch=patch, strides=strides)
+
+
+def _sizes(entries: Mapping[str, Entry]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Shape and spacing of every volume, (n, 3) each, from the columns of the index if there is one."""
+    if isinstance(entries, Index):
+        shapes, spacings = entries.column("shape"), entries.column("spacing")
+    else:
+        shapes = np.array([entry.shape for entry in entries.values()])
+        spacings = np.array([entry.spacing for entry in entries.values()])
+    volumes = shapes.reshape(-1, 3)[:, 0] != 1
+    return shapes.reshape(-1, 3)[volumes].astype(np.int64), spacings.reshape(-1, 3)[volumes].astype(np.float64)
 
 
 @config

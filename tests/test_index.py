@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests_stores import make_store
 
+from data_prep.plan import plan_task
 from voxscale import index
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
@@ -74,6 +75,15 @@ def many(tmp_path, monkeypatch):
     ]  # fmt: skip
     write_index(tmp_path / "store", rows)
     return tmp_path / "store", rows
+
+
+def write_ledger(store, rows):
+    """Rows as a ledger, without an index."""
+    lines = [
+        {"id": key, "kind": "image", "status": "accepted", "entry": dataclasses.asdict(entry)} for key, entry in rows
+    ]
+    (store / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (store / INDEX).unlink()
 
 
 def test_rows_are_found_by_id_and_in_order_over_all_parts(many):
@@ -144,6 +154,14 @@ def test_a_damaged_or_foreign_index_is_refused(many, what):
     assert list(Index(store).items()) == rows
 
 
+def test_a_plan_from_columns_is_that_from_entries(many):
+    store, rows = many
+    plan = plan_task(store, 12**3)
+    write_ledger(store, rows)
+    assert plan_task(store, 12**3) == plan
+    assert plan.contract.spacing == rows[0][1].spacing
+
+
 def test_ids_must_be_ids(tmp_path):
     make_store(tmp_path / "store", 1, labelled=False)
     ((_, entry),) = accepted(tmp_path / "store")
@@ -169,11 +187,7 @@ def test_the_order_of_a_stream_does_not_depend_on_the_parts(many, monkeypatch):
     write_index(store, rows)
     assert len(list((store / "index").glob("*.parquet"))) == 2
     assert order_of(store)[0] == shown
-    lines = [
-        {"id": key, "kind": "image", "status": "accepted", "entry": dataclasses.asdict(entry)} for key, entry in rows
-    ]
-    (store / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (store / INDEX).unlink()
+    write_ledger(store, rows)
     assert order_of(store)[0] == shown  # from the ledger
 
 
