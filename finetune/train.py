@@ -27,6 +27,7 @@ from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
+from voxscale.engine.export import keep_weights_only
 from voxscale.engine.loop import train
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
@@ -96,7 +97,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 if dist.rank() == 0:
                     place = {"fold": fold, "seed": seed, "arm": arm}
                     write_json(done, score_cases(task.store, sorted(task.classes), folder, test, place))
-                    checkpoint.keep_weights_only(folder)
+                    keep_weights_only(folder)
                 dist.barrier()
             rows += json.loads(done.read_text())
         results = collect(config, task.classes, rows)

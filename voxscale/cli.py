@@ -7,20 +7,26 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from voxscale.config import parse
-from voxscale.errors import VoxScaleError, system_error_text
+from voxscale.errors import PreemptedError, VoxScaleError, system_error_text
 from voxscale.log import setup
 
 T = TypeVar("T")
+
+AGAIN = 75
+"""Exit status of a run that saved and wants to be started again: EX_TEMPFAIL of sysexits.h."""
 
 
 def guarded(work: Callable[[], object]) -> int:
     """Do something and turn what a user can mend into one line.
 
     Returns:
-        Exit status: 0 done, 1 failed with one line that says why.
+        Exit status: 0 done, 1 failed with one line that says why, `AGAIN` if a signal ended it and it saved first.
     """
     try:
         work()
+    except PreemptedError as error:
+        print(f"ended: {error}", file=sys.stderr)
+        return AGAIN
     except VoxScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

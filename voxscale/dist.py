@@ -85,6 +85,15 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def largest(values: list[float]) -> list[float]:
+    """The largest of each value over all ranks."""
+    if not td.is_initialized():
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    td.all_reduce(tensor, td.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def from_rank_0(text: str) -> str:
     """Rank 0's text on every rank, so that all agree on paths and choices."""
     if not td.is_initialized():

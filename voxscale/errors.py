@@ -50,6 +50,22 @@ class TrainingError(VoxScaleError, RuntimeError):
     """Training cannot go on: a non-finite value, a lost rank, a full disk."""
 
 
+class PreemptedError(VoxScaleError, RuntimeError):
+    """A signal asked the run to end; it saved a checkpoint and can be started again.
+
+    Attributes:
+        signal: Name of the signal.
+    """
+
+    def __init__(self, message: str, signal: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    def __reduce__(self) -> tuple[type["PreemptedError"], tuple[str, str]]:
+        """Keep the signal when the error crosses a process border."""
+        return type(self), (str(self), self.signal)
+
+
 def system_error_text(error: OSError) -> str:
     """One line for an error of the operating system, such as a full disk; no path, which may name a patient."""
     what = error.strerror or type(error).__name__

@@ -1,6 +1,7 @@
 """One rank of a small training run.
 
-python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH [NAN_SAMPLE [FULL_DISK_STEP]]
+python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH
+    [NAN_SAMPLE [FULL_DISK_STEP [FULL_DISK_RANK [WIDTH]]]]
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from torch import nn
 from voxscale import dist, seed
 from voxscale.batch import Batch, Losses, Patch, collate
 from voxscale.cli import guarded, leave
-from voxscale.engine import checkpoint
+from voxscale.engine import checkpoint, saver
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig, micro_batch
 from voxscale.engine.deepspeed import start_engine
@@ -31,10 +32,10 @@ from voxscale.engine.tracker import Tracker
 
 def model() -> nn.Module:
     return nn.Sequential(
-        nn.Conv3d(1, 6, 3, padding=1),
-        nn.InstanceNorm3d(6, affine=True),
+        nn.Conv3d(1, width, 3, padding=1),
+        nn.InstanceNorm3d(width, affine=True),
         nn.LeakyReLU(),
-        nn.Conv3d(6, 5, 3, padding=1),
+        nn.Conv3d(width, 5, 3, padding=1),
         nn.GroupNorm(1, 5),
         nn.Conv3d(5, 1, 1),
     )
@@ -62,17 +63,25 @@ def objective(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:
 run, steps, total, stage, precision, kind, batch = sys.argv[1:8]
 nan_at = int(sys.argv[8]) if len(sys.argv) > 8 else -1
 full_at = int(sys.argv[9]) if len(sys.argv) > 9 else -1
+full_rank = int(sys.argv[10]) if len(sys.argv) > 10 else 0
+width = int(sys.argv[11]) if len(sys.argv) > 11 else 6
 torch.set_num_threads(1)
-if full_at >= 0:
-    write = checkpoint._write
+if full_at >= 0 and dist.rank() == full_rank:
+    write = saver._Writing._write_own
 
-    def fill_up(target: Path, *parts: Any) -> None:
-        """Write with a limit on the size of files, which the weights cross: a real error of a real library."""
-        full = target.name == f"step-{full_at:08d}"
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        write(target, *parts)
+    def fill_up(writing: Any) -> None:
+        """Write with a limit on the size of files, which the state crosses: a real error of the real system."""
+        full = writing.target.name == f"step-{full_at:08d}"
+        limit(8000 if full else resource.RLIM_INFINITY)
+        try:
+            write(writing)
+        finally:
+            limit(resource.RLIM_INFINITY)
 
-    checkpoint._write = fill_up
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    saver._Writing._write_own = fill_up
 
 
 class CutError(Exception):

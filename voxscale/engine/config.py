@@ -74,6 +74,7 @@ class LoopConfig:
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints; the last step always saves one.
         keep: Newest checkpoints kept, at least 2 so that a damaged newest one has a predecessor.
+        keep_every: Checkpoints of steps that are a multiple of this are kept for good; 0 keeps none so.
     """
 
     steps: int = 1000
@@ -81,12 +82,14 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 200
     keep: int = 2
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
         for name in ("steps", "batch", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"loop.{name}", "at least 1", getattr(self, name))
         require(self.keep >= 2, "loop.keep", "at least 2", self.keep)
+        require(self.keep_every >= 0, "loop.keep_every", "at least 0", self.keep_every)
 
 
 @config

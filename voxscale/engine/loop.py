@@ -8,15 +8,16 @@ from typing import Any
 
 from voxscale import dist
 from voxscale.batch import Batch, Losses
-from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.deepspeed import set_learning_rate
 from voxscale.engine.meter import Meter
+from voxscale.engine.saver import Saver
 from voxscale.engine.schedule import learning_rate
+from voxscale.engine.signals import StopRequest, listening, name_of
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
-from voxscale.errors import TrainingError
+from voxscale.errors import PreemptedError, TrainingError
 from voxscale.progress import Progress
 
 Objective = Callable[[Engine, Batch], tuple[Losses, int]]
@@ -50,11 +51,16 @@ def train(
         tracker: Writes metrics (rank 0), or None.
 
     Raises:
-        TrainingError: Naming the step, if a loss or gradient is not finite or a checkpoint cannot be written.
+        TrainingError: Naming the step, if a loss or gradient is not finite or the last checkpoint cannot be written.
+        PreemptedError: If a signal asked any rank to end; the step is finished and saved.
     """
     meter = Meter()
     engine.train()
-    with Progress(name, loop.steps, "steps", done=start.step, show=dist.rank() == 0) as bar:
+    with (
+        listening() as request,
+        Saver(run, engine, optim, loop, about, start) as saver,
+        Progress(name, loop.steps, "steps", done=start.step, show=dist.rank() == 0) as bar,
+    ):
         for step in range(start.step, loop.steps):
             lr = learning_rate(optim, step, loop.steps)
             set_learning_rate(engine, lr)
@@ -64,13 +70,20 @@ def train(
             norm = float(engine.get_global_grad_norm() or 0.0)
             require_finite("gradient norm", norm, step)
             done = step + 1
+            stop = asked_to_stop(request)
             if done % loop.log_every == 0 or done == loop.steps:
                 row = meter.line(done, lr, norm)
                 if tracker is not None:
                     tracker.log(row)
-            if done % loop.checkpoint_every == 0 or done == loop.steps:
-                checkpoint.save(run, engine, optim, Position(done, done * loop.batch), about, loop.keep)
+            if done % loop.checkpoint_every == 0 or done == loop.steps or stop:
+                saver.save(Position(done, done * loop.batch))
+            if stop and done < loop.steps:
+                saver.finish()
+                raise PreemptedError(
+                    f"{name} by {stop} after step {done}, which is saved; start it again to go on", stop
+                )
             bar.advance(1, note=f"loss {loss:.3f}")
+        saver.finish()
 
 
 def micro_step(engine: Engine, batches: Iterator[Batch], objective: Objective, meter: Meter, step: int) -> float:
@@ -89,6 +102,12 @@ def micro_step(engine: Engine, batches: Iterator[Batch], objective: Objective, m
     engine.step()
     meter.add(losses, len(set(batch.indices)), voxels)
     return loss
+
+
+def asked_to_stop(request: StopRequest) -> str:
+    """Name of a signal that asked any rank to end, the same on all ranks; empty if none did."""
+    worst, *_ = dist.largest([float(request.number)])
+    return name_of(int(worst)) if worst else ""
 
 
 def require_finite(what: str, value: float, step: int, indices: tuple[int, ...] = ()) -> None:

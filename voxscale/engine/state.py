@@ -1,26 +1,106 @@
 """Training state by parameter name: out of a DeepSpeed engine and back in, at any ZeRO stage.
 
-DeepSpeed's own save and load unpickle and are not crash-safe, so weights and
-moments are read and written through its tensor-fragment functions, one whole
-fp32 tensor per parameter, whatever the sharding.
+DeepSpeed's own save and load unpickle and are not crash-safe. Here each rank
+names the flat slices that it holds of every fp32 weight and moment, and gets
+its slices back from wherever they were written: no rank gathers the model.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
+from voxscale.engine.pieces import Piece, Stored
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of one flattened parameter whose fp32 weight and moments this rank updates.
+
+    Attributes:
+        name: Of the parameter.
+        shape: Of the whole parameter.
+        start: First element; all ranks' slices of a parameter together cover it once.
+        stop: End; `start` if this rank holds nothing of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def slices(engine: Engine) -> Iterator[tuple[nn.Parameter, Slice]]:
+    """Every parameter with this rank's slice of it.
+
+    Under ZeRO-1 and 2 DeepSpeed cuts the flattened parameter groups into one
+    range per rank (`_hp_mapping`), under ZeRO-3 each tensor into equal parts
+    (`ds_tensor`, the last ones padded). Without ZeRO every rank holds all;
+    the ranks then share the writing, each an equal part of each tensor.
+    """
+    rank, world = engine.global_rank, engine.dp_world_size
+    for name, param in engine.module.named_parameters():
+        if not param.requires_grad:
+            raise CheckpointError(f"model.{name} must be trained; frozen parameters have no place in a checkpoint yet")
+        shape = tuple(getattr(param, "ds_shape", param.shape))
+        count = torch.Size(shape).numel()
+        match engine.zero_optimization_stage():
+            case 3:
+                each = _part_size(param)
+                start, stop = min(each * rank, count), min(each * (rank + 1), count)
+            case 0:
+                start, stop = count * rank // world, count * (rank + 1) // world
+            case _:
+                held = _fragment(param)
+                start = held.lp_fragment_address.start if held is not None else 0
+                stop = start + held.lp_fragment_address.numel if held is not None else 0
+        yield param, Slice(name, shape, start, stop)
+
+
+def _part_size(param: nn.Parameter) -> int:
+    return param.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
+
+
+def _fragment(param: nn.Parameter) -> Any:
+    return param._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
+
+
+def pieces(engine: Engine, moments: tuple[str, ...]) -> Iterator[Piece]:
+    """This rank's slices of fp32 weights and moments, where training holds them; nothing is sent between ranks."""
+    if any(part not in _inner(engine).state for part in _flat_parts(engine)):
+        make_moments(engine, moments, 0)  # no step has changed a weight yet
+    _link_moments(engine)
+    for param, part in slices(engine):
+        if part.stop > part.start:
+            for kind in ("weights", *moments):
+                yield Piece(kind, part.name, part.shape, part.start, _held(engine, param, part, kind))
+
+
+def _held(engine: Engine, param: nn.Parameter, part: Slice, kind: str) -> Tensor:
+    """The fp32 values of a rank's slice."""
+    moment = None if kind == "weights" else kind
+    match engine.zero_optimization_stage():
+        case 3:
+            value = safe_get_local_optimizer_state(param, moment) if moment else safe_get_local_fp32_param(param)
+            assert value is not None
+            return value[: part.stop - part.start]  # the rest is padding
+        case 0:
+            value = engine.optimizer.state[param][moment] if moment else param.detach()
+            return value.reshape(-1)[part.start : part.stop]
+        case _:
+            return _fragment(param).get_hp_fragment(moment)
 
 
 def _sharded(engine: Engine) -> bool:
@@ -38,29 +118,21 @@ def _flat_parts(engine: Engine) -> list[Tensor]:
     return [p for group in _inner(engine).param_groups for p in group["params"]]
 
 
-def _own_part(engine: Engine, param: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's part of a whole tensor under ZeRO-3, zero-padded to equal parts as DeepSpeed keeps it."""
-    size = param.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
-    flat = value.flatten()
-    padded = torch.nn.functional.pad(flat, (0, size * engine.dp_world_size - flat.numel()))
-    return padded.narrow(0, size * engine.global_rank, size)
+def updates(engine: Engine) -> int:
+    """Updates that the optimizer has made; fewer than steps where steps were skipped."""
+    counts = [int(state["step"]) for state in _inner(engine).state.values() if "step" in state]
+    return max(counts, default=0)
 
 
-def _set_weight(engine: Engine, param: nn.Parameter, value: Tensor) -> None:
-    # DeepSpeed 0.19.8's whole-tensor setter fails under ZeRO-3 where ranks do not divide the tensor.
-    if engine.zero_optimization_stage() == 3:
-        safe_set_local_fp32_param(param, _own_part(engine, param, value))
-    elif _sharded(engine):
-        safe_set_full_fp32_param(param, value)
-
-
-def _set_moment(engine: Engine, param: nn.Parameter, value: Tensor, moment: str) -> None:
-    if engine.zero_optimization_stage() == 3:
-        safe_set_local_optimizer_state(param, _own_part(engine, param, value), moment)
-    elif _sharded(engine):
-        safe_set_full_optimizer_state(param, value, moment)
-    else:
-        engine.optimizer.state[param][moment].copy_(value)
+def make_moments(engine: Engine, moments: tuple[str, ...], updates: int) -> None:
+    """Give the inner optimizer moments of zeros and its number of updates, in the form that its first step would."""
+    for part in _flat_parts(engine):
+        state = _inner(engine).state[part]
+        if "exp_avg" in moments:
+            state["step"] = torch.tensor(float(updates))
+        for moment in moments:
+            state[moment] = torch.zeros_like(part, memory_format=torch.preserve_format)
+    _link_moments(engine)
 
 
 def _link_moments(engine: Engine) -> None:
@@ -83,63 +155,63 @@ def read_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
         yield name, full.float().cpu().clone().contiguous()
 
 
-def read_moments(engine: Engine, moments: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (`moment.name`, whole fp32 tensor on the CPU); collective like `read_weights`."""
-    _link_moments(engine)
-    for name, param in engine.module.named_parameters():
-        for moment in moments:
-            if _sharded(engine):
-                full = safe_get_full_optimizer_state(param, moment)
-            else:
-                full = engine.optimizer.state[param][moment]
-            assert full is not None
-            yield f"{moment}.{name}", full.float().cpu().clone().contiguous()
-
-
 def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
-    """Set every master weight and the working copy made from it.
+    """Set every master weight and the working copy made from it, one tensor at a time.
 
     Raises:
         CheckpointError: If names or shapes are not the model's own.
     """
-    expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = sorted(set(expected.items()) ^ set(found.items()))
+    shapes = weights.shapes if isinstance(weights, Stored) else {n: tuple(v.shape) for n, v in weights.items()}
+    expected = {part.name: part.shape for _, part in slices(engine)}
+    wrong = sorted(set(expected.items()) ^ set(shapes.items()))
     if wrong:
         raise CheckpointError(
             f"checkpoint.weights must be those of this architecture, not {len(wrong)} others, first "
             f"{wrong[0][0]} {list(wrong[0][1])}; use the checkpoint's own model config"
         )
-    for name, param in engine.module.named_parameters():
-        value = weights[name].to(engine.device, torch.float32)
-        _write_working_copy(engine, param, value)
-        _set_weight(engine, param, value)
-
-
-def _write_working_copy(engine: Engine, param: nn.Parameter, value: Tensor) -> None:
-    with torch.no_grad():
+    for param, part in slices(engine):
         if engine.zero_optimization_stage() == 3:
-            with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
-                if engine.global_rank == 0:
-                    param.copy_(value)
+            own = _padded(engine, param, part, weights)
+            safe_set_local_fp32_param(param, own)
+            _set_working_part(engine, param, part, own, weights)
         else:
-            param.copy_(value)
+            value = weights[part.name].to(engine.device, torch.float32)
+            with torch.no_grad():
+                param.copy_(value)
+            if _sharded(engine) and part.stop > part.start:
+                _held(engine, param, part, "weights").data.copy_(value.flatten()[part.start : part.stop])
 
 
-def write_moments(engine: Engine, values: Mapping[str, Tensor], moments: tuple[str, ...], step: int) -> None:
-    """Set the optimizer's moments and its step count.
+def _padded(engine: Engine, param: nn.Parameter, part: Slice, values: Mapping[str, Tensor]) -> Tensor:
+    """A rank's slice under ZeRO-3, with zeros up to the size that all parts have there."""
+    own = _slice_of(values, part).to(engine.device, torch.float32)
+    return torch.nn.functional.pad(own, (0, _part_size(param) - own.numel()))
 
-    The inner optimizer makes its state at its first step, so it is made here
-    in the same form before it is filled.
-    """
-    inner = _inner(engine)
-    for part in _flat_parts(engine):
-        state = inner.state[part]
-        if "exp_avg" in moments:
-            state["step"] = torch.tensor(float(step))
-        for moment in moments:
-            state[moment] = torch.zeros_like(part, memory_format=torch.preserve_format)
-    _link_moments(engine)
-    for name, param in engine.module.named_parameters():
-        for moment in moments:
-            _set_moment(engine, param, values[f"{moment}.{name}"].to(engine.device), moment)
+
+def _slice_of(values: Mapping[str, Tensor], part: Slice) -> Tensor:
+    if isinstance(values, Stored):
+        return values.part(part.name, part.start, part.stop)
+    return values[part.name].flatten()[part.start : part.stop]
+
+
+def _set_working_part(
+    engine: Engine, param: nn.Parameter, part: Slice, own: Tensor, weights: Mapping[str, Tensor]
+) -> None:
+    """Set what forward passes gather under ZeRO-3; small tensors that DeepSpeed keeps whole are set whole."""
+    if getattr(param, "ds_persist", False):
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([param], modifier_rank=0):
+            if engine.global_rank == 0:
+                param.copy_(weights[part.name].to(engine.device))
+    else:
+        param.ds_tensor.data.copy_(own)  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
+
+
+def write_moment(engine: Engine, moment: str, values: Mapping[str, Tensor]) -> None:
+    """Set one moment of every parameter, after `make_moments`; each rank takes only its slices."""
+    for param, part in slices(engine):
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_optimizer_state(param, _padded(engine, param, part, values), moment)
+        elif not _sharded(engine):
+            engine.optimizer.state[param][moment].copy_(values[part.name])
+        elif part.stop > part.start:
+            _held(engine, param, part, moment).data.copy_(_slice_of(values, part))

@@ -1,0 +1,86 @@
+"""One safetensors file of whole fp32 weights: `python -m voxscale.engine.export RUN OUT.safetensors [KIND]`.
+
+The file is readable without this package; its metadata hold the model's
+config, the input contract and the stage's config as JSON.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from voxscale.cli import guarded
+from voxscale.engine import checkpoint
+from voxscale.engine.pieces import header
+from voxscale.errors import CheckpointError
+from voxscale.files import commit_folder
+
+
+def export(source: Path, out: Path, kind: str = "weights") -> None:
+    """Write whole tensors of a checkpoint into one file, one tensor in memory at a time.
+
+    Args:
+        source: Checkpoint folder, not verified here.
+        out: The file; written beside, flushed, renamed.
+        kind: `weights`, or a set that the run saved besides, such as `ema`.
+
+    Raises:
+        CheckpointError: If the checkpoint holds none of this kind.
+    """
+    tensors = checkpoint.stored(source, kind)
+    if not tensors:
+        raise CheckpointError(f"export.kind must be in the checkpoint, not {kind}")
+    about = checkpoint.read_about(source)
+    says = {key: json.dumps(about[key]) for key in ("position", "model", "contract", "config") if key in about}
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            shapes = tensors.shapes
+            file.write(header([(n, torch.float32, shapes[n]) for n in shapes], {"format": "pt", "kind": kind} | says))
+            for name in shapes:
+                file.write(tensors[name].float().reshape(-1).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def keep_weights_only(run: Path) -> None:
+    """Reduce a finished run to its newest weights, in `run/weights`; the moments take twice their room."""
+    found = checkpoint.latest(run)
+    if found is not None:
+        beside = run / ".weights.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        export(found, beside / "model.safetensors")
+        shutil.copy2(found / "state.json", beside / "state.json")
+        commit_folder(beside, run / "weights")
+        shutil.rmtree(run / "checkpoints")
+
+
+def main(arguments: list[str]) -> int:
+    """Export a run's newest undamaged checkpoint, or one checkpoint that is named; returns the exit status."""
+    if len(arguments) not in (2, 3):
+        print(__doc__, file=sys.stderr)
+        return 2
+
+    def work() -> None:
+        source, out = Path(arguments[0]), Path(arguments[1])
+        if (source / "manifest.json").is_file():
+            checkpoint.verify(source)
+            found = source
+        else:
+            found = checkpoint.latest(source)
+        if found is None:
+            raise CheckpointError(f"export must begin with a run with a checkpoint, not {source.name}")
+        export(found, out, *arguments[2:])
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

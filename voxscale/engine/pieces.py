@@ -1,0 +1,205 @@
+"""Flat slices of named tensors: what a rank writes into a checkpoint, and whole tensors put together from them.
+
+A file of slices is a safetensors file. Its tensors are called `kind/name`,
+such as `weights/0.bias`; its metadata say which slice of which whole each is.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from voxscale.errors import CheckpointError
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
+BLOCK = 4096
+"""Bytes to which writes past the page cache are rounded."""
+CHUNK = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A rank's slice of one tensor.
+
+    Attributes:
+        kind: What it is: `weights`, a moment such as `exp_avg`, `ema`.
+        name: Parameter it belongs to.
+        shape: Of the whole tensor.
+        start: Where the slice begins in the flattened whole.
+        value: The slice, flat, where training holds it.
+    """
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    value: Tensor
+
+    @property
+    def key(self) -> str:
+        """Name of the slice in a file."""
+        return f"{self.kind}/{self.name}"
+
+
+def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """The head of a safetensors file whose tensors follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    return len(text).to_bytes(8, "little") + text
+
+
+class Image:
+    """The bytes of one file of slices in host memory, filled anew for each save (page-locked where there is a GPU).
+
+    Attributes:
+        size: Bytes of the file.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self.size = 0
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Copy the slices; from a GPU the copies are only queued on its current stream."""
+        ordered = sorted(pieces, key=lambda piece: (-piece.value.element_size(), piece.key))  # keeps each aligned
+        index = {piece.key: {"start": piece.start, "shape": list(piece.shape)} for piece in ordered}
+        head = header([(p.key, p.value.dtype, [p.value.numel()]) for p in ordered], {"slices": json.dumps(index)})
+        if head != self._head:
+            self._allocate(head, sum(piece.value.nbytes for piece in ordered))
+        at = len(head)
+        for piece in ordered:
+            room = self._bytes[at : at + piece.value.nbytes].view(piece.value.dtype)
+            room.copy_(piece.value.detach(), non_blocking=True)
+            at += piece.value.nbytes
+
+    def _allocate(self, head: bytes, data: int) -> None:
+        self._head, self.size = head, len(head) + data
+        room = -(-self.size // BLOCK) * BLOCK
+        if torch.cuda.is_available():
+            self._bytes = torch.empty(room, dtype=torch.uint8, pin_memory=True)
+        else:
+            block = mmap.mmap(-1, room)  # begins at a page, which writing past the page cache asks for
+            block.madvise(mmap.MADV_HUGEPAGE)
+            self._bytes = torch.frombuffer(block, dtype=torch.uint8)
+        self._bytes[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write and flush the file.
+
+        Returns:
+            Its `bytes` and `sha256`, taken from memory: what was meant to be written.
+
+        Raises:
+            OSError: If the disk is full, the folder read-only and the like.
+        """
+        data = memoryview(self._bytes.numpy())  # pyright: ignore[reportArgumentType]  # numpy arrays are buffers
+        with ThreadPoolExecutor(1) as other:
+            digest = other.submit(hashlib.sha256, data[: self.size])
+            write_past_cache(path, data, self.size)
+            return {"bytes": self.size, "sha256": digest.result().hexdigest()}
+
+
+def write_past_cache(path: Path, data: memoryview, size: int) -> None:
+    """Write and flush the first `size` bytes of page-aligned memory.
+
+    The page cache is left out where the file system can do so: the copy into
+    it would take CPU time from training, and memory from the loader.
+    """
+    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    try:
+        handle = os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError:  # tmpfs and some network file systems refuse; a real trouble comes again in the next line
+        handle = os.open(path, flags, 0o666)
+    try:
+        at = 0
+        while at < len(data):
+            try:
+                at += os.write(handle, data[at : at + CHUNK])
+                aligned = at % BLOCK == 0
+            except OSError as error:
+                aligned = False
+                if error.errno != errno.EINVAL or not _through_cache(handle):
+                    raise
+            if not aligned:  # after a short write, as on a disk that is nearly full
+                _through_cache(handle)
+        os.ftruncate(handle, size)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _through_cache(handle: int) -> bool:
+    """Have later writes go through the page cache; returns whether they did not until now."""
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+    fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    return bool(flags & os.O_DIRECT)
+
+
+class Stored(Mapping[str, Tensor]):
+    """Tensors of one kind in files of slices: whole ones by name, or parts; read from disk when asked for.
+
+    Raises:
+        CheckpointError: If slices are missing, or a file is not one of slices.
+    """
+
+    def __init__(self, files: Iterable[Path], kind: str) -> None:
+        self._kind = kind
+        self._slices: dict[str, list[tuple[int, int, Any]]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(files):
+            self._add(path)
+        for name, slices in self._slices.items():
+            slices.sort(key=lambda s: s[:2])
+            ends = [0, *(stop for _, stop, _ in slices)]
+            if [start for start, _, _ in slices] != ends[:-1] or ends[-1] != math.prod(self.shapes[name]):
+                raise CheckpointError(f"checkpoint must hold {kind} {name} without gaps; it misses a file or slice")
+
+    def _add(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt")
+            index = json.loads((file.metadata() or {})["slices"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            raise CheckpointError(f"{path.name} must be a readable file of slices; it is damaged") from None
+        for key in file.keys():  # noqa: SIM118  # not a mapping
+            kind, _, name = key.partition("/")
+            if kind == self._kind:
+                start = int(index[key]["start"])
+                piece = file.get_slice(key)
+                self._slices.setdefault(name, []).append((start, start + int(piece.get_shape()[0]), piece))
+                self.shapes[name] = tuple(index[key]["shape"])
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """A flat slice of one tensor; only it is read."""
+        parts = [
+            piece[max(start, a) - a : min(stop, b) - a] for a, b, piece in self._slices[name] if a < stop and b > start
+        ]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One whole tensor."""
+        shape = self.shapes[name]
+        return self.part(name, 0, math.prod(shape)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        return len(self._slices)

@@ -1,0 +1,276 @@
+"""Saving while training goes on: a snapshot in memory, written by a thread, published only when it is whole.
+
+Each rank copies its slices of the state into host memory, and a thread of its
+own writes, flushes and hashes that as one file beside the checkpoints, in
+`.step-00000100.<run>.tmp`. When a file is on disk, its rank leaves a note
+`<file>.done` there. Rank 0's thread waits for the notes of all ranks, then
+writes `state.json` and last `manifest.json`, flushes, and renames the folder.
+The threads speak through these files only: collectives belong to training,
+and the main threads use them between two steps to agree on how a save went.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from voxscale import dist
+from voxscale.engine.checkpoint import SCHEMA, Position, folder_of, manifest_text, step_of, steps, verify
+from voxscale.engine.config import LoopConfig, OptimConfig
+from voxscale.engine.optim import moment_names
+from voxscale.engine.pieces import Image, Piece
+from voxscale.engine.state import pieces, updates
+from voxscale.engine.types import Engine
+from voxscale.errors import CheckpointError, TrainingError
+from voxscale.files import sha256_file, sync, write_text
+
+log = logging.getLogger("voxscale")
+
+POLL_S = 0.02
+PATIENCE_S = 60.0
+"""How long rank 0 waits, after its own file, for other ranks' files when training has already failed."""
+
+
+class Saver:
+    """Saves one run's checkpoints; every rank makes one and calls its methods at the same steps.
+
+    Args:
+        run: Run folder; checkpoints land in `run/checkpoints`.
+        engine: The engine to save.
+        optim: Tells which moments there are.
+        loop: Which checkpoints are kept.
+        about: Plain values that make the weights usable: model config, input contract, stage config.
+        start: Where the run goes on; checkpoints of later steps were passed over and are left alone.
+
+    Attributes:
+        waited: Seconds that training has waited for this object so far.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        engine: Engine,
+        optim: OptimConfig,
+        loop: LoopConfig,
+        about: dict[str, Any],
+        start: Position,
+    ) -> None:
+        self._run, self._engine, self._optim, self._loop, self._about = run, engine, optim, loop, about
+        self._token = dist.from_rank_0(secrets.token_hex(4))
+        self._count = 0
+        self._image = Image()
+        self._sets: list[Callable[[], Iterable[Piece]]] = []
+        self._writing: _Writing | None = None
+        self._problem = ""
+        self._passed = {path.name for path in steps(run) if step_of(path) > start.step}
+        self.waited = 0.0
+        if dist.rank() == 0:
+            for left in (run / "checkpoints").glob(".step-*.tmp"):  # never became a checkpoint, and its writer is gone
+                shutil.rmtree(left, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the thread; after an error this writes what is being written, without asking the other ranks."""
+        if self._writing is not None:
+            self._writing.give_up_in(PATIENCE_S)
+            self._writing.join()
+
+    def add(self, source: Callable[[], Iterable[Piece]]) -> None:
+        """Save more than weights and moments, such as a teacher.
+
+        Args:
+            source: Called at each save for this rank's slices; all ranks' slices of a tensor must cover it once.
+        """
+        self._sets.append(source)
+
+    def save(self, position: Position) -> None:
+        """Take a snapshot and have it written; returns as soon as training may change the weights again.
+
+        A save that failed is not an error here: it was warned about, and this is the next attempt.
+        """
+        began = time.monotonic()
+        self._settle()
+        rng = torch.get_rng_state()
+        own = [Piece("rng", f"rank{dist.rank()}", tuple(rng.shape), 0, rng)]
+        own += pieces(self._engine, moment_names(self._optim))
+        own += [piece for source in self._sets for piece in source()]
+        self._image.fill(own)
+        self._count += 1
+        says = {"schema": SCHEMA, "position": asdict(position), "updates": updates(self._engine)}
+        says |= {"world_size": dist.world_size(), "zero_stage": self._engine.zero_optimization_stage()}
+        target = folder_of(self._run, position.step)
+        beside = target.with_name(f".{target.name}.{self._token}-{self._count}.tmp")
+        ready = None
+        if torch.cuda.is_available():
+            ready = torch.cuda.Event()
+            ready.record()
+        self._writing = _Writing(self._image, ready, beside, target, says | self._about, self._prune)
+        self._writing.start()
+        self.waited += time.monotonic() - began
+
+    def finish(self) -> None:
+        """Wait until the last save is on disk.
+
+        Raises:
+            TrainingError: On every rank, if it could not be written; the checkpoint before stays.
+        """
+        began = time.monotonic()
+        self._settle()
+        self.waited += time.monotonic() - began
+        if self._problem:
+            raise TrainingError(
+                f"{self._problem}; free some disk and start again, the run goes on from the checkpoint before"
+            )
+
+    def _settle(self) -> None:
+        """Wait for the save before this one and agree on how it went; a collective call, like all of training's."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        problems = [str(text) for text in dist.gather(writing.wait_for_own()) if text]
+        if problems:
+            writing.give_up_in(0.0)
+        writing.join()
+        problem = dist.from_rank_0("".join(problems[:1]) or writing.problem)
+        if dist.rank() == 0 and problem:
+            writing.warn(problem)
+            shutil.rmtree(writing.beside, ignore_errors=True)  # all have stopped writing into it
+        if dist.rank() == 0 and self._problem and not problem:
+            log.info("checkpoint at step %d is on disk; saving works again", step_of(writing.target))
+        self._problem = (
+            problem and f"checkpoint at step {step_of(writing.target)} must be written whole, but: {problem}"
+        )
+
+    def _prune(self, newest: Path) -> None:
+        """Delete what is neither new nor to be kept for good; passed-over ones are not counted or touched."""
+        self._passed.discard(newest.name)
+        mine = [path for path in steps(self._run) if path.name not in self._passed]
+        every = self._loop.keep_every
+        for old in mine[: -self._loop.keep]:
+            if not (every and step_of(old) % every == 0):
+                shutil.rmtree(old)
+
+
+class _Writing(threading.Thread):
+    """One save of one rank, from the snapshot to the disk.
+
+    Attributes:
+        problem: What went wrong, or empty; for rank 0 after the thread's end, for others once their file is written.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        ready: torch.cuda.Event | None,
+        beside: Path,
+        target: Path,
+        state: dict[str, Any],
+        prune: Callable[[Path], None],
+    ) -> None:
+        super().__init__(name=f"write {target.name}", daemon=True)
+        self._image, self._ready, self._state, self._prune = image, ready, state, prune
+        self.beside, self.target = beside, target
+        self._written = threading.Event()
+        self._until = float("inf")
+        self.problem = ""
+        self._warned = False
+
+    def wait_for_own(self) -> str:
+        """Wait for this rank's own file; returns what went wrong."""
+        self._written.wait()
+        return self.problem
+
+    def give_up_in(self, seconds: float) -> None:
+        """Have rank 0 wait no longer than this for other ranks' files."""
+        self._until = time.monotonic() + seconds
+
+    def run(self) -> None:
+        """Write this rank's file and, on rank 0, publish the checkpoint; every failure ends in `problem`."""
+        try:
+            self._write_own()
+            self._written.set()
+            if dist.rank() == 0:
+                self._publish(self._collect())
+        except Exception as error:  # whatever it is, training goes on and the next save tries again
+            self.problem = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            if dist.rank() == 0 and time.monotonic() < self._until:  # else another rank's trouble, which is told later
+                self.warn(self.problem)
+        finally:
+            self._written.set()
+
+    def warn(self, problem: str) -> None:
+        """Say once that this save failed."""
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "checkpoint at step %d could not be written: %s; training goes on, older checkpoints stay, "
+                "the next save tries again",
+                step_of(self.target),
+                problem,
+            )
+
+    def _write_own(self) -> None:
+        self.beside.mkdir(parents=True, exist_ok=True)
+        if self._ready is not None:
+            self._ready.synchronize()
+        name = f"state-{dist.rank():05d}-of-{dist.world_size():05d}.safetensors"
+        note = {"name": name, **self._image.write(self.beside / name)}
+        sync(self.beside)
+        half = self.beside / f"{name}.note"
+        half.write_text(json.dumps(note))
+        half.rename(self.beside / f"{name}.done")
+
+    def _collect(self) -> dict[str, dict[str, Any]]:
+        """Wait for every rank's note; returns size and hash of every file."""
+        while len(notes := sorted(self.beside.glob("state-*.done"))) < dist.world_size():
+            if time.monotonic() > self._until:
+                raise CheckpointError(f"only {len(notes)} of {dist.world_size()} ranks wrote their part")
+            time.sleep(POLL_S)
+        files = {note.pop("name"): note for note in (json.loads(path.read_text()) for path in notes)}
+        for name, known in files.items():
+            if (self.beside / name).stat().st_size != known["bytes"]:
+                raise CheckpointError(f"{name} has another size than its rank wrote")
+        for path in notes:
+            path.unlink()
+        return files
+
+    def _publish(self, files: dict[str, dict[str, Any]]) -> None:
+        """Write the manifest last, rename the folder, forget what is not to be kept."""
+        state = self.beside / "state.json"
+        write_text(state, json.dumps(self._state, indent=1) + "\n")
+        files[state.name] = {"bytes": state.stat().st_size, "sha256": sha256_file(state)}
+        write_text(self.beside / "manifest.json", manifest_text(files))
+        old = _moved_away(self.target)
+        os.rename(self.beside, self.target)
+        sync(self.target.parent)
+        if old is not None:
+            shutil.rmtree(old)
+        self._prune(self.target)
+
+
+def _moved_away(target: Path) -> Path | None:
+    """Make room for a checkpoint whose step was saved before.
+
+    Returns:
+        The older one if it may be deleted once the new one is there; a damaged one is only renamed, never deleted.
+    """
+    if not target.exists():
+        return None
+    try:
+        verify(target)
+    except CheckpointError:
+        number = len(list(target.parent.glob(f"damaged-{target.name}-*"))) + 1
+        target.rename(target.with_name(f"damaged-{target.name}-{number}"))
+        return None
+    return target.rename(target.with_name(f".{target.name}.{os.getpid()}.tmp"))
