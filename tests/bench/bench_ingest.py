@@ -1,0 +1,149 @@
+"""Ingest of the real NIfTI volumes against nnU-Net's preprocessing of the same files: `make bench ONLY=ingest`.
+
+Ours does all that a normal ingest does: discovery, hashes, a process for each
+volume, exact storage, rules, privacy gate, measurement, descriptor, pyramid,
+picture, ledger, index, search for duplicates. Theirs reads with SimpleITK,
+crops to what is not zero, normalises and saves, with the target spacing of
+each file its own, so that nothing is resampled; no labels on either side. Both
+run on one core; CPU seconds are of the process and all its children. Goal: at
+least twice the volumes per second of CPU, and never more than four raw
+volumes in memory per worker.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import blosc2  # noqa: E402  # after the line above, which it reads once
+import nibabel as nib  # noqa: E402
+import numpy as np  # noqa: E402
+from ct_volume import real_ct  # noqa: E402
+from harness import ROOT, finish  # noqa: E402
+from ingest_memory import watched  # noqa: E402
+from nnunet_preprocess import Preprocess  # noqa: E402
+
+from data_prep.config import IngestConfig  # noqa: E402
+from data_prep.ingest import ingest  # noqa: E402
+from voxscale.io.isolate import run_isolated  # noqa: E402
+
+GOAL, MOST_VOLUMES = 2.0, 4.0
+ROUNDS = 3
+DATA = ROOT.parent / "shared" / "data"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def sources() -> list[Path]:
+    """The folders that both sides read."""
+    tasks = sorted(path for path in (DATA / "labelled").iterdir() if path.is_dir())
+    return [DATA / "ct_unlabelled", DATA / "mr_unlabelled", *tasks]
+
+
+def images(root: Path) -> list[Path]:
+    """The images of one folder."""
+    return sorted((root / "images" if (root / "images").is_dir() else root).glob("*.nii.gz"))
+
+
+def cpu_seconds() -> float:
+    """Of this process, its children, and the server of reader processes with all that it has forked."""
+    own = os.times()
+    server = forkserver._forkserver._forkserver_pid
+    if server is None:
+        return own.user + own.system + own.children_user + own.children_system
+    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+    forked = sum(int(field) for field in fields[11:15]) / TICKS
+    return own.user + own.system + own.children_user + own.children_system + forked
+
+
+def timed(work: Callable[[Path], object]) -> tuple[float, float]:
+    """CPU and wall seconds of work that writes into a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        work(Path(folder))
+        return cpu_seconds() - cpu, time.perf_counter() - wall
+
+
+def ours(roots: list[Path], folder: Path) -> int:
+    """Volumes accepted."""
+    settings = IngestConfig(labels="ignore", workers=1, subject=r"(.+)")
+    return ingest(roots, folder / "store", settings).accepted
+
+
+def bare(files: list[Path], folder: Path) -> None:
+    """Read with nibabel and write as blosc2 in the file's number type: no checks at all."""
+    for number, file in enumerate(files):
+        voxels = np.asarray(nib.load(file).dataobj)
+        cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
+        blosc2.asarray(np.ascontiguousarray(voxels.T), urlpath=str(folder / f"{number}.b2nd"), cparams=cparams)
+
+
+def memory() -> dict[str, float]:
+    """Private memory of the reader process of one large CT beyond that of an idle one, in raw volumes."""
+    with tempfile.TemporaryDirectory() as folder:
+        voxels = real_ct()
+        image = nib.Nifti1Image(voxels.T, np.diag([0.7, 0.7, 1.0, 1.0]))
+        image.header.set_data_dtype(np.int16)
+        (Path(folder) / "scans").mkdir()
+        nib.save(image, Path(folder) / "scans" / "large.nii.gz")
+        told = run_isolated(watched, (folder,), 600.0, 16.0)
+    most = told["peak"] - told["idle"]
+    return {
+        "peak_mb": round(most / 1e6, 1),
+        "raw_int16_mb": round(voxels.nbytes / 1e6, 1),
+        "volumes_int16": round(most / voxels.nbytes, 2),
+        "volumes_float32": round(most / voxels.nbytes / 2, 2),
+    }
+
+
+def main() -> None:
+    """Measure both in turn, three times."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    warnings.simplefilter("ignore")
+    roots = sources()
+    files = [file for root in roots for file in images(root)]
+    ct = ["ct" in str(file.relative_to(DATA)).split("/")[-2 if "unlabelled" in str(file) else -3] for file in files]
+    theirs = Preprocess(files, ct)
+    timed(lambda folder: theirs(folder))
+    found: list[int] = []
+    timed(lambda folder: found.append(ours(roots[:1], folder)))  # starts the server that readers are forked from
+    rows: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": [], "bare": []}
+    for _ in range(ROUNDS):
+        rows["ours"].append(timed(lambda folder: found.append(ours(roots, folder))))
+        rows["theirs"].append(timed(theirs))
+        rows["bare"].append(timed(lambda folder: bare(files, folder)))
+    assert set(found[1:]) == {len(files)}, found
+    cells = {
+        name: {
+            "cpu_s": round(statistics.median(cpu for cpu, _ in times), 3),
+            "wall_s": round(statistics.median(wall for _, wall in times), 3),
+            "volumes_per_cpu_s": round(len(files) / statistics.median(cpu for cpu, _ in times), 2),
+        }
+        for name, times in rows.items()
+    }
+    pairs = zip(rows["theirs"], rows["ours"], rows["bare"], strict=True)
+    ratios = [(t[0] / o[0], t[1] / o[1], b[0] / o[0]) for t, o, b in pairs]
+    ratio, wall, to_bare = (statistics.median(column) for column in zip(*ratios, strict=True))
+    held = memory()
+    finish(
+        "ingest",
+        ratio,
+        GOAL,
+        ratio >= GOAL and held["volumes_int16"] <= MOST_VOLUMES,
+        wall_ratio=round(wall, 3),
+        ratio_to_bare=round(to_bare, 3),
+        volumes=len(files),
+        cells=cells,
+        rounds=json.loads(json.dumps(ratios)),
+        memory=held,
+    )
+
+
+if __name__ == "__main__":
+    main()
