@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_prep.means import block_means
+
 RECIPE = 2
 """Rises when the same scan would be described otherwise."""
 
@@ -101,7 +103,7 @@ def _grid(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> t
     ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
     size = [max(1, round(ratio)) for ratio in ratios]
     steps = [max(1, int(ratio)) for ratio in ratios]
-    smooth = ndimage.uniform_filter(clipped, size=size, mode="nearest")[:: steps[0], :: steps[1], :: steps[2]]
+    smooth = block_means(clipped, size, steps, "nearest")
     # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
     counts = [
         max(1, int((n - 1) * step / ratio) + 1) for n, step, ratio in zip(smooth.shape, steps, ratios, strict=True)

@@ -12,7 +12,9 @@ from data_prep.scan import Job, take_in
 from data_prep.steps import Outcome, holds, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
 from voxscale.errors import DataError
 from voxscale.io.dicom import count_volumes
-from voxscale.io.isolate import run_isolated
+from voxscale.io.isolate import preload, run_isolated
+
+preload("data_prep.scan")  # else each process imports it anew
 
 Taken = list[tuple[str, int, Outcome]]
 """Id, number in its input and outcome of each volume taken of an input."""

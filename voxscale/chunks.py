@@ -11,7 +11,7 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.arrays import Layout, one_shard
+from voxscale.arrays import Layout, encode_shard, one_shard
 from voxscale.blobs import Blob, Bytes, exact_ranges, join, parts_of
 from voxscale.errors import DataError
 from voxscale.kernel import library
@@ -197,12 +197,3 @@ def copy_chunks(layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], 
     z, y, x = (b - a for a, b in box)
     cut = one_shard((z, y, x), layout.chunk, layout.dtype)
     return cut, encode_shard(cut, chunks)
-
-
-def encode_shard(layout: Layout, chunks: Sequence[bytes]) -> bytes:
-    """Join encoded chunks, in C order of one shard, into a shard."""
-    lengths = np.array([len(chunk) for chunk in chunks], dtype="<u8")
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype("<u8")
-    index = np.stack([offsets, lengths], axis=1).astype("<u8").tobytes()
-    assert len(index) == layout.index_bytes - 4
-    return b"".join([*chunks, index, struct.pack("<I", google_crc32c.value(index))])

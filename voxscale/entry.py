@@ -37,10 +37,12 @@ class Occupancy:
     def measure(cls, body: NDArray[np.bool_]) -> "Occupancy":
         """Measure a body mask, (z, y, x)."""
         cells = [max(CELL, -(-n // MOST_CELLS)) for n in body.shape]
-        counts, volume = body.astype(np.int32), np.ones(body.shape, dtype=np.int32)
+        counts, volume = body.view(np.uint8), np.ones((1, 1, 1), dtype=np.int32)
         for axis, (n, cell) in enumerate(zip(body.shape, cells, strict=True)):
             starts = np.arange(0, n, cell)
-            counts, volume = (np.add.reduceat(part, starts, axis=axis) for part in (counts, volume))
+            counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.int32)
+            lengths = np.diff(np.append(starts, n)).astype(np.int32)
+            volume = volume * lengths.reshape([-1 if number == axis else 1 for number in range(3)])
         shares = np.ceil(255 * counts / volume).astype(np.uint8)
         return cls._pack((cells[0], cells[1], cells[2]), shares)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_prep.means import block_means
 from voxscale.volume import Affine, Modality
 
 COARSE = (4.0, 2.0, 2.0)
@@ -78,7 +79,7 @@ def find_face(
     """
     del affine
     none = FaceFinding(False, False, None, "no head")
-    if modality not in ("CT", "MR") or min(values.shape) < 4:
+    if modality not in ("CT", "MR") or min(values.shape) < 4 or _too_small(values.shape, spacing):
         return none
     grid = _coarse(values, spacing)
     skin = _skin(grid, modality)
@@ -98,23 +99,31 @@ def find_face(
     return FaceFinding(True, True, _cut(values.shape, spacing, brow, forehead), "a head with its face")
 
 
+def _too_small(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> bool:
+    """Whether a head cannot lie in the field of view, with two cells of the coarse grid to spare."""
+    long_mm, across_mm = (n * mm for n, mm in zip(shape[1:], spacing[1:], strict=True))
+    return long_mm < LONG_MM[0] - 2 * COARSE[1] or across_mm < ACROSS_MM[0] - 2 * COARSE[2]
+
+
 def _coarse(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> NDArray[np.float32]:
     """The scan at `COARSE` spacing, smoothed against aliasing."""
     size = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
     steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
-    smooth = ndimage.uniform_filter(values, size=size)[:: steps[0], :: steps[1], :: steps[2]]
+    smooth = block_means(values, size, steps, "reflect")
     zoom = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
     return np.asarray(ndimage.zoom(smooth, zoom, order=1, mode="nearest", grid_mode=True), dtype=np.float32)
 
 
 def _skin(grid: NDArray[np.float32], modality: Modality) -> NDArray[np.bool_] | None:
-    """The largest body, filled slice by slice."""
+    """The largest body, filled slice by slice; None if it is not a whole head."""
     threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * float(np.percentile(grid, 99))
     body = ndimage.binary_opening(grid > threshold)
     found, count = ndimage.label(body)
     if not count:
         return None
     body = found == 1 + int(np.argmax(np.bincount(found.ravel())[1:]))
+    if _whole_head(body) is None:
+        return None  # closing and filling leave its size as it is and take nothing from the sides that it touches
     closed = [ndimage.binary_closing(np.pad(plane, 6), iterations=3) for plane in body]
     return np.stack([ndimage.binary_fill_holes(plane)[6:-6, 6:-6] for plane in closed])
 

@@ -22,17 +22,17 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import blosc2  # noqa: E402  # after the line above, which it reads once
-import nibabel as nib  # noqa: E402
-import numpy as np  # noqa: E402
-from ct_volume import real_ct  # noqa: E402
-from harness import ROOT, finish  # noqa: E402
-from ingest_memory import watched  # noqa: E402
-from nnunet_preprocess import Preprocess  # noqa: E402
+import blosc2  # after the line above, which it reads once
+import nibabel as nib
+import numpy as np
+from ct_volume import real_ct
+from harness import ROOT, finish
+from ingest_memory import watched
+from nnunet_preprocess import Preprocess
 
-from data_prep.config import IngestConfig  # noqa: E402
-from data_prep.ingest import ingest  # noqa: E402
-from voxscale.io.isolate import run_isolated  # noqa: E402
+from data_prep.config import IngestConfig
+from data_prep.ingest import ingest
+from voxscale.io.isolate import run_isolated
 
 GOAL, MOST_VOLUMES = 2.0, 4.0
 ROUNDS = 3

@@ -34,6 +34,7 @@ def watched(folder: str) -> dict[str, int]:
         label=(),
         label_format="file",
         label_values={},
+        dataset="main",
         modality="CT",
         identity=Identity("s", None, None, None),
         image_class=None,
@@ -42,6 +43,7 @@ def watched(folder: str) -> dict[str, int]:
         rules=settings.rules,
         privacy=settings.privacy,
         store=root / "store",
+        scratch=root / "store" / ".scratch",
     )
     take_in(_small(job, root))  # what is imported or built once is not the volume's
     Path("/proc/self/clear_refs").write_text("5")  # the most so far starts anew

@@ -8,7 +8,7 @@ from typing import Any
 for _name in ("raw", "preprocessed", "results"):  # it asks for these where it is imported, and warns without
     os.environ.setdefault(f"nnUNet_{_name}", tempfile.gettempdir())
 
-import SimpleITK as sitk  # noqa: E402
+import SimpleITK  # noqa: E402
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor  # noqa: E402
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
 
@@ -19,7 +19,7 @@ _KNOWN = {"mean": 40.0, "std": 200.0, "percentile_00_5": -900.0, "percentile_99_
 
 def native_spacing(path: Path) -> list[float]:
     """Spacing along z, y, x as its reader tells it."""
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return list(reader.GetSpacing())[::-1]

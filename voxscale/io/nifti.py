@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import nibabel
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -99,7 +100,7 @@ def _plain_errors() -> Generator[None]:
         yield
     except EOFError:
         raise DataError("nifti data must be complete, not cut short", "truncated") from None
-    except (gzip.BadGzipFile, zlib.error):
+    except (gzip.BadGzipFile, zlib.error, isal_zlib.error):
         raise DataError("nifti data must match its gzip checksum", "corrupt") from None
     except HeaderDataError:
         raise DataError("nifti header must hold allowed values", "bad_header") from None
@@ -116,7 +117,7 @@ def _open(path: Path) -> IO[bytes]:
         magic = raw.read(2)
     _require(len(magic) == 2, "truncated", "nifti file must not be empty")
     _require(magic == b"\x1f\x8b", "unreadable", "nifti file named .gz must be a gzip file")
-    return cast(IO[bytes], gzip.open(path, "rb"))
+    return cast(IO[bytes], igzip.open(path, "rb"))
 
 
 def _read(stream: IO[bytes], size: int) -> bytearray:
