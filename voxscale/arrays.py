@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numcodecs.blosc
 import numpy as np
 import zarr
-from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -118,7 +118,7 @@ def write_array(folder: Path, voxels: NDArray[Any]) -> None:
 def _write_shards(folder: Path, layout: Layout, voxels: NDArray[Any], colour: bool) -> None:
     """Write the shards that zarr-python writes, without what it does around each chunk."""
     size = voxels.dtype.itemsize
-    level, planes = (LEVEL_16, blosc.BITSHUFFLE) if size == 2 else (LEVEL, blosc.SHUFFLE)
+    level, planes = (LEVEL_16, numcodecs.blosc.BITSHUFFLE) if size == 2 else (LEVEL, numcodecs.blosc.SHUFFLE)
     counts = [-(-n // s) for n, s in zip(layout.shape, layout.shard, strict=True)]
     for z, y, x in np.ndindex(*counts):
         start = [place * s for place, s in zip((z, y, x), layout.shard, strict=True)]
@@ -128,7 +128,7 @@ def _write_shards(folder: Path, layout: Layout, voxels: NDArray[Any], colour: bo
             part = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
             whole = np.zeros(layout.chunk, dtype=voxels.dtype)
             whole[tuple(slice(n) for n in part.shape)] = part
-            frame = blosc.compress(whole, b"lz4hc", level, planes, 0)
+            frame = numcodecs.blosc.compress(whole, b"lz4hc", level, planes, 0)
             chunks.append(frame + struct.pack("<I", google_crc32c.value(frame)))
         file = folder / "c" / str(z) / ("0" if colour else "") / str(y) / str(x)
         file.parent.mkdir(parents=True, exist_ok=True)

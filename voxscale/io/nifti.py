@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -29,6 +29,8 @@ MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 FORMS_APART = 0.1
 """Distance of corners, in voxels, from which sform and qform count as different."""
+
+ISAL_ERROR = cast(type[Exception], igzip_lib.IsalError)  # its types take the class for an instance
 
 Shape = tuple[int, int, int]
 
@@ -100,7 +102,7 @@ def _plain_errors() -> Generator[None]:
         yield
     except EOFError:
         raise DataError("nifti data must be complete, not cut short", "truncated") from None
-    except (gzip.BadGzipFile, zlib.error, isal_zlib.error):
+    except (gzip.BadGzipFile, zlib.error, ISAL_ERROR):
         raise DataError("nifti data must match its gzip checksum", "corrupt") from None
     except HeaderDataError:
         raise DataError("nifti header must hold allowed values", "bad_header") from None
