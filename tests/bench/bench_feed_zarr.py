@@ -21,6 +21,7 @@ from harness import alternate, finish, paired_ratio
 from nnunet_route import PATCH
 
 from voxscale.arrays import chunk_bytes
+from voxscale.config import to_dict
 from voxscale.contract import PERCENTILES
 from voxscale.entry import Entry
 from voxscale.files import append_line
@@ -34,10 +35,9 @@ ROUNDS = 60
 KEY = "0" * 16
 
 
-def store_of(voxels, path):
-    """A store of one scan, and the bytes of its full-size array."""
-    volume = Volume(voxels, np.diag([1.0, 0.7, 0.7, 1.0]), "CT")
-    entry = Entry(
+def entry_of(volume):
+    """What the ledger would say of the scan."""
+    return Entry(
         subject="s",
         modality="CT",
         modality_from="config",
@@ -52,18 +52,16 @@ def store_of(voxels, path):
         foreground=1.0,
         label=None,
     )
+
+
+def store_of(voxels, path):
+    """A store of one scan, and the bytes of its full-size array."""
+    volume = Volume(voxels, np.diag([1.0, 0.7, 0.7, 1.0]), "CT")
     create_store(path, {})
-    entry = write_volume(path, KEY, volume, None, entry, {})
-    row = {"id": KEY, "kind": "image", "status": "accepted", "entry": json.loads(json.dumps(entry_dict(entry)))}
-    append_line(path / LEDGER, row)
+    entry = write_volume(path, KEY, volume, None, entry_of(volume), {})
+    row = {"id": KEY, "kind": "image", "status": "accepted", "entry": to_dict(entry)}
+    append_line(path / LEDGER, json.loads(json.dumps(row)))
     return chunk_bytes(path / KEY / "0")
-
-
-def entry_dict(entry):
-    """An entry as plain values."""
-    from dataclasses import asdict
-
-    return asdict(entry)
 
 
 def compare(ours, theirs, starts):

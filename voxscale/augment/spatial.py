@@ -70,6 +70,8 @@ def rotation(angles: Triple) -> NDArray[np.float64]:
     these taken in the order z, y, x.
     """
     turned = np.eye(3)
+    if not any(angles):
+        return turned
     for axis, angle in enumerate(np.radians(angles)):
         first, second = (other for other in range(3) if other != axis)
         one = np.eye(3)

@@ -109,6 +109,8 @@ __attribute__((target("avx2"))) void scatter_bits(const Decoded* run, const Plac
                 const int64_t to = at + places[i].to[2], n = places[i].count[2];
                 if (TO_FLOAT)
                     bits::to_float<SIGNED>(reinterpret_cast<const uint16_t*>(from), static_cast<float*>(target.box) + to, n);
+                else if (n == 32)  // a whole row of the usual chunk, a number that the compiler knows
+                    std::memcpy(static_cast<int16_t*>(target.box) + to, from, 64);
                 else
                     std::memcpy(static_cast<int16_t*>(target.box) + to, from, static_cast<size_t>(n) * 2);
             }

@@ -161,12 +161,12 @@ class ShardStream:
         box = cut(info.shape, size, centre)
         voxels, removed = read(box)
         return Patch(
-            voxels=np.ascontiguousarray(voxels),
+            voxels=voxels,
             label=None,
             matrix=matrix(drawn, patch, contract, info.spacing, centre, box),
             scale=intensity_scale(info, contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
-            removed=None if removed is None else np.ascontiguousarray(removed),
+            removed=removed,
         )
