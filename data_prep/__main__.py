@@ -1,4 +1,4 @@
-"""`python -m data_prep {phantom,ingest,audit,report,plan,pack} ...`: one entry for all stages of data preparation."""
+"""`python -m data_prep {phantom,ingest,audit,report,plan,pack,verify} ...`: one entry for data preparation."""
 
 import importlib
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from voxscale.errors import VoxScaleError, system_error_text
 from voxscale.parent import VARIABLE, end_with
 
-STAGES = ("phantom", "ingest", "audit", "report", "plan", "pack")
+STAGES = ("phantom", "ingest", "audit", "report", "plan", "pack", "verify")
 """Each is a module with a `main`; only the one that runs is imported."""
 USAGE = f"usage: python -m data_prep {{{','.join(STAGES)}}} [--help] ..."
 
@@ -19,7 +19,7 @@ def main(args: Sequence[str]) -> int:
 
     Returns:
         0 if it succeeded, 1 if it failed, 2 if the command is wrong or nothing was accepted, 3 if an audit
-        found shared scans.
+        found shared scans. `verify` returns 1 if anything is damaged.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     log = logging.getLogger("voxscale")

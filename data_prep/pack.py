@@ -22,7 +22,16 @@ from voxscale.files import locked
 from voxscale.folder import Folder, open_folder, url_of
 from voxscale.patches import Plan
 from voxscale.progress import Progress
-from voxscale.shards import SCHEMA, Manifest, ManifestShard, ShardIndex, Strides, count_groups, index_name
+from voxscale.shards import (
+    SCHEMA,
+    Manifest,
+    ManifestShard,
+    ShardIndex,
+    Strides,
+    count_groups,
+    index_name,
+    manifest_text,
+)
 from voxscale.store import Store, open_store
 from voxscale.tars import Cut, write_shard
 
@@ -76,7 +85,7 @@ def pack(
         if part is not None:
             return None
         manifest = job.manifest(total, strides, in_task)
-        job.folder.write("manifest.json", (json.dumps(to_dict(manifest), indent=1) + "\n").encode())
+        job.folder.write("manifest.json", manifest_text(manifest))
     return manifest
 
 

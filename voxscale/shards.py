@@ -15,7 +15,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from voxscale.config import config, from_dict
+import google_crc32c
+
+from voxscale.config import config, from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
@@ -190,6 +192,16 @@ def open_manifest(path: Path, access: Access = "map") -> Manifest:
     return read_manifest(path, access)[0]
 
 
+def manifest_text(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`, with a checksum of its own."""
+    told = to_dict(manifest)
+    return (json.dumps(told | {"crc32c": _told_crc(told)}, indent=1) + "\n").encode()
+
+
+def _told_crc(told: Mapping[str, object]) -> int:
+    return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
+
+
 def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
     """The manifest and the SHA-256 of its bytes; errors as in `open_manifest`."""
     folder = open_folder(path, access)
@@ -203,6 +215,8 @@ def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
         told = json.loads(text)
         found = told["schema_version"]
         if found == SCHEMA:
+            if told.pop("crc32c") != _told_crc(told):
+                raise ValueError("changed")
             return from_dict(Manifest, told, "manifest"), hashlib.sha256(text).hexdigest()
     except (ValueError, KeyError, TypeError):
         raise DataError("manifest.json must be as it was written; run data_prep pack again", "corrupt") from None

@@ -1,0 +1,178 @@
+"""Compare every byte of shards, or every voxel of a store, with its checksums: `python -m data_prep verify PATH`."""
+
+import hashlib
+import itertools
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from voxscale.config import config, parse, require
+from voxscale.entry import Entry
+from voxscale.errors import DataError
+from voxscale.folder import Folder, open_folder
+from voxscale.progress import Progress
+from voxscale.shards import ManifestShard, index_name, open_manifest
+from voxscale.store import Store, open_store
+
+log = logging.getLogger("voxscale")
+
+PIECE = 1 << 24
+"""Bytes of a tar that are read at a time."""
+BATCH = 256
+"""Things to verify that are handed to the threads at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that differs from what was written.
+
+    Attributes:
+        name: Of the tar or index, or id of the scan.
+        what: What is wrong with it.
+    """
+
+    name: str
+    what: str
+
+
+def verify_shards(path: Path, workers: int) -> tuple[int, list[Damage]]:
+    """Read all tars and indexes that a manifest names, and compare sizes and SHA-256.
+
+    Args:
+        path: A folder of shards, or its URL.
+        workers: How many are read at the same time.
+
+    Returns:
+        How many tars there should be, and what is damaged, in the order of the manifest.
+
+    Raises:
+        DataError: If the manifest is missing or damaged itself.
+    """
+    manifest, folder = open_manifest(path), open_folder(path, "range")
+    found = _all(manifest.shards, lambda line: _verify_tar(folder, line), workers, len(manifest.shards), "tars")
+    return len(manifest.shards), found
+
+
+def _verify_tar(folder: Folder, line: ManifestShard) -> list[Damage]:
+    found: list[Damage] = []
+    index = index_name(line.name)
+    try:
+        if hashlib.sha256(folder.read(index)).hexdigest() != line.index_sha256:
+            found.append(Damage(index, "its bytes differ from what was written"))
+    except OSError:
+        found.append(Damage(index, "it cannot be read"))
+    try:
+        size = folder.size(line.name)
+        if size is None:
+            return [*found, Damage(line.name, "it is missing")]
+        if size != line.bytes:
+            return [*found, Damage(line.name, f"it has {size} bytes instead of {line.bytes}")]
+        blob, digest = folder.blob(line.name, size), hashlib.sha256()
+        for start in range(0, size, PIECE):
+            digest.update(blob.ranges([(start, min(start + PIECE, size))])[0])
+    except OSError:
+        return [*found, Damage(line.name, "it cannot be read")]
+    if digest.hexdigest() != line.sha256:
+        found.append(Damage(line.name, "its bytes differ from what was written"))
+    return found
+
+
+def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
+    """Decode all voxels of all accepted scans, with all levels, labels and masks, whose chunks have checksums.
+
+    Args:
+        path: A store, or its URL.
+        workers: How many scans are read at the same time; each is in memory once.
+
+    Returns:
+        How many scans there should be, and what is damaged, in the order of the index.
+
+    Raises:
+        DataError: If the store cannot be opened.
+    """
+    store, here = open_store(path, "range"), threading.local()
+
+    def verify(pair: tuple[str, Entry]) -> list[Damage]:
+        if not hasattr(here, "store"):
+            here.store = open_store(path, "range")  # open shards are no thread's but its own
+        return list(_verify_scan(here.store, *pair))
+
+    count = len(store.entries)
+    return count, _all(((key, store.entries[key]) for key in store.entries), verify, workers, count, "scans")
+
+
+def _verify_scan(store: Store, key: str, entry: Entry) -> Iterator[Damage]:
+    """What is wrong with one scan."""
+    try:
+        if store.entry(key) != entry:
+            yield Damage(key, "its attributes are not those in the index")
+    except DataError:
+        yield Damage(key, "its attributes differ from what was written")
+    for level in range(len(store.levels(key))):
+        parts: list[tuple[str, Callable[[], Any]]] = [("voxels", lambda at=level: store.read(key, level=at))]
+        if entry.label is not None:
+            parts.append(("label", lambda at=level: store.read_label(key, level=at)))
+        if entry.privacy.removed:
+            parts.append(("mask of blanked voxels", lambda at=level: store.read_removed(key, level=at)))
+        for name, read in parts:
+            try:
+                read()
+            except DataError:
+                yield Damage(key, f"{name} of level {level} differ from what was written or are missing")
+    if entry.label is not None:
+        try:
+            store.label_locations(key)
+        except DataError:
+            yield Damage(key, "attributes of its label cannot be read")
+
+
+def _all(
+    things: Iterable[Any], verify: Callable[[Any], list[Damage]], workers: int, count: int, unit: str
+) -> list[Damage]:
+    """Verify things, some at the same time; what is damaged comes in their order."""
+    found: list[Damage] = []
+    left = iter(things)
+    with ThreadPoolExecutor(workers) as pool, Progress("verify", count, unit) as bar:
+        while batch := list(itertools.islice(left, BATCH)):
+            for damages in pool.map(verify, batch):
+                found += damages
+                bar.advance(1)
+    return found
+
+
+@config
+class VerifyArgs:
+    """Compare every byte of shards, or every voxel of a store, with its checksums.
+
+    Attributes:
+        path: A folder of shards or a store, or the URL of one.
+        workers: How many tars or scans are read at the same time.
+    """
+
+    path: tyro.conf.Positional[Path]
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(self.workers >= 1, "workers", "at least 1", self.workers)
+
+
+def main(args: Sequence[str]) -> int:
+    """Command line of `python -m data_prep verify`; returns the exit status, 1 if anything is damaged."""
+    given = parse(VerifyArgs, None, args, "python -m data_prep verify")
+    folder = open_folder(given.path)
+    if folder.size("zarr.json") is not None:
+        what, (count, found) = "scans", verify_store(given.path, given.workers)
+    else:
+        what, (count, found) = "shards", verify_shards(given.path, given.workers)
+    for damage in found:
+        log.error("verify: %s: %s", damage.name, damage.what)
+    print(json.dumps({what: count, "damaged": len({damage.name for damage in found})}))
+    return 1 if found else 0
