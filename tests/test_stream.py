@@ -378,3 +378,39 @@ def test_held_out_people_are_not_trained_on(tmp_path):
     pack(tmp_path / "store", tmp_path / "all", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=1.25))
     with pytest.raises(DataError, match="split must be one that the shards have"):
         ShardStream(tmp_path / "all", ShardStreamConfig(split="holdout"), 0)
+
+
+def test_the_cells_of_a_brick_are_those_of_its_scan_and_crops_fall_on_them():
+    """A body in one corner of the scan; a brick that begins within a cell; draws by brute force against the mask."""
+    body = np.zeros((100, 96, 90), bool)
+    body[64:96, 32:64, :40] = True
+    occupancy = Occupancy.measure(body)
+    start, shape = (48, 40, 16), (52, 50, 60)
+    cells = tuple(slice(a // c, -(-(a + n) // c)) for a, n, c in zip(start, shape, occupancy.cell, strict=True))
+    part, lead = occupancy.part(cells), tuple(a % c for a, c in zip(start, occupancy.cell, strict=True))
+    assert np.array_equal(part.decode(), occupancy.decode()[cells])
+    generator = np.random.default_rng(0)
+    centres = np.array([on_body(generator, part, shape, (1, 1, 1), lead) for _ in range(400)]) + start
+    known = occupancy.decode()
+    for centre in centres:
+        voxel = np.clip(np.round(centre), 0, np.array(body.shape) - 1).astype(int)
+        assert known[tuple(voxel // occupancy.cell)] > 0
+    assert (centres >= np.array(start) - 0.5).all()
+    assert (centres <= np.array(start) + shape - 0.5).all()
+    first = (centres[:, 2] < 32).mean()  # 16 of the 24 voxels of body along x in the brick lie in the first cell
+    assert abs(first - 16 / 24) < 0.08
+
+
+def test_the_share_of_crops_on_the_body_is_that_of_the_config(shards, monkeypatch):
+    from voxscale.stream import bricks
+
+    drawn = []
+    monkeypatch.setattr(bricks, "on_body", lambda *args: drawn.append(1) or on_body(*args))
+    for share in (0.0, 0.4, 1.0):
+        drawn.clear()
+        stream = ShardStream(shards, ShardStreamConfig(views=2, repeats=3, foreground=share), 0)
+        for index in range(len(stream)):
+            stream.sample(index)
+        assert abs(len(drawn) / (2 * len(stream)) - share) < 0.12
+    with pytest.raises(ConfigError, match="stream.foreground"):
+        ShardStreamConfig(foreground=2.0)

@@ -1,0 +1,132 @@
+import itertools
+import json
+import shutil
+
+import pytest
+from tests_stores import make_store
+
+from data_prep.bricks import PackConfig
+from data_prep.pack import pack
+from data_prep.verify import VerifyArgs, main
+from voxscale.blobs import Held
+from voxscale.contract import InputContract
+from voxscale.errors import ConfigError, DataError
+from voxscale.shard_reader import ShardReader
+from voxscale.shards import check_index, index_name, open_manifest, payloads
+from voxscale.store import open_store
+
+CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))
+STRIDES = ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_store(folder / "store", 3, labelled=True)
+    pack(folder / "store", folder / "shards", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=1.25, shard_mb=1))
+    return folder
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_byte_of_a_tar_belongs_to_a_sample_that_notices_its_change(made):
+    """All headers, JSON and padding byte by byte, and every 31st byte of voxels; the end of the tar is `verify`'s."""
+    folder = made / "shards"
+    manifest = open_manifest(folder)
+    name = manifest.shards[0].name
+    reader = ShardReader(folder, manifest)
+    samples, whole = reader.index(name).samples, (folder / name).read_bytes()
+    assert samples[0].span[0] == 0
+    assert all(one.span[1] == two.span[0] for one, two in itertools.pairwise(samples))
+    assert not any(whole[samples[-1].span[1] :])  # only the blocks that end a tar
+    sample = samples[1]
+    inside = {place for start, length in payloads(sample) for place in range(start, start + length)}
+    places = [p for p in range(*sample.span) if p not in inside or p % 31 == 0]
+    for place in places:
+        changed = Held(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        reader._tars = lambda _, changed=changed: changed
+        with pytest.raises(DataError) as error:
+            reader.open(name, sample).read()
+        assert error.value.reason == "corrupt"
+    reader._tars = lambda _: changed
+    assert reader.open(name, samples[0]).read().size  # the others can be read
+
+
+@pytest.mark.slow
+def test_every_byte_of_an_index_and_of_the_manifest_is_checked(made, tmp_path):
+    folder = shutil.copytree(made / "shards", tmp_path / "shards")
+    manifest = open_manifest(folder)
+    index = folder / index_name(manifest.shards[0].name)
+    for file, read in (
+        (index, lambda: ShardReader(folder, manifest).index(manifest.shards[0].name)),
+        (folder / "manifest.json", lambda: open_manifest(folder)),
+    ):
+        whole, wanted = file.read_bytes(), read()
+        for place in range(len(whole)):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+            try:
+                found = read()
+            except DataError:
+                continue
+            assert found == wanted  # 1e-05 written as 1E-05 is the same
+            assert file != index
+        file.write_bytes(whole)
+
+
+def test_an_index_of_others_is_refused_before_it_is_used(made):
+    import dataclasses
+
+    manifest = open_manifest(made / "shards")
+    line = manifest.shards[0]
+    index = ShardReader(made / "shards", manifest).index(line.name)
+    first = index.samples[0]
+    for values in (
+        {"key": "../../etc/passwd"}, {"key": ""}, {"span": (-512, first.span[1])}, {"span": (0, line.bytes + 512)},
+        {"json": (10, 5)}, {"voxels": (first.voxels[0], line.bytes)}, {"voxels": (first.voxels[0], -1)},
+    ):  # fmt: skip
+        bad = dataclasses.replace(index, samples=(dataclasses.replace(first, **values), *index.samples[1:]))
+        with pytest.raises(DataError, match="places inside the tar, not brick 0"):
+            check_index(bad, line.name, line.bytes)
+    check_index(index, line.name, line.bytes)
+
+
+def verified(path, capsys):
+    code = main([str(path), "--workers", "2"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_damaged_shards_are_listed(made, tmp_path, capsys, caplog):
+    assert verified(made / "shards", capsys) == (0, {"shards": 1, "damaged": 0})
+    tar = shutil.copytree(made / "shards", tmp_path / "shards") / "shard-00000.tar"
+    whole = tar.read_bytes()
+    for damage in (lambda: flip(tar, len(whole) - 1), lambda: tar.write_bytes(whole[:-512]), tar.unlink):
+        damage()
+        assert verified(tmp_path / "shards", capsys) == (1, {"shards": 1, "damaged": 1})
+    assert [each.partition("tar: ")[2] for each in caplog.messages] == [
+        "its bytes differ from what was written", f"it has {len(whole) - 512} bytes instead of {len(whole)}",
+        "it is missing",
+    ]  # fmt: skip
+    tar.write_bytes(whole)
+    flip(tmp_path / "shards" / "shard-00000.index.json", 30)
+    assert verified(tmp_path / "shards", capsys)[0] == 1
+
+
+def test_damaged_scans_are_listed(made, tmp_path, capsys, caplog):
+    assert verified(made / "store", capsys) == (0, {"scans": 3, "damaged": 0})
+    shutil.copytree(made / "store", tmp_path / "store")
+    keys = list(open_store(tmp_path / "store").entries)
+    for part in ("0", "labels/task/0"):
+        flip(next(p for p in (tmp_path / "store" / keys[0] / part / "c").rglob("*") if p.is_file()), 40)
+    next(p for p in (tmp_path / "store" / keys[2] / "0" / "c").rglob("*") if p.is_file()).unlink()
+    assert verified(tmp_path / "store", capsys) == (1, {"scans": 3, "damaged": 2})
+    assert [each.split(": ")[1] for each in caplog.messages] == [keys[0], keys[0], keys[2]]
+    with pytest.raises(ConfigError, match="workers must be at least 1"):
+        VerifyArgs(path=tmp_path, workers=0)
+
+
+def test_shards_behind_a_url_are_verified(made, s3, capsys):
+    assert verified(s3.upload(made / "shards"), capsys) == (0, {"shards": 1, "damaged": 0})
