@@ -1,5 +1,6 @@
 """Getting what became of a volume: from the ledger, from a worker's log, or by reading it in a process of its own."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,9 @@ from voxscale.io.dicom import count_volumes
 from voxscale.io.isolate import preload, run_isolated
 
 preload("data_prep.scan")  # else each process imports it anew
+
+PATIENCE_S = 2.0
+"""Seconds after which a process whose reader was killed knows that it was not meant itself."""
 
 Taken = list[tuple[str, int, Outcome]]
 """Id, number in its input and outcome of each volume taken of an input."""
@@ -99,10 +103,15 @@ class Reading:
 
     def _read(self, job: Job, now: Mapping[str, str]) -> Outcome:
         settings = self.jobs.settings
-        try:
-            told = run_isolated(take_in, (job,), settings.seconds, settings.gigabytes)
-        except DataError as error:
-            return outcome_of_crash(error, self._parts(job), now, self._limits)
+        for again in (True, False):
+            try:
+                told = run_isolated(take_in, (job,), settings.seconds, settings.gigabytes)
+                break
+            except DataError as error:
+                if error.reason != "reader_killed" or not again:
+                    return outcome_of_crash(error, self._parts(job), now, self._limits)
+                # A scheduler that ends a job may reach the reader first: nothing is charged to its file for that.
+                time.sleep(PATIENCE_S)
         return outcome_of(told, told["parts"] if "parts" in told else self._parts(job), now)
 
     def _parts(self, job: Job) -> int:

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class WorkJob:
 
         os.environ |= {"VOXSCALE_TTY": "1" if self.tty else "0"}
         parent.end_with(self.parent)
+        # submitit would ignore it, and go on while the scheduler ends the readers; nothing is lost by ending at once.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         setup()
         arguments = [*self.arguments, *(["--part", part] if part else [])]
         try:

@@ -149,6 +149,18 @@ def test_a_poisoned_file_costs_a_worker_nothing_else(tmp_path, monkeypatch):
     assert rules == ["out_of_memory", "reader_crashed", "timeout"]
 
 
+def test_a_reader_that_is_killed_from_outside_is_tried_once_more(tmp_path, monkeypatch):
+    """As when a scheduler ends all processes of a job, and the reader before the worker."""
+    monkeypatch.setattr(reading, "take_in", poison.take_in)
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.01)
+    for number, name in enumerate(("once-killed", "always-killed", "terminated")):
+        nifti(tmp_path / "in" / f"{name}.nii", number)
+    ingest_part([tmp_path / "in"], tmp_path / "store", SMALL, Part(1, 1))
+    ingest([tmp_path / "in"], tmp_path / "store", SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "store" / "ledger.jsonl").read_text().splitlines()]
+    assert [line["rule"] for line in lines] == ["reader_killed", None, None]
+
+
 def test_a_limit_that_is_raised_reads_again_what_did_not_keep_to_it(tmp_path, monkeypatch, reads):
     nifti(tmp_path / "in" / "hang.nii", 1)
     nifti(tmp_path / "in" / "good.nii", 2)

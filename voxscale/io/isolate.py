@@ -30,6 +30,11 @@ PRELOAD = [
 ]
 """Imported once by the server that every reader process is forked from."""
 
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that come from a user, a scheduler or a system short of memory, not from what a file does to its reader."""
+LOST = 255
+"""Exit code of a process whose server ended before it could tell."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk."""
 
@@ -59,8 +64,8 @@ def run_isolated(function: Callable[..., Any], args: Sequence[object], seconds: 
 
     Raises:
         DataError: As raised by the function, or with reason `timeout`,
-            `out_of_memory`, `reader_crashed` (a signal) or `reader_failed`
-            (any other exception, of which only the type is told).
+            `out_of_memory`, `reader_crashed` (a signal), `reader_killed` (one
+            that came from outside) or `reader_failed` (any other exception, of which only the type is told).
         OSError: As raised by the function, without its file name.
     """
     ours, theirs = _context.Pipe()
@@ -99,7 +104,10 @@ def _unpack(reply: dict[str, Any], code: int, seconds: float, gigabytes: float) 
             raise DataError(f"reading must succeed, not fail with {reply['text']}", "reader_failed")
         case _:
             how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-            raise DataError(f"reading must end normally, not by {how}", "reader_crashed")
+            outside = -code in OUTSIDE or code == LOST
+            raise DataError(
+                f"reading must end normally, not by {how}", "reader_killed" if outside else "reader_crashed"
+            )
 
 
 def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...], gigabytes: float) -> None:
@@ -107,6 +115,8 @@ def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, .
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    for outside in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(outside, signal.SIG_IGN)  # schedulers send these to every process; this one ends with its parent
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         os.dup2(silent, stream)
