@@ -241,7 +241,7 @@ def test_only_new_files_are_read(calm, tmp_path, reads):
     assert len(reads) == 3
     after = bytes_of(store)
     assert after["ledger.jsonl"].startswith(before["ledger.jsonl"])
-    assert all(after[name] == data for name, data in before.items() if "/" in name)
+    assert all(after[name] == data for name, data in before.items() if "/" in name and "index/" not in name)
 
 
 def test_every_field_of_a_job_belongs_to_a_step():
