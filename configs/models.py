@@ -1,6 +1,12 @@
 """Backbones by name, without outputs; a stage adds those that its objective needs (`voxscale.models.build.adapt`)."""
 
+from voxscale.models.fmunet import FMUNetConfig
+from voxscale.models.nnunet import NNUNetConfig
+from voxscale.models.pctnet import PCTNetConfig
 from voxscale.models.stunet import SIZES, STUNetConfig
+from voxscale.models.swin_unetr import SwinUNETRConfig
+from voxscale.models.timm_models import TimmConfig
+from voxscale.models.vit import ViTConfig
 
 
 def stunet_s() -> STUNetConfig:
@@ -38,6 +44,65 @@ def stunet_xl() -> STUNetConfig:
 def stunet_xxl() -> STUNetConfig:
     """STU-Net by the same rule at width 192 and depth 4, 7.69 billion weights."""
     return _stunet("XXL")
+
+
+def resenc_l() -> NNUNetConfig:
+    """nnU-Net's ResEnc-L, 102 million weights."""
+    return NNUNetConfig(
+        residual=True, channels=(32, 64, 128, 256, 320, 320), blocks=(1, 3, 4, 6, 6, 6), decoder_blocks=1
+    )
+
+
+def plainconv() -> NNUNetConfig:
+    """nnU-Net's plain U-Net, 31 million weights."""
+    return NNUNetConfig(
+        residual=False, channels=(32, 64, 128, 256, 320, 320), blocks=(2, 2, 2, 2, 2, 2), decoder_blocks=2
+    )
+
+
+def fmunet() -> FMUNetConfig:
+    """FMU-Net of MIS-FM for isotropic scans, 47.4 million weights."""
+    return FMUNetConfig()
+
+
+def fmunet_flat() -> FMUNetConfig:
+    """FMU-Net of MIS-FM for thick slices: two levels with flat kernels."""
+    return FMUNetConfig(flat_levels=2)
+
+
+def pctnet() -> PCTNetConfig:
+    """PCT-Net of MIS-FM in its released mode, 44.2 million weights."""
+    return PCTNetConfig()
+
+
+def swin_unetr() -> SwinUNETRConfig:
+    """MONAI's Swin UNETR at width 48, 62 million weights."""
+    return SwinUNETRConfig()
+
+
+def vit_b() -> ViTConfig:
+    """Vision transformer of the base size on patches of 16 voxels along each axis."""
+    return ViTConfig(width=768, depth=12, attention_heads=12)
+
+
+def vit_b_2d() -> ViTConfig:
+    """The same for images of two dimensions."""
+    return ViTConfig(width=768, depth=12, attention_heads=12, patch=(1, 16, 16), dims=2)
+
+
+def resnet50() -> TimmConfig:
+    """ResNet-50 from timm, for images; 23.5 million weights."""
+    return TimmConfig(name="resnet50")
+
+
+def convnext_b() -> TimmConfig:
+    """ConvNeXt-B from timm, for images; 87.6 million weights."""
+    return TimmConfig(name="convnext_base")
+
+
+def vit_b_timm() -> TimmConfig:
+    """ViT-B from timm, for images; 85.8 million weights."""
+    return TimmConfig(name="vit_base_patch16_224")
 
 
 def _stunet(size: str) -> STUNetConfig:

@@ -39,7 +39,7 @@ from voxscale.loader import load
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
-from voxscale.models.build import ModelConfig, adapt, build
+from voxscale.models.build import ModelConfig, adapt, build, read_config
 from voxscale.models.transfer import transfer
 from voxscale.patches import Plan
 from voxscale.progress import Progress
@@ -123,7 +123,7 @@ def open_task(config: FinetuneConfig) -> Task:
     if not cases:
         raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
     labels = max(store.classes)
-    source_model = from_dict(ModelConfig, says["model"], "checkpoint.model")
+    source_model = read_config(says["model"], "checkpoint.model")
     model = adapt(source_model, in_channels=1, classes=labels + 1, heads=config.heads, strides=plan.strides)
     inputs = {
         "store": config_hash({case: to_dict(store.entries[case]) for case in cases}),
@@ -160,7 +160,7 @@ def train_and_test(
     # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
     weights = first_weights(model, derive(seed, "weights"))
     if arm == "pretrained":
-        report = transfer(model, task.weights, fresh=(model.head_prefix,))
+        report = transfer(model, task.weights, fresh=model.head_prefixes)
         weights = {key: p.detach().clone() for key, p in model.named_parameters()}
         if dist.rank() == 0:
             write_json(config.run / "transfer.json", report.to_dict())

@@ -14,11 +14,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs.models
-from voxscale.config import from_dict, to_dict
+from voxscale.config import to_dict
 from voxscale.errors import ConfigError
-from voxscale.models.build import ModelConfig, adapt, build
+from voxscale.models.build import ModelConfig, adapt, build, read_config
+from voxscale.models.fmunet import FMUNetConfig
 from voxscale.models.interface import Backbone
+from voxscale.models.nnunet import NNUNetConfig
+from voxscale.models.pctnet import PCTNetConfig
 from voxscale.models.stunet import STUNetConfig
+from voxscale.models.swin_unetr import SwinUNETRConfig
+from voxscale.models.timm_models import TimmConfig
+from voxscale.models.vit import ViTConfig
 from voxscale.seed import torch_generator
 
 REAL = 60_000_000
@@ -60,6 +66,23 @@ def narrow(config: ModelConfig) -> ModelConfig:
     match config:
         case STUNetConfig():
             return dataclasses.replace(config, width=2)
+        case NNUNetConfig():
+            return dataclasses.replace(
+                config, channels=(2, 3, 4, 6, 8, 8), blocks=tuple(min(n, 2) for n in config.blocks)
+            )
+        case FMUNetConfig():
+            return dataclasses.replace(config, channels=(2, 3, 4, 6, 8))
+        case PCTNetConfig():
+            return dataclasses.replace(config, channels=(2, 4, 8, 8, 16))
+        case SwinUNETRConfig():
+            return dataclasses.replace(config, width=12)
+        case ViTConfig():
+            return dataclasses.replace(config, width=36, depth=4, attention_heads=3)
+        case TimmConfig(name="resnet50"):
+            return config
+        case TimmConfig():
+            name = "convnext_atto" if config.name.startswith("convnext") else "vit_tiny_patch16_224"
+            return dataclasses.replace(config, name=name)
 
 
 def smallest(model: Backbone) -> tuple[int, ...]:
@@ -194,7 +217,7 @@ def test_recomputed_stages_give_equal_outputs_and_gradients(name: str) -> None:
 @every
 def test_state_dict_and_config_round_trip(name: str) -> None:
     config = narrow(preset(name))
-    model, other = build(config).eval(), build(from_dict(ModelConfig, to_dict(config))).eval()
+    model, other = build(config).eval(), build(read_config(to_dict(config))).eval()
     assert other.config == config
     model.initialise(torch_generator(3))
     assert not other.load_state_dict(model.state_dict(), strict=True).missing_keys
@@ -237,7 +260,7 @@ def test_every_parameter_has_a_layer_and_vectors_do_not_decay(name: str) -> None
     assert layers.keys() == {key for key, _ in model.named_parameters()}
     assert set(layers.values()) == set(range(max(layers.values()) + 1))
     assert {layers[key] for key in model.input_weights} == {0}
-    heads = {layers[key] for key in layers if model.head_prefix and key.startswith(model.head_prefix)}
+    heads = {layers[key] for key in layers if key.startswith(model.head_prefixes or ("-",))}
     assert heads <= {max(layers.values())}
     free = model.no_decay()
     assert {key for key, p in model.named_parameters() if p.ndim <= 1} <= free

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
-from voxscale.models.stunet import SIZES, STUNet, STUNetConfig, Upsample, legal_size
+from voxscale.models.interface import strided_size as legal_size
+from voxscale.models.stunet import SIZES, STUNet, STUNetConfig, Upsample
 from voxscale.seed import torch_generator
 
 EARLY_STOP = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1))

@@ -2,15 +2,26 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated, Any, cast
 
+import pydantic
 import torch
 
-from voxscale.config import require
+from voxscale.config import from_dict, require
+from voxscale.models.fmunet import FMUNet, FMUNetConfig
 from voxscale.models.interface import Backbone, Stride
+from voxscale.models.nnunet import NNUNet, NNUNetConfig
+from voxscale.models.pctnet import PCTNet, PCTNetConfig
 from voxscale.models.stunet import STUNet, STUNetConfig
+from voxscale.models.swin_unetr import SwinUNETR, SwinUNETRConfig
+from voxscale.models.timm_models import TimmBackbone, TimmConfig
+from voxscale.models.vit import ViT, ViTConfig
 
-ModelConfig = STUNetConfig
-"""Configs that `build` knows."""
+ModelConfig = Annotated[
+    STUNetConfig | NNUNetConfig | FMUNetConfig | PCTNetConfig | SwinUNETRConfig | ViTConfig | TimmConfig,
+    pydantic.Field(discriminator="kind"),
+]
+"""Configs that `build` knows, told apart by `kind`."""
 
 
 def build(config: ModelConfig, device: torch.device | str | None = None) -> Backbone:
@@ -19,10 +30,34 @@ def build(config: ModelConfig, device: torch.device | str | None = None) -> Back
     Args:
         config: One of the known configs.
         device: Where the weights live; `meta` for shapes without values.
+
+    Raises:
+        ConfigError: If the network needs a package of the extra `models` that is not installed.
     """
     match config:
         case STUNetConfig():
             return STUNet(config, device)
+        case NNUNetConfig():
+            return NNUNet(config, device)
+        case FMUNetConfig():
+            return FMUNet(config, device)
+        case PCTNetConfig():
+            return PCTNet(config, device)
+        case SwinUNETRConfig():
+            return SwinUNETR(config, device)
+        case ViTConfig():
+            return ViT(config, device)
+        case TimmConfig():
+            return TimmBackbone(config, device)
+
+
+def read_config(values: object, where: str = "model") -> ModelConfig:
+    """Read a model's config back from plain values, such as those a checkpoint holds.
+
+    Raises:
+        ConfigError: Naming the dotted key, the problem and the value found.
+    """
+    return from_dict(cast(Any, ModelConfig), values, where)
 
 
 def adapt(config: ModelConfig, *, in_channels: int, classes: int, heads: int, strides: Sequence[Stride]) -> ModelConfig:
@@ -32,16 +67,21 @@ def adapt(config: ModelConfig, *, in_channels: int, classes: int, heads: int, st
         config: One of the known configs.
         in_channels: Image channels.
         classes: Output classes with the background; 0 without heads.
-        heads: Deep-supervision heads.
+        heads: Deep-supervision heads; networks with fewer decoder levels take as many as they have.
         strides: (z, y, x) stride of each downsampling step that the patch allows; see `fit_strides`.
             Networks whose strides are fixed leave them.
 
     Raises:
         ConfigError: If the network has no decoder and heads are wanted.
     """
-    return dataclasses.replace(
-        config, in_channels=in_channels, classes=classes, heads=heads, strides=fit_strides(strides, 5)
-    )
+    if isinstance(config, (ViTConfig, TimmConfig)):
+        require(heads == 0, "model", "one with a decoder", config.kind)
+        return dataclasses.replace(config, in_channels=in_channels)
+    if isinstance(config, (STUNetConfig, NNUNetConfig)):
+        z, y, x, w, v = fit_strides(strides, 5)
+        config = dataclasses.replace(config, strides=(z, y, x, w, v))
+    most = 1 if isinstance(config, SwinUNETRConfig) else 4 if isinstance(config, (FMUNetConfig, PCTNetConfig)) else 5
+    return dataclasses.replace(config, in_channels=in_channels, classes=classes, heads=min(heads, most))
 
 
 def fit_strides(strides: Sequence[Stride], steps: int) -> tuple[Stride, ...]:

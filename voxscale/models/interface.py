@@ -61,7 +61,7 @@ class Backbone(nn.Module, ABC):
         levels: Resolutions of `features`, finest first.
         decoder_levels: How many of them, from the finest on, `decode` returns; 0 without a decoder.
         checkpoint_stages: Levels whose stages are recomputed in the backward pass.
-        head_prefix: What the names of all weights of the heads start with; empty without heads.
+        head_prefixes: What the names of all weights of the heads start with.
         input_weights: Names of the weights (out, in, ...) whose second axis is the image channels.
         decay_free: Endings of names of matrices that weight decay should leave alone too.
     """
@@ -70,7 +70,7 @@ class Backbone(nn.Module, ABC):
     levels: tuple[Level, ...]
     decoder_levels: int
     checkpoint_stages: tuple[int, ...]
-    head_prefix: ClassVar[str] = ""
+    head_prefixes: ClassVar[tuple[str, ...]] = ()
     input_weights: ClassVar[tuple[str, ...]] = ()
     decay_free: ClassVar[tuple[str, ...]] = ()
 
@@ -199,6 +199,32 @@ def _layer(name: str, layers: Sequence[tuple[str, ...]]) -> int:
 def nearest_multiple(size: Sequence[int], factors: Sequence[int]) -> tuple[int, ...]:
     """The multiples of `factors` nearest to `size`, at least one of each; halfway cases are rounded up."""
     return tuple(max((2 * n + f) // (2 * f), 1) * f for n, f in zip(size, factors, strict=True))
+
+
+def strided_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...]:
+    """The input size nearest to the one wanted that a network with these strides accepts.
+
+    Every axis must be a multiple of the product of its strides, or decoder and
+    encoder features do not fit together; halfway cases are rounded up. And the
+    deepest stage must keep more than one voxel, because the norm of a single
+    value is always zero; all axes are doubled where it would not.
+
+    Args:
+        size: Wanted (z, y, x) or (y, x) in voxels.
+        strides: (z, y, x) stride of each downsampling step.
+    """
+    first = 3 - len(size)
+    factors = [math.prod(step) for step in zip(*(stride[first:] for stride in strides), strict=True)]
+    legal = nearest_multiple(size, factors)
+    return tuple(2 * n for n in legal) if legal == tuple(factors) else legal
+
+
+def check_outputs(in_channels: int, classes: int, heads: int, most: int) -> None:
+    """Refuse impossible numbers of channels, classes and heads; raises `ConfigError`."""
+    require(in_channels >= 1, "model.in_channels", "at least 1", in_channels)
+    require(0 <= heads <= most, "model.heads", f"0 to {most}", heads)
+    fewest = 1 if heads else 0
+    require(fewest <= classes <= 256, "model.classes", f"{fewest} to 256 with {heads} heads", classes)
 
 
 def check_stages(stages: Sequence[int], levels: int) -> None:

@@ -23,7 +23,7 @@ _NORMS = (*_BATCH_NORMS, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.
 
 
 @torch.no_grad()
-def initialise_layers(model: nn.Module, generator: torch.Generator) -> None:
+def initialise_layers(model: nn.Module, generator: torch.Generator, *, he: bool = True) -> None:
     """Draw the weights of all common layers; biases become 0 and norms the identity.
 
     Convolutions are He-normal for LeakyReLU (He et al. 2015, "Delving Deep into
@@ -33,14 +33,15 @@ def initialise_layers(model: nn.Module, generator: torch.Generator) -> None:
     Args:
         model: A model that is not on the meta device.
         generator: Source of the draws.
+        he: Whether convolutions are He-normal; else they are drawn as linear layers are.
     """
     for module in model.modules():
         if isinstance(module, nn.PReLU):
             module.weight.fill_(0.25)
-        elif isinstance(module, _CONVOLUTIONS):
+        elif isinstance(module, _CONVOLUTIONS) and he:
             drawn = torch.empty(module.weight.shape, device=generator.device)
             module.weight.copy_(nn.init.kaiming_normal_(drawn, a=SLOPE, generator=generator))
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             draw_truncated(module.weight, generator)
         elif isinstance(module, _NORMS):
             if isinstance(module, _BATCH_NORMS):

@@ -1,6 +1,5 @@
 """STU-Net: a residual U-Net of any width and depth whose weights fit every choice of strides."""
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -15,11 +14,12 @@ from voxscale.models.interface import (
     Dims,
     Stride,
     Strides5,
+    check_outputs,
     check_stages,
     check_strides,
     grid,
     levels_of,
-    nearest_multiple,
+    strided_size,
 )
 from voxscale.models.layers import CONV, INSTANCE_NORM, SLOPE, axes, conv_flops, floats, initialise_layers
 
@@ -72,13 +72,10 @@ class STUNetConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
-        for name in ("width", "depth", "in_channels"):
+        for name in ("width", "depth"):
             require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
         steps = len(CHANNEL_FACTORS) - 1
-        require(0 <= self.heads <= steps, "model.heads", f"0 to {steps}", self.heads)
-        fewest = 1 if self.heads else 0
-        condition = f"{fewest} to 256 with {self.heads} heads"
-        require(fewest <= self.classes <= 256, "model.classes", condition, self.classes)
+        check_outputs(self.in_channels, self.classes, self.heads, steps)
         check_strides(self.strides, self.dims, steps)
         check_stages(self.checkpoint_stages, len(CHANNEL_FACTORS))
 
@@ -86,24 +83,6 @@ class STUNetConfig:
     def channels(self) -> tuple[int, ...]:
         """Channels of the six resolution stages, full resolution first."""
         return tuple(self.width * factor for factor in CHANNEL_FACTORS)
-
-
-def legal_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...]:
-    """The input size nearest to the one wanted that a network with these strides accepts.
-
-    Every axis must be a multiple of the product of its strides, or decoder and
-    encoder features do not fit together; halfway cases are rounded up. And the
-    deepest stage must keep more than one voxel, because instance normalisation
-    of a single value is always zero; all axes are doubled where it would not.
-
-    Args:
-        size: Wanted (z, y, x) or (y, x) in voxels.
-        strides: (z, y, x) stride of each downsampling step.
-    """
-    dims: Dims = 3 if len(size) == 3 else 2
-    factors = [math.prod(step) for step in zip(*(axes(stride, dims) for stride in strides), strict=True)]
-    legal = nearest_multiple(size, factors)
-    return tuple(2 * n for n in legal) if legal == tuple(factors) else legal
 
 
 class ResidualBlock(nn.Module):
@@ -160,7 +139,7 @@ class STUNet(Backbone):
     resolution and `seg_outputs.0` the coarsest one.
     """
 
-    head_prefix: ClassVar[str] = "seg_outputs."
+    head_prefixes: ClassVar[tuple[str, ...]] = ("seg_outputs.",)
     input_weights: ClassVar[tuple[str, ...]] = (
         "conv_blocks_context.0.0.conv1.weight",
         "conv_blocks_context.0.0.conv3.weight",
@@ -203,8 +182,8 @@ class STUNet(Backbone):
         initialise_layers(self, generator)
 
     def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """See `legal_size`."""
-        return legal_size(size, self.config.strides)
+        """See `strided_size`."""
+        return strided_size(size, self.config.strides)
 
     def size_rule(self) -> str:
         """See `Backbone.size_rule`."""
@@ -215,7 +194,7 @@ class STUNet(Backbone):
         encoder = [(f"conv_blocks_context.{i}.",) for i in range(len(self.levels))]
         steps = range(self.decoder_levels)
         decoder = [(f"upsample_layers.{u}.", f"conv_blocks_localization.{u}.") for u in steps]
-        return [*encoder, *decoder, (self.head_prefix,)]
+        return [*encoder, *decoder, self.head_prefixes]
 
     def features(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
         """Features of the six encoder stages, full resolution first; see `Backbone.features`."""

@@ -61,10 +61,13 @@ def transfer(model: Backbone, weights: Mapping[str, Tensor], *, fresh: tuple[str
         CheckpointError: If a weight that is not fresh is missing, left over or of another
             shape; names the first ones. The model is then unchanged.
     """
-    own = model.state_dict()
+    named = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    state = model.state_dict()
+    own = {key: tensor for key, tensor in state.items() if key in named}
     if any(tensor.is_meta for tensor in own.values()):
         raise CheckpointError("model must have storage for its weights, not be on the meta device; call to_empty first")
-    given = _without_prefix(weights)
+    # Some networks hold a weight under several names; the first one stands for it.
+    given = {key: t for key, t in _without_prefix(weights).items() if key in own or key not in state}
     wanted = [key for key in own if not key.startswith(fresh)]
     offered = [key for key in given if not key.startswith(fresh)]
     repeated = tuple(
