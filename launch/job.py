@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,11 +57,12 @@ class StageJob:
         import torch
 
         from voxscale import dist
-        from voxscale.errors import VoxScaleError, system_error_text
+        from voxscale.errors import PreemptedError, VoxScaleError, system_error_text
         from voxscale.log import setup
 
         torch.set_num_threads(self.threads)
         setup()
+        preempted = None
         try:
             match self.stage:
                 case "pretrain":
@@ -70,6 +73,8 @@ class StageJob:
                     from finetune.train import finetune
 
                     finetune(self.config)
+        except PreemptedError as error:
+            preempted = error
         except VoxScaleError as error:
             return {"error": str(error), "kind": type(error).__name__}
         except OSError as error:
@@ -79,7 +84,7 @@ class StageJob:
             return {"error": f"{self.stage} failed with {type(error).__name__}: {error}", "kind": "Exception"}
         finally:
             dist.stop()  # threads of a group left open can abort the process at its end, answer or not
-        return {}
+        return {} if preempted is None else _ended(preempted.signal, str(preempted))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit before preemption or time-out: queue the same job again.
@@ -88,3 +93,17 @@ class StageJob:
         last checkpoint, and the stage goes on from it.
         """
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _ended(name: str, message: str) -> dict[str, Any]:
+    """What follows a signal, once the stage has saved.
+
+    SIGUSR1 and SIGUSR2 ask to make room: submitit's own handler, in place
+    again, queues the job anew from rank 0; the other ranks end without an
+    answer. After SIGTERM whoever sent it decides: Slurm requeues by itself what
+    it preempts, and a job that a user cancelled must not come back.
+    """
+    if name == "SIGTERM":
+        return {"error": message, "kind": "PreemptedError"}
+    signal.raise_signal(signal.SIGUSR2)  # on rank 0 this does not return
+    sys.exit(0)

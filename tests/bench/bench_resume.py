@@ -16,7 +16,7 @@ from harness import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from forked_ranks import kill_and_go_on, launch, start_server  # noqa: E402
+from forked_ranks import kill_and_go_on, launch, start_server
 
 ROUNDS = 60
 STAGES = ("1", "2", "3")

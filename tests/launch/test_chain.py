@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from planted import WORDS, plant_dicom, plant_nifti
-from safetensors.torch import load_file
 
 from data_prep.phantom import PhantomConfig, make_cohort
+from voxscale.engine.checkpoint import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--patch-voxels", "4096", "--pretrain.model.width", "2", "--pretrain.loop.steps", "8"]
@@ -140,8 +140,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
     done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = whole[0], out
-    name = "checkpoints/step-00000008/model.safetensors"
-    first, second = (load_file(folder(o, "pretrain") / name) for o in (a, b))
+    first, second = (load_weights(folder(o, "pretrain") / "checkpoints" / "step-00000008") for o in (a, b))
     assert all(first[key].equal(second[key]) for key in first)
     one, two = (json.loads((folder(o, "finetune") / "results.json").read_text()) for o in (a, b))
     for results in (one, two):

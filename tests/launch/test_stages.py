@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from safetensors.torch import load_file, save_file
 from tests_stores import make_store
 
 from configs.pretrain import demo as pretrain_preset
@@ -18,6 +18,7 @@ from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from voxscale.config import save_json
 from voxscale.contract import InputContract
+from voxscale.engine.checkpoint import load_weights, manifest_text
 from voxscale.files import sha256_file
 from voxscale.store_root import stamp_contract
 
@@ -71,7 +72,7 @@ def finetune(world, run, *more, expect=0, **replaced):
 
 
 def weights(run, step):
-    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+    return dict(load_weights(run / "checkpoints" / f"step-{step:08d}"))
 
 
 def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
@@ -82,7 +83,7 @@ def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
     assert state["contract"]["spacing"] == [2.0, 1.5, 1.5]
     assert state["model"]["width"] == 2
     assert state["model"]["heads"] == 1
-    assert state["position"] == {"step": 6, "samples": 12}
+    assert state["position"] == {"step": 6, "samples": 12, "extra": {}}
     assert state["config"]["optim"]["lr"] == pretrain_preset().optim.lr
     assert (world / "pre" / "preview.npz").is_file()
     assert not [p for p in (world / "pre").rglob("*") if p.suffix in (".pt", ".pth", ".bin")]
@@ -111,6 +112,38 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(world, tmp_path):
     assert all(a[name].equal(b[name]) for name in a)
     rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("number", "back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_signal_has_a_run_saved_and_queued_again(world, tmp_path, number, back):
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
+    arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "60", *TINY]
+    arguments += ["--loop.checkpoint-every", "1000"]
+    started = subprocess.Popen(
+        list(map(str, arguments)),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    every = [p for p in psutil.Process(started.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline()]
+    assert len(every) == 2
+    os.kill(every[1].pid, number)  # one rank is enough, and a second signal changes nothing
+    os.kill(every[1].pid, number)
+    said = started.communicate(timeout=250)[1]
+    rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if back:
+        assert started.returncode == 0, said
+        assert "pretrain: step 0 of 60" not in said.split("requeu")[-1]
+        assert rows == list(range(1, 61))
+    else:
+        assert started.returncode == 1
+        assert f"pretrain was ended by SIGTERM after step {rows[-1]}: step {rows[-1]} is saved" in said
+        assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{rows[-1]:08d}"]
 
 
 def test_another_number_of_processes_reads_the_same_samples(world, tmp_path):
@@ -206,16 +239,14 @@ def test_a_checkpoint_of_another_architecture_is_refused(world, tmp_path):
     run = tmp_path / "pre"
     shutil.copytree(world / "pre", run)
     folder = run / "checkpoints" / "step-00000006"
-    found = load_file(folder / "model.safetensors")
-    name = "conv_blocks_context.2.0.conv1.weight"
-    found[name] = found[name][:3].clone()
-    save_file(found, folder / "model.safetensors")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    path = folder / "model.safetensors"
-    manifest["files"]["model.safetensors"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path = folder / "state.json"
+    state = json.loads(path.read_text())
+    state["model"]["width"] = 4
+    path.write_text(json.dumps(state))
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (folder / "manifest.json").write_text(manifest_text(files))
     said = finetune(world, tmp_path / "r", checkpoint=run, expect=1)
-    assert name in said
     assert "weights must fit the model" in said
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from voxscale import dist
 from voxscale.batch import Batch, Losses
@@ -78,10 +78,7 @@ def train(
             if done % loop.checkpoint_every == 0 or done == loop.steps or stop:
                 saver.save(Position(done, done * loop.batch))
             if stop and done < loop.steps:
-                saver.finish()
-                raise PreemptedError(
-                    f"{name} by {stop} after step {done}, which is saved; start it again to go on", stop
-                )
+                end_early(saver, name, stop, done)
             bar.advance(1, note=f"loss {loss:.3f}")
         saver.finish()
 
@@ -108,6 +105,20 @@ def asked_to_stop(request: StopRequest) -> str:
     """Name of a signal that asked any rank to end, the same on all ranks; empty if none did."""
     worst, *_ = dist.largest([float(request.number)])
     return name_of(int(worst)) if worst else ""
+
+
+def end_early(saver: Saver, name: str, stop: str, done: int) -> NoReturn:
+    """Wait for the save, then end as a signal asked; a save that failed is no reason not to start again.
+
+    Raises:
+        PreemptedError: Always.
+    """
+    try:
+        saver.finish()
+        state = f"step {done} is saved"
+    except TrainingError as error:
+        state = f"only an older checkpoint is saved ({error})"
+    raise PreemptedError(f"{name} was ended by {stop} after step {done}: {state}; start it again to go on", stop)
 
 
 def require_finite(what: str, value: float, step: int, indices: tuple[int, ...] = ()) -> None:
