@@ -21,7 +21,7 @@ def test_killed_runs_go_on_with_the_same_bits(tmp_path, context, stage):
 
 
 @pytest.mark.slow
-def test_one_two_and_three_ranks_follow_one_another_at_any_stage(tmp_path, context):
+def test_one_two_and_four_ranks_follow_one_another_at_any_stage(tmp_path, context):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert launch(context, whole, 1, "1", {})
     for world, stage, count in [(1, "0", 2), (2, "1", 2), (4, "3", 1), (2, "2", 1)]:
