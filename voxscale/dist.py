@@ -11,6 +11,9 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed hands it on
 
 from voxscale.errors import ConfigError
 
+Error = td.DistError
+"""What collectives raise when another rank is gone; gloo raises plain `RuntimeError` as well."""
+
 
 def rank() -> int:
     """Rank of this process among all; 0 without a launcher."""

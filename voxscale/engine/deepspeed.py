@@ -22,26 +22,40 @@ def deepspeed_config(config: EngineConfig, micro: int) -> dict[str, Any]:
         config: Stage, precision, clipping and accumulation.
         micro: Samples per rank and micro-batch.
     """
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        # 0 keeps small tensors sharded too, so that small tests see what large models see.
+        "stage3_param_persistence_threshold": 0,
+        "overlap_comm": torch.cuda.is_available(),
+    }
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.offload != "none":
+        zero["offload_optimizer"] = host
+    if config.offload == "all":
+        zero["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": config.clip,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            # 0 keeps small tensors sharded too, so that small tests see what large models see.
-            "stage3_param_persistence_threshold": 0,
-            "overlap_comm": torch.cuda.is_available(),
-        },
-        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": zero,
+        # The guard of bad steps relies on DeepSpeed dropping a step whose gradient norm is not a number.
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
+        # Its Adam for offloaded states would be compiled at the first start; torch's own runs there as well.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
 
 
 def start_engine(
-    model: nn.Module, weights: Mapping[str, Tensor], engine: EngineConfig, optim: OptimConfig, micro: int
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    engine: EngineConfig,
+    optim: OptimConfig,
+    micro: int,
+    heads: str = "",
 ) -> Engine:
     """Wrap a model for training and set its fp32 master weights exactly.
 
@@ -54,22 +68,48 @@ def start_engine(
         engine: Stage, precision, clipping and accumulation.
         optim: Optimizer.
         micro: Samples per rank and micro-batch.
+        heads: What the names of the heads' weights start with, for a model that is not a backbone.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     dist.start()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     parts = deepspeed.initialize(
         model=model,
-        optimizer=build_optimizer(model, optim),
+        optimizer=build_optimizer(model, optim, heads),
         config=deepspeed_config(engine, micro),
         dist_init_required=False,
     )
     made = cast(Engine, parts[0])
     write_weights(made, weights)
+    if engine.compile:
+        compile_blocks(made.module)
     return made
 
 
+def compile_blocks(model: nn.Module) -> int:
+    """Compile each repeated block in place, so that equal blocks share one compilation.
+
+    Blocks are the children of every `Sequential` and `ModuleList` that have
+    children of their own; parameter names do not change.
+
+    Returns:
+        Number of blocks; the whole model counts as one if it has none.
+    """
+    inside: set[nn.Module] = set()
+    blocks: list[nn.Module] = []
+    for group in model.modules():  # outer ones come first
+        if group not in inside and isinstance(group, nn.Sequential | nn.ModuleList):
+            for block in group:
+                nested = isinstance(block, nn.Sequential | nn.ModuleList)
+                if not nested and block not in inside and any(True for _ in block.children()):
+                    blocks.append(block)
+                    inside.update(block.modules())
+    for block in blocks or [model]:
+        block.compile(dynamic=False)
+    return max(len(blocks), 1)
+
+
 def set_learning_rate(engine: Engine, lr: float) -> None:
-    """Set the rate of all parameter groups for the next step."""
+    """Set the rate of all parameter groups for the next step, each in its proportion."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]

@@ -1,27 +1,44 @@
 """The training loop: the only one, for every objective and every stage."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
+
+from torch import Tensor
 
 from voxscale import dist
 from voxscale.batch import Batch, Losses
+from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.deepspeed import set_learning_rate
-from voxscale.engine.meter import Meter
+from voxscale.engine.guard import Guard
+from voxscale.engine.memory import Ledger, explained
+from voxscale.engine.meter import Meter, own_peak
+from voxscale.engine.profile import Profiler
+from voxscale.engine.run import find_checkpoint
 from voxscale.engine.saver import Saver
 from voxscale.engine.schedule import learning_rate
 from voxscale.engine.signals import StopRequest, listening, name_of
+from voxscale.engine.state import write_weights
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
+from voxscale.engine.watchdog import Watch
 from voxscale.errors import PreemptedError, TrainingError
 from voxscale.progress import Progress
 
 Objective = Callable[[Engine, Batch], tuple[Losses, int]]
 """Maps an engine and a batch on its device to losses and the number of voxels the network saw."""
+
+
+class Follower(Protocol):
+    """What goes along with the weights, such as a teacher."""
+
+    def update(self, step: int) -> None:
+        """Follow an update of the weights; never called for a step that was skipped."""
+        ...
 
 
 def train(
@@ -35,6 +52,8 @@ def train(
     start: Position,
     about: dict[str, Any],
     tracker: Tracker | None,
+    follower: Follower | None = None,
+    flops: float = 0.0,
 ) -> None:
     """Train from `start` to the last step.
 
@@ -43,62 +62,107 @@ def train(
         engine: Holds weights, gradients and optimizer state.
         batches: Micro-batches of this rank, beginning at the start position.
         objective: The loss.
-        loop: Number of steps, logging and checkpoint intervals.
+        loop: Number of steps, logging and checkpoint intervals, what is done about bad steps and lost ranks.
         optim: Learning-rate schedule.
         run: Run folder for checkpoints.
         start: Where the run stands.
         about: What every checkpoint says of itself.
         tracker: Writes metrics (rank 0), or None.
+        follower: Told of every update of the weights.
+        flops: Floating-point operations of one sample's training step, for TFLOP/s; 0 if they are not known.
 
     Raises:
-        TrainingError: Naming the step, if a loss or gradient is not finite or the last checkpoint cannot be written.
+        TrainingError: If steps are bad again and again, memory runs out or the last checkpoint cannot be written.
         PreemptedError: If a signal asked any rank to end; the step is finished and saved.
     """
-    meter = Meter()
+    meter = Meter(flops, loop.peak_tflops or own_peak(engine))
+    guard = Guard(loop.guard, engine, run, start.extra.get("guard", {}))
+    ledger = Ledger(engine.module)
     engine.train()
     with (
         listening() as request,
         Saver(run, engine, optim, loop, about, start) as saver,
         Progress(name, loop.steps, "steps", done=start.step, show=dist.rank() == 0) as bar,
+        Watch(run, loop.watch, start.step) as watch,
+        Profiler(run, loop.profile) as profiler,
     ):
         for step in range(start.step, loop.steps):
+            profiler.begin(step)
             lr = learning_rate(optim, step, loop.steps)
             set_learning_rate(engine, lr)
-            loss = 0.0
-            for _ in range(engine.gradient_accumulation_steps()):
-                loss = micro_step(engine, batches, objective, meter, step)
-            norm = float(engine.get_global_grad_norm() or 0.0)
-            require_finite("gradient norm", norm, step)
+            with explained(engine, ledger, step):
+                parts = forward_and_backward(engine, batches, objective, meter, watch, step)
+                losses = [float(part.losses["loss"]) for part in parts]
+                watch.at("collective")
+                loss = guard.hear(losses)
+                watch.at("optimizer")
+                engine.step()  # which the guard may have dropped
+                good = guard.settle(step, [(part.indices, value) for part, value in zip(parts, losses, strict=True)])
+            ledger.close()
+            if good:
+                for part in parts:
+                    meter.add(part.losses, len(set(part.indices)), part.voxels)
+                if follower is not None:
+                    follower.update(step)
+            elif guard.must_go_back:
+                watch.at("checkpoint")
+                saver.finish()
+                go_back(engine, guard, optim, run, step)
             done = step + 1
+            watch.at("collective")
             stop = asked_to_stop(request)
             if done % loop.log_every == 0 or done == loop.steps:
-                row = meter.line(done, lr, norm)
+                row = meter.line(done, lr, guard.norm) | {"skipped": guard.skipped}
                 if tracker is not None:
                     tracker.log(row)
-            if done % loop.checkpoint_every == 0 or done == loop.steps or stop:
-                saver.save(Position(done, done * loop.batch))
+            # Within a row of bad steps nothing is saved: the weights are suspected.
+            if (done % loop.checkpoint_every == 0 and not guard.in_a_row) or done == loop.steps or stop:
+                watch.at("checkpoint")
+                began = time.monotonic()
+                saver.save(Position(done, done * loop.batch, {"guard": guard.saved()}))
+                meter.saved += time.monotonic() - began
             if stop and done < loop.steps:
                 end_early(saver, name, stop, done)
             bar.advance(1, note=f"loss {loss:.3f}")
+        watch.at("checkpoint")
         saver.finish()
 
 
-def micro_step(engine: Engine, batches: Iterator[Batch], objective: Objective, meter: Meter, step: int) -> float:
-    """Forward and backward of one micro-batch; the engine updates the weights with the last one of a step.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is kept of one micro-batch of this rank.
 
-    Returns:
-        This rank's loss.
+    Attributes:
+        indices: Global indices of its samples.
+        losses: Detached scalars: `loss`, and each term and watched value by name.
+        voxels: That the network saw.
     """
-    began = time.monotonic()
-    batch = next(batches).to(engine.device)
-    meter.waited += time.monotonic() - began
-    losses, voxels = objective(engine, batch)
-    loss = float(losses.total.detach())
-    require_finite("loss", loss, step, batch.indices)
-    engine.backward(losses.total)
-    engine.step()
-    meter.add(losses, len(set(batch.indices)), voxels)
-    return loss
+
+    indices: tuple[int, ...]
+    losses: dict[str, Tensor]
+    voxels: int
+
+
+def forward_and_backward(
+    engine: Engine, batches: Iterator[Batch], objective: Objective, meter: Meter, watch: Watch, step: int
+) -> list[Part]:
+    """Sum up the gradients of all micro-batches of a step."""
+    parts: list[Part] = []
+    count = engine.gradient_accumulation_steps()
+    for part in range(count):
+        watch.at("data", step)
+        began = time.monotonic()
+        batch = next(batches).to(engine.device)
+        meter.waited += time.monotonic() - began
+        watch.at("forward", step, batch.indices)
+        engine.set_gradient_accumulation_boundary(part == count - 1)  # only then stages 0 and 1 reduce gradients
+        losses, voxels = objective(engine, batch)
+        total = losses.total
+        watch.at("backward")
+        engine.backward(total)
+        values = {"loss": total, **losses.terms, **losses.watched}
+        parts.append(Part(batch.indices, {name: value.detach() for name, value in values.items()}, voxels))
+    return parts
 
 
 def asked_to_stop(request: StopRequest) -> str:
@@ -121,16 +185,17 @@ def end_early(saver: Saver, name: str, stop: str, done: int) -> NoReturn:
     raise PreemptedError(f"{name} was ended by {stop} after step {done}: {state}; start it again to go on", stop)
 
 
-def require_finite(what: str, value: float, step: int, indices: tuple[int, ...] = ()) -> None:
-    """Stop all ranks alike if the value is not finite on any of them.
+def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: int) -> None:
+    """Take weights and moments of the last checkpoint; the data go on behind the bad samples.
+
+    All samples since that checkpoint are left behind with them, as those just
+    before a divergence are part of its cause (Chowdhery et al. 2022, PaLM, section 5.1).
 
     Raises:
-        TrainingError: Naming the step and, if given, the samples of this rank.
+        TrainingError: If there is no checkpoint yet.
     """
-    bad, *_ = dist.total([0.0 if math.isfinite(value) else 1.0])
-    if bad:
-        samples = f"; this rank had samples {list(indices)}" if indices else ""
-        raise TrainingError(
-            f"{what} at step {step} must be finite on every rank, not {value} here and not finite on {int(bad)} of "
-            f"{dist.world_size()}{samples}: lower optim.lr or look at these samples"
-        )
+    found = find_checkpoint(run)
+    if found is None:
+        raise TrainingError(guard.diagnosis("there is no checkpoint yet to go back to"))
+    write_weights(engine, checkpoint.load_weights(found))
+    guard.gone_back(step, checkpoint.restore(found, engine, optim).step)

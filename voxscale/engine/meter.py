@@ -1,13 +1,52 @@
-"""What a run costs: losses averaged over steps and ranks, samples and voxels per second, memory."""
+"""What a run costs: losses averaged over steps and ranks, samples and operations per second, waiting, memory."""
 
+import math
 import resource
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from voxscale import dist
-from voxscale.batch import Losses
+from voxscale.engine.config import Precision
+from voxscale.engine.types import Engine
+
+PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
+    "V100": {"fp32": 15.7},
+    "A100": {"bf16": 312.0, "fp32": 19.5},
+    "A40": {"bf16": 149.7, "fp32": 37.4},
+    "L40S": {"bf16": 362.05, "fp32": 91.6},
+    "H100 PCIe": {"bf16": 756.0, "fp32": 51.0},
+    "H100 NVL": {"bf16": 835.0, "fp32": 60.0},
+    "H100": {"bf16": 989.4, "fp32": 67.0},
+    "H200": {"bf16": 989.4, "fp32": 67.0},
+    "B200": {"bf16": 2250.0, "fp32": 80.0},
+}
+"""Dense peak of one GPU in TFLOP/s by what its name contains, from NVIDIA's data sheets; fp32 is that without TF32."""
+
+BACKWARD = 3
+"""A training step takes three forward passes' operations; what is recomputed to save memory does not count."""
+
+
+def peak_tflops(device: str, precision: Precision) -> float:
+    """Dense peak of a device in TFLOP/s; 0 if it is not known.
+
+    Args:
+        device: Its name, as of `torch.cuda.get_device_name`.
+        precision: Of the weights.
+    """
+    found = [name for name in PEAK_TFLOPS if all(word in device for word in name.split())]
+    return PEAK_TFLOPS[max(found, key=len)].get(precision, 0.0) if found else 0.0
+
+
+def own_peak(engine: Engine) -> float:
+    """Dense peak of the engine's GPU at the precision of its weights, in TFLOP/s; 0 on a CPU."""
+    if engine.device.type != "cuda":
+        return 0.0
+    precision = "bf16" if next(engine.module.parameters()).dtype == torch.bfloat16 else "fp32"
+    return peak_tflops(torch.cuda.get_device_name(engine.device), precision)
 
 
 def peak_rss_gb() -> float:
@@ -18,45 +57,62 @@ def peak_rss_gb() -> float:
 class Meter:
     """Sums up between two lines of metrics.
 
+    Args:
+        flops: Floating-point operations of one sample's training step; 0 if they are not known.
+        peak: What one device can do, in TFLOP/s; 0 if it is not known.
+
     Attributes:
         waited: Seconds spent waiting for data since the last line.
+        saved: Seconds spent on checkpoints since the last line.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+    def __init__(self, flops: float = 0.0, peak: float = 0.0) -> None:
+        self._flops, self._peak = flops, peak
+        self._sums: dict[str, Tensor | float] = {}
         self._count = 0
         self._samples = self._voxels = 0
         self._since = self._began = time.monotonic()
-        self.waited = 0.0
+        self.waited = self.saved = 0.0
 
-    def add(self, losses: Losses, samples: int, voxels: int) -> None:
-        """Count one micro-batch of this rank."""
-        parts = {"loss": losses.total, **losses.terms, **losses.watched}
-        for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+    def add(self, losses: Mapping[str, Tensor], samples: int, voxels: int) -> None:
+        """Count one micro-batch of this rank; the losses stay on their device until the next line."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
         self._count += 1
         self._samples += samples
         self._voxels += voxels
 
     def line(self, step: int, lr: float, grad_norm: float) -> dict[str, Any]:
-        """Average over ranks and steps, and start anew; every rank must call."""
-        names = sorted(self._sums)
+        """Average over ranks and steps, and start anew; every rank must call.
+
+        If all steps since the last line were skipped, there are no losses in it.
+        """
+        names = sorted(self._sums)  # the same on all ranks, as steps are skipped by all or none
         seconds = max(time.monotonic() - self._since, 1e-9)
-        local = [self._sums[n] for n in names] + [self._count, self._samples, self._voxels, self.waited]
-        *sums, count, samples, voxels, waited = dist.total([float(v) for v in local])
+        local = [float(self._sums[n]) for n in names]
+        local += [self._count, self._samples, self._voxels, self.waited, self.saved, peak_rss_gb()]
+        *sums, count, samples, voxels, waited, saved, rss = dist.total([float(v) for v in local])
         row: dict[str, Any] = {"step": step}
         row |= {name: value / count for name, value in zip(names, sums, strict=True)}
+        shared = seconds * dist.world_size()
         row |= {
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,  # of a skipped step it may be anything
             "samples_per_s": samples / seconds,
             "voxels_per_s": voxels / seconds,
-            "data_wait": waited / (seconds * dist.world_size()),
+            "data_wait": waited / shared,
+            "save_wait": saved / shared,
+            "compute": 1 - (waited + saved) / shared,
             "seconds": time.monotonic() - self._began,
-            "rss_gb": sum(dist.total([peak_rss_gb()])),
+            "rss_gb": rss,
         }
+        if self._flops:
+            row["tflops"] = self._flops * samples / shared / 1e12
+            if self._peak:
+                row["mfu"] = row["tflops"] / self._peak
         if torch.cuda.is_available():
             row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        self._sums, self._count, self._samples, self._voxels, self.waited = {}, 0, 0, 0, 0.0
+        self._sums, self._count, self._samples, self._voxels = {}, 0, 0, 0
+        self.waited = self.saved = 0.0
         self._since = time.monotonic()
         return row

@@ -1,17 +1,72 @@
-"""Optimizers over parameter groups: norms and biases are not decayed."""
+"""Optimizers over parameter groups: norms and biases are not decayed, layers and heads have rates of their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from voxscale.engine.config import OptimConfig
+from voxscale.models.interface import Backbone
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Make the optimizer; vectors (norms, biases) form a group without weight decay."""
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+def layers_by_name(model: nn.Module) -> dict[str, int]:
+    """Number the layers of a model that does not say itself which it has, in the order of its parameters.
+
+    A layer is the part of a name up to its first number, such as `blocks.7`,
+    or up to its last dot where it has none.
+    """
+    order: dict[str, int] = {}
+    return {name: order.setdefault(_layer(name), len(order)) for name, _ in model.named_parameters()}
+
+
+def _layer(name: str) -> str:
+    found = re.match(r"(.*?\.)?\d+(?=\.)", name)
+    return found[0] if found else name.rpartition(".")[0] or name
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig, heads: str = "") -> list[dict[str, Any]]:
+    """Sort trainable parameters by decay and by rate.
+
+    The top layer below the heads has the full rate, and each layer below it
+    `layer_decay` times that of the one above.
+
+    Args:
+        model: The network; a backbone says itself which layers it has and what is not to be decayed.
+        config: Weight decay and factors of the rate.
+        heads: What the names of the heads' weights start with; by default what a backbone says.
+
+    Returns:
+        Groups with `params`, `weight_decay` and `lr_scale`, the factor of their learning rate.
+    """
+    if isinstance(model, Backbone):
+        layers, still, heads = model.parameter_layers(), model.no_decay(), heads or model.head_prefix
+    else:
+        layers = layers_by_name(model)
+        still = frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
+    scales = _scales(layers, config, heads)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decayed = name not in still
+            group = {"params": [], "weight_decay": config.weight_decay if decayed else 0.0, "lr_scale": scales[name]}
+            groups.setdefault((scales[name], decayed), group)["params"].append(p)
+    return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], not key[1]))]
+
+
+def _scales(layers: Mapping[str, int], config: OptimConfig, heads: str) -> dict[str, float]:
+    """Factor of each parameter's rate."""
+    is_head = {name: bool(heads) and name.startswith(heads) for name in layers}
+    top = max((layer for name, layer in layers.items() if not is_head[name]), default=0)
+    return {
+        name: config.head_lr if is_head[name] else config.layer_decay ** (top - layer) for name, layer in layers.items()
+    }
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, heads: str = "") -> torch.optim.Optimizer:
+    """Make the optimizer over the groups of `parameter_groups`."""
+    groups = parameter_groups(model, config, heads)
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)

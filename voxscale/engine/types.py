@@ -1,5 +1,6 @@
 """The part of DeepSpeed's engine that VoxScale uses; DeepSpeed itself leaves it untyped."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ class Engine(Protocol):
     Attributes:
         module: The model.
         optimizer: The ZeRO optimizer, or the plain one at stage 0; differs between stages, hence untyped.
+        clip_fp32_gradients: Clips gradients where there is no ZeRO optimizer to do it.
         device: Where the model lives.
         global_rank: Rank of this process.
         dp_world_size: Number of data-parallel processes.
@@ -19,6 +21,7 @@ class Engine(Protocol):
 
     module: nn.Module
     optimizer: Any
+    clip_fp32_gradients: Callable[[], None]
     device: torch.device
     global_rank: int
     dp_world_size: int
@@ -51,8 +54,12 @@ class Engine(Protocol):
         """Micro-batches per step."""
         ...
 
-    def get_global_grad_norm(self) -> Tensor | float | None:
-        """Norm of all gradients in the last step, before clipping."""
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Say whether the next micro-batch is the last one of a step."""
+        ...
+
+    def gradient_clipping(self) -> float:
+        """Largest global gradient norm."""
         ...
 
     def destroy(self) -> None:
