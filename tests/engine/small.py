@@ -84,7 +84,11 @@ def objective(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:
 
 
 def plain(
-    name: str, steps: int, bf16: bool = False, skip: tuple[int, ...] = (), each: Callable[[int, nn.Module], None] | None = None
+    name: str,
+    steps: int,
+    bf16: bool = False,
+    skip: tuple[int, ...] = (),
+    each: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[list[float], dict[str, Tensor]]:
     """The reference: one process, whole batches, torch alone; bf16 computes with rounded copies of fp32 weights.
 

@@ -37,7 +37,7 @@ def test_a_checkpoint_holds_plain_files_and_says_what_it_is(run):
     names = sorted(p.name for p in newest.iterdir())
     assert names == ["manifest.json", *PARTS, "state.json"]
     about = checkpoint.read_about(newest)
-    assert about["position"] == {"step": 6, "samples": 24, "extra": {}}
+    assert {key: about["position"][key] for key in ("step", "samples")} == {"step": 6, "samples": 24}
     assert about["updates"] == 6
     assert about["model"] == "test"
     weights = checkpoint.load_weights(newest)
@@ -122,12 +122,23 @@ def test_resized_run_follows_the_undisturbed_one(run, tmp_path, ranks):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_the_step_on_every_rank(tmp_path, ranks):
+def test_a_loss_that_is_not_finite_costs_its_step_and_is_remembered(tmp_path, ranks):
     run = tmp_path / "run"
     run.mkdir()
-    out = ranks(WORKER, 2, str(run), "6", "6", "1", "fp32", "adamw", "4", "17", expect=1)
-    assert all("loss at step 4 must be finite on every rank" in text for text in out)
-    assert (run / "checkpoints" / "step-00000003").is_dir()
+    ranks(WORKER, 2, str(run), "6", "6", "1", "fp32", "adamw", "4", "17")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["skipped"], "loss" in row) for row in rows[3:]] == [
+        (4, 0, True),
+        (5, 1, False),
+        (6, 1, True),
+    ]
+    (bad,) = [json.loads(line) for line in (run / "incidents-rank0.jsonl").read_text().splitlines()]
+    assert (bad["kind"], bad["step"], bad["what"], bad["value"]) == ("bad_step", 4, "loss", "nan")
+    assert [part["samples"] for rank in bad["ranks"] for part in rank if part["loss"] == "nan"] == [[16, 17]]
+    newest = checkpoint.latest(run)
+    assert newest is not None
+    guard = checkpoint.read_about(newest)["position"]["extra"]["guard"]
+    assert (guard["skipped"], len(guard["losses"]), guard["in_a_row"]) == (1, 5, 0)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -92,6 +93,7 @@ class Watch:
         self._state: State = "running"
         self._text = ""
         self._beats = 0
+        self._place = -1
         self._seen: dict[int, tuple[Beat, float, float]] = {}
         self._stop = threading.Event()
         self._writing = threading.Lock()
@@ -106,10 +108,16 @@ class Watch:
         count, last, _, kept = self._mark
         moved = step is not None and step != last
         self._mark = (count + 1, last if step is None else step, phase, tuple(samples) or (() if moved else kept))
+        if self._place >= 0:  # at once, so that the place of a process that ends in this phase is known
+            with suppress(OSError):
+                os.pwrite(self._place, f"{json.dumps(self._mark)}\n".encode(), 0)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
+        with suppress(OSError):
+            path = self._folder / f"rank{dist.rank()}.place"
+            self._place = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
         self._beat()
         self._thread.start()
         return self
@@ -124,6 +132,9 @@ class Watch:
         self._stop.set()
         self._beat()
         self._thread.join(GRACE_S)
+        if self._place >= 0:
+            os.close(self._place)
+            self._place = -1
 
     def _beat(self) -> None:
         with self._writing:
@@ -158,10 +169,22 @@ class Watch:
             return
         if beat.token != self._token:
             return
+        beat = self._newest(beat)
         old = self._seen.get(rank)
-        if old is None or beat.beat != old[0].beat:
+        if old is not None and beat.beat == old[0].beat:
+            self._seen[rank] = (beat, *old[1:])
+        else:
             same = old is not None and (beat.mark, beat.state) == (old[0].mark, old[0].state)
             self._seen[rank] = (beat, now, old[2] if old is not None and same else now)
+
+    def _newest(self, beat: Beat) -> Beat:
+        """The sign of life with the place that the training thread has noted since."""
+        try:
+            line, _, _ = (self._folder / f"rank{beat.rank}.place").read_text().partition("\n")
+            mark, step, phase, samples = json.loads(line)
+        except (OSError, ValueError):  # not there yet, or being written
+            return beat
+        return replace(beat, mark=mark, step=step, phase=phase, samples=tuple(samples)) if mark > beat.mark else beat
 
     def _verdict(self, whom: Sequence[int]) -> str:
         """Which rank is lost, and how; empty if none is."""
