@@ -15,10 +15,8 @@ from voxscale.report.page import Section
 from voxscale.report.planes import CONVENTION, ramp, three_planes
 from voxscale.report.table import duration, quantity, table
 
-NOT_LOSSES = frozenset(
-    ("step", "lr", "grad_norm", "samples_per_s", "voxels_per_s", "data_wait", "save_wait", "compute", "seconds")
-    + ("rss_gb", "gpu_gb", "tflops", "mfu", "skipped")
-)
+_SPEED = ("samples_per_s", "voxels_per_s", "tflops", "mfu", "data_wait", "save_wait", "compute", "seconds")
+NOT_LOSSES = frozenset(("step", "lr", "grad_norm", "skipped", *_SPEED, "rss_gb", "gpu_gb"))
 """Keys of a metrics line that are neither the loss, one of its terms nor watched."""
 
 WATCHED = "pretext_"
