@@ -55,7 +55,7 @@ def start_engine(
     engine: EngineConfig,
     optim: OptimConfig,
     micro: int,
-    heads: str = "",
+    heads: tuple[str, ...] = (),
 ) -> Engine:
     """Wrap a model for training and set its fp32 master weights exactly.
 

@@ -26,7 +26,7 @@ def _layer(name: str) -> str:
     return found[0] if found else name.rpartition(".")[0] or name
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig, heads: str = "") -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig, heads: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Sort trainable parameters by decay and by rate.
 
     The top layer below the heads has the full rate, and each layer below it
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, heads: str = "") -> 
         Groups with `params`, `weight_decay` and `lr_scale`, the factor of their learning rate.
     """
     if isinstance(model, Backbone):
-        layers, still, heads = model.parameter_layers(), model.no_decay(), heads or model.head_prefix
+        layers, still, heads = model.parameter_layers(), model.no_decay(), heads or model.head_prefixes
     else:
         layers = layers_by_name(model)
         still = frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
@@ -55,7 +55,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, heads: str = "") -> 
     return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], not key[1]))]
 
 
-def _scales(layers: Mapping[str, int], config: OptimConfig, heads: str) -> dict[str, float]:
+def _scales(layers: Mapping[str, int], config: OptimConfig, heads: tuple[str, ...]) -> dict[str, float]:
     """Factor of each parameter's rate."""
     is_head = {name: bool(heads) and name.startswith(heads) for name in layers}
     top = max((layer for name, layer in layers.items() if not is_head[name]), default=0)
@@ -64,7 +64,7 @@ def _scales(layers: Mapping[str, int], config: OptimConfig, heads: str) -> dict[
     }
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, heads: str = "") -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, heads: tuple[str, ...] = ()) -> torch.optim.Optimizer:
     """Make the optimizer over the groups of `parameter_groups`."""
     groups = parameter_groups(model, config, heads)
     if config.kind == "adamw":
