@@ -75,7 +75,7 @@ def narrow(config: ModelConfig) -> ModelConfig:
         case PCTNetConfig():
             return dataclasses.replace(config, channels=(2, 4, 8, 8, 16))
         case SwinUNETRConfig():
-            return dataclasses.replace(config, width=12)
+            return dataclasses.replace(config, width=12, window=3)
         case ViTConfig():
             return dataclasses.replace(config, width=36, depth=4, attention_heads=3)
         case TimmConfig(name="resnet50"):

@@ -11,6 +11,7 @@ from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.interface import strided_size as legal_size
+from voxscale.models.layers import instance_norm
 from voxscale.models.stunet import SIZES, STUNet, STUNetConfig, Upsample
 from voxscale.seed import torch_generator
 
@@ -307,3 +308,18 @@ def test_config_goes_through_json() -> None:
     assert from_dict(STUNetConfig, to_dict(config)) == config
     with pytest.raises(ConfigError, match=r"config\.kind"):
         from_dict(STUNetConfig, to_dict(config) | {"kind": "unet"})
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last_norm_equals_the_instance_norm_of_torch(batch: int) -> None:
+    norm = nn.InstanceNorm3d(5, affine=True).double()
+    nn.init.normal_(norm.weight, generator=torch_generator(1))
+    x = torch.randn(batch, 5, 3, 4, 6, generator=torch_generator(0), dtype=torch.float64)
+    last = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    want = norm(x.requires_grad_())
+    got = instance_norm(last, norm)
+    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(got, want)
+    (got**3).sum().backward()
+    (want**3).sum().backward()
+    torch.testing.assert_close(last.grad, x.grad)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from voxscale.models.interface import Dims
 
@@ -57,6 +58,25 @@ def draw_truncated(weight: torch.Tensor, generator: torch.Generator, std: float 
     """Fill a tensor with normal draws cut at two standard deviations."""
     drawn = torch.empty(weight.shape, device=generator.device)
     weight.copy_(nn.init.trunc_normal_(drawn, std=std, a=-2 * std, b=2 * std, generator=generator))
+
+
+def instance_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """Apply an instance norm without leaving the channels-last layout on CPUs.
+
+    torch normalises instances by a view that channels-last tensors do not have, so it
+    copies them back and forth. Batch norm of a single sample is the same function and has
+    a channels-last implementation.
+
+    Args:
+        x: (b, c, ...) features.
+        norm: An `InstanceNorm2d` or `InstanceNorm3d` with weight and bias, without running statistics.
+    """
+    last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+    if x.device.type != "cpu" or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return norm(x)
+    assert isinstance(norm, (nn.InstanceNorm2d, nn.InstanceNorm3d))
+    parts = [F.batch_norm(one, None, None, norm.weight, norm.bias, True, 0.0, norm.eps) for one in x.split(1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def conv_flops(before: int, channels: int, kernel: int, voxels: int) -> int:

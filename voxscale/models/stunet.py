@@ -21,7 +21,16 @@ from voxscale.models.interface import (
     levels_of,
     strided_size,
 )
-from voxscale.models.layers import CONV, INSTANCE_NORM, SLOPE, axes, conv_flops, floats, initialise_layers
+from voxscale.models.layers import (
+    CONV,
+    INSTANCE_NORM,
+    SLOPE,
+    axes,
+    conv_flops,
+    floats,
+    initialise_layers,
+    instance_norm,
+)
 
 CHANNEL_FACTORS = (1, 2, 4, 8, 16, 16)
 """Channels of the six resolution stages as multiples of the width."""
@@ -103,10 +112,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size2"]:
         """Apply the block."""
-        y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE, inplace=True)
-        y = self.norm2(self.conv2(y))
+        y = F.leaky_relu(instance_norm(self.conv1(x), self.norm1), SLOPE, inplace=True)
+        y = instance_norm(self.conv2(y), self.norm2)
         shortcut = x if self.conv3 is None else self.conv3(x)
-        return F.leaky_relu(y + shortcut, SLOPE, inplace=True)
+        return F.leaky_relu(y.add_(shortcut), SLOPE, inplace=True)
 
 
 class Upsample(nn.Module):
