@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def ranks() -> Ranks:
             for r in range(world)
         ]
         try:
-            done = [p.communicate(timeout=240) for p in started]
+            # At once: a rank whose pipe is full waits for its reader, and all others wait for that rank.
+            with ThreadPoolExecutor(world) as pool:
+                done = list(pool.map(lambda p: p.communicate(timeout=240), started))
         finally:
             for p in started:
                 p.kill()
