@@ -8,16 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, free_port
+from object_store import free_ports
 
 from voxscale.engine.watchdog import LOST_RANK
 
+ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).parent / "worker_lost.py"
 
 
 def lose(folder: Path, how: str, patience: float, silence: float) -> tuple[list[int | None], list[str], float]:
     """Start two ranks and wait for rank 0's end; returns statuses, logs and seconds from the loss to that end."""
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     logs = [folder / f"log{r}" for r in range(2)]
     started: list[subprocess.Popen[bytes]] = []

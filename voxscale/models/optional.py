@@ -42,7 +42,7 @@ def declare_torchvision_operators() -> None:
     if _declared or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        importlib.import_module("torchvision.extension")
+        importlib.import_module("torchvision")  # whole: of an import that failed before, parts are still there
     except RuntimeError:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
