@@ -35,7 +35,9 @@ def test_wandb_gets_the_metrics_offline_and_nothing_about_the_machine(tmp_path, 
         tracker.log({"step": step, "loss": 0.125 * step})
     tracker.close()
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    data = record.read_bytes()
+    deadline = time.monotonic() + 60  # W&B's own process may still be writing when it says that it has finished
+    while b"0.625" not in (data := record.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"abc123def456" in data
     assert b"0.625" in data
     for secret in (b"CANARY", str(tmp_path).encode(), b"test_tracker.py", b"hostname", b'"host"'):

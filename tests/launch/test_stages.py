@@ -1,5 +1,6 @@
 """Pretraining and fine-tuning as a user starts them: `python -m launch`, real processes, real DeepSpeed."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_weights, manifest_text
 from voxscale.files import sha256_file
+from voxscale.shards import manifest_text as shards_text
+from voxscale.shards import open_manifest
 from voxscale.store_root import stamp_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +87,8 @@ def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
     assert state["contract"]["spacing"] == [2.0, 1.5, 1.5]
     assert state["model"]["width"] == 2
     assert state["model"]["heads"] == 1
-    assert state["position"] == {"step": 6, "samples": 12, "extra": {}}
+    assert (state["position"]["step"], state["position"]["samples"]) == (6, 12)
+    assert len(state["position"]["extra"]["guard"]["losses"]) == 6  # all steps were good
     assert state["config"]["optim"]["lr"] == pretrain_preset().optim.lr
     assert (world / "pre" / "preview.npz").is_file()
     assert not [p for p in (world / "pre").rglob("*") if p.suffix in (".pt", ".pth", ".bin")]
@@ -206,7 +210,8 @@ def test_finished_trainings_keep_their_weights_only(world, tmp_path):
         json.loads((run / arm / "seed-0" / "fold-0" / "weights" / "state.json").read_text())
         for arm in ("scratch", "pretrained")
     )
-    assert a["position"] == b["position"]  # twins: same steps, same samples, same config
+    for what in ("step", "samples"):  # twins: same steps, same samples, same config
+        assert a["position"][what] == b["position"][what]
     assert a["config"] == b["config"]
 
 
@@ -222,9 +227,9 @@ def test_other_shards_are_refused_in_an_old_run(world, tmp_path):
     shutil.copytree(world / "pre", run)
     shards = tmp_path / "shards"
     shutil.copytree(world / "shards", shards)
-    manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["skipped_air"] += 1
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    manifest = open_manifest(shards)
+    other = dataclasses.replace(manifest, skipped_air=manifest.skipped_air + 1)
+    (shards / "manifest.json").write_bytes(shards_text(other))
     arguments = ["--shards", shards, "--run", run, "--loop.steps", 6, *TINY]
     said = launch("pretrain", "configs/pretrain.py:demo", *arguments, expect=1)
     assert "this one differs in inputs.shards" in said
