@@ -70,13 +70,18 @@ def stem_of(path: Path) -> str:
 
 def is_dicom(path: Path) -> bool | None:
     """True for DICOM by magic or name, None if it may be DICOM without preamble, False otherwise."""
-    if path.name.startswith("."):
-        return False
     try:
         with path.open("rb") as handle:
             start = handle.read(132)
     except OSError:
         start = b""
-    if start[128:] == b"DICM" or suffix_of(path) in DICOM_SUFFIXES:
+    return starts_as_dicom(path, start)
+
+
+def starts_as_dicom(path: Path, start: bytes) -> bool | None:
+    """The same, given the file's first bytes."""
+    if path.name.startswith("."):
+        return False
+    if start[128:132] == b"DICM" or suffix_of(path) in DICOM_SUFFIXES:
         return True
     return None if start.startswith(DICOM_STARTS) else False

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -21,8 +21,9 @@ from data_prep.ids import keyed_hash, load_key, load_subjects, private_folder
 from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
 from data_prep.lookup import key_of
+from data_prep.mirror import LostError, Mirrors
 from data_prep.part import Part, parse_part
-from data_prep.reading import Reading, Taken
+from data_prep.reading import LOST, Reading, Taken
 from data_prep.results import Results
 from data_prep.steps import Outcome, verdict
 from data_prep.structures import load_table
@@ -30,6 +31,7 @@ from data_prep.sweep import clear_left_over, sweep
 from voxscale.config import config, parse, require
 from voxscale.errors import DataError
 from voxscale.files import locked
+from voxscale.folder import open_folder, url_of
 from voxscale.index import INDEX, write_index
 from voxscale.io.isolate import FULL
 from voxscale.progress import Progress
@@ -51,19 +53,21 @@ def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts
     """Read, check and write every scan below the given folders; goes on where earlier runs and workers ended.
 
     Args:
-        roots: Source folders.
+        roots: Source folders, or URLs of such.
         store: The store's folder; secrets go into a folder beside it.
         settings: How to read and what to accept.
 
     Raises:
         ConfigError: If a source folder is missing or a setting is wrong.
         DataError: If the store is in use or cannot be written, or classes conflict.
+        StorageError: If a service that holds sources does not answer.
     """
-    found = _discover(roots, store, settings)
-    if not found.sources:
-        return Counts(others=found.others, files=found.counts)
-    with _told(), locked(store.resolve()):
-        return _Ingest(store.resolve(), settings, found).gather()
+    with _mirrored(roots, store) as mirrors:
+        found = _discover(mirrors, store, settings)
+        if not found.sources:
+            return Counts(others=found.others, files=found.counts)
+        with _told(), locked(store.resolve()):
+            return _Ingest(store.resolve(), settings, found, mirrors).gather()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +102,27 @@ def ingest_part(roots: Sequence[Path], store: Path, settings: IngestConfig, part
     Raises:
         ConfigError: If a source folder is missing or a setting is wrong.
         DataError: If the store cannot be written, or classes conflict.
+        StorageError: If a service that holds sources does not answer.
     """
-    found = _discover(roots, store, settings)
-    with _told():
-        return _Ingest(store.resolve(), settings, found, part).work(part)
+    with _mirrored(roots, store) as mirrors:
+        found = _discover(mirrors, store, settings)
+        with _told():
+            return _Ingest(store.resolve(), settings, found, mirrors, part).work(part)
 
 
-def _discover(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Discovery:
-    home = store.resolve()
+def _mirrored(roots: Sequence[Path], store: Path) -> Mirrors:
+    require(url_of(store) is None, "store", "a local folder, whose files can be copied to a URL later", "a URL")
+    return Mirrors(roots, store.resolve())
+
+
+def _discover(mirrors: Mirrors, store: Path, settings: IngestConfig) -> Discovery:
+    home, roots = store.resolve(), mirrors.roots
     outside = not any(root.resolve() in (home, *home.parents) or home in root.resolve().parents for root in roots)
     require(outside, "store", "a folder outside the sources", store.name)
     load_subjects(settings.subject)  # a wrong setting is told before the walk
-    return discover(roots, settings.seconds, settings.gigabytes, settings.labels)
+    found = discover(roots, settings.seconds, settings.gigabytes, settings.labels)
+    found.count("unusable_names", mirrors.unusable)
+    return found
 
 
 @contextmanager
@@ -126,7 +139,9 @@ def _told() -> Generator[None]:
 class _Ingest:
     """One run on one store."""
 
-    def __init__(self, store: Path, settings: IngestConfig, found: Discovery, part: Part | None = None) -> None:
+    def __init__(
+        self, store: Path, settings: IngestConfig, found: Discovery, mirrors: Mirrors, part: Part | None = None
+    ) -> None:
         private = private_folder(store)
         key, names = load_key(private), load_table(settings.structures)
         self.store, self.settings, self.found, self.key = store, settings, found, key
@@ -137,7 +152,7 @@ class _Ingest:
         self.ledger = Ledger(store, private, self._before_change if part is None else None)
         subjects = load_subjects(settings.subject)
         jobs = Jobs(store, self.results.scratch, settings, key, subjects, names, self.values)
-        self.reading = Reading(jobs, self.ledger, self.results)
+        self.reading = Reading(jobs, self.ledger, self.results, mirrors)
         self.workers = settings.workers or len(os.sched_getaffinity(0))
 
     def _before_change(self) -> None:
@@ -175,7 +190,8 @@ class _Ingest:
         return Share(part.name, len(mine), self.results.read, self.results.taken)
 
     def _share(self, named: tuple[Source, str]) -> None:
-        self.reading.volumes(*named)
+        with suppress(LostError):  # the run that gathers meets it too, and writes it down
+            self.reading.volumes(*named)
 
     @contextmanager
     def _pool(self) -> Generator[ThreadPoolExecutor]:
@@ -208,8 +224,8 @@ class _Ingest:
         seen = self._seen(todo)
         for source, key in named:
             if key is None:
-                hidden = keyed_hash(self.key, str(source.files[0]))
-                yield source, None, [(hidden, 0, Outcome(verdict("rejected", "unreadable", "file cannot be read")))]
+                yield source, None, self._unread(source, source.problem or ("unreadable", "file cannot be read"))
+                self.reading.drop(source)
                 continue
             self.ledger.adopt(source, key)
             if source.problem is not None:
@@ -221,6 +237,13 @@ class _Ingest:
             else:
                 seen.add(int(key, 16))
                 yield source, key, None
+                continue
+            self.reading.drop(source)
+
+    def _unread(self, source: Source, why: tuple[str, str]) -> Taken:
+        """Of an input whose bytes nobody could hash: its id is a keyed hash of its place."""
+        hidden = keyed_hash(self.key, str(source.files[0]))
+        return [(hidden, 0, Outcome(verdict("rejected", *why)))]
 
     def _seen(self, todo: Sequence[Source]) -> set[int]:
         """Ids, as numbers, of the rows that stay as they are."""
@@ -238,13 +261,18 @@ class _Ingest:
             if key is not None and int(key, 16) not in seen and source.problem is None:
                 seen.add(int(key, 16))
                 yield source, key
+            else:
+                self.reading.drop(source)
 
     def _settle(self, claim: "_Claim") -> tuple[Source, str | None, Taken]:
         """The volumes of an input, reading it if need be."""
         source, key, taken = claim
         if taken is None:
             assert key is not None  # else it was decided without reading
-            taken = self.reading.volumes(source, key)
+            try:
+                taken = self.reading.volumes(source, key)
+            except LostError:
+                return source, None, self._unread(source, LOST)
         return source, key, taken
 
     def _name_classes(self) -> None:
@@ -285,7 +313,12 @@ class IngestArgs:
 
     def __post_init__(self) -> None:
         """Check that there is a source and a store; raises `ConfigError`."""
-        require(len(self.paths) >= 2, "paths", "SRC [SRC ...] STORE", " ".join(path.name for path in self.paths))
+        require(
+            len(self.paths) >= 2,
+            "paths",
+            "SRC [SRC ...] STORE",
+            " ".join(open_folder(path).name for path in self.paths),
+        )
 
 
 def read_arguments(args: Sequence[str]) -> IngestArgs:

@@ -8,6 +8,7 @@ from data_prep.discover import Source
 from data_prep.ids import content_id
 from data_prep.jobs import Jobs
 from data_prep.ledger import Ledger
+from data_prep.mirror import LostError, Mirrors
 from data_prep.results import Results, state_of
 from data_prep.scan import Job, take_in
 from data_prep.steps import Outcome, holds, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
@@ -20,6 +21,8 @@ preload("data_prep.scan")  # else each process imports it anew
 PATIENCE_S = 2.0
 """Seconds after which a process whose reader was killed knows that it was not meant itself."""
 
+LOST = ("unreadable", "object is gone, cut or changed since it was listed")
+
 Taken = list[tuple[str, int, Outcome]]
 """Id, number in its input and outcome of each volume taken of an input."""
 
@@ -27,8 +30,8 @@ Taken = list[tuple[str, int, Outcome]]
 class Reading:
     """The volumes of a run. Each thread that asks has at most one reader process, which holds at most one volume."""
 
-    def __init__(self, jobs: Jobs, ledger: Ledger, results: Results) -> None:
-        self.jobs, self.ledger, self.results = jobs, ledger, results
+    def __init__(self, jobs: Jobs, ledger: Ledger, results: Results, mirrors: Mirrors) -> None:
+        self.jobs, self.ledger, self.results, self._mirrors = jobs, ledger, results, mirrors
         self._limits = {"seconds": jobs.settings.seconds, "gigabytes": jobs.settings.gigabytes}
 
     def name(self, source: Source) -> tuple[Source, str | None]:
@@ -37,11 +40,17 @@ class Reading:
         key = told[0]["content"] if told and _same_state(source, told[0]) else self.results.content_id(source)
         if key is None:
             try:
-                key = content_id(source.files, source.label)
+                key = content_id(*self._mirrors.here(source.files, source.label))
+            except LostError:
+                return replace(source, problem=LOST), None
             except OSError:
                 return source, None
             self.results.remember(source, key)
         return source, key
+
+    def drop(self, source: Source) -> None:
+        """Remove what was copied of an input to hash or read it."""
+        self._mirrors.drop(source.files[0])
 
     def settled(self, source: Source) -> bool:
         """Whether the rows of an input need no second look.
@@ -73,7 +82,17 @@ class Reading:
         return there and not (writes and self.results.mixed(job.key, made_of(now)))
 
     def volumes(self, source: Source, key: str) -> Taken:
-        """What became of the volumes of an input, reading those that need it."""
+        """What became of the volumes of an input, reading those that need it.
+
+        Raises:
+            LostError: If it is an object that is not there any more as it was listed.
+        """
+        try:
+            return self._volumes(source, key)
+        finally:
+            self.drop(source)
+
+    def _volumes(self, source: Source, key: str) -> Taken:
         subject = self.jobs.subject(source, key)
         if subject is None:
             reason = "the subject setting does not know this file"
@@ -103,6 +122,8 @@ class Reading:
 
     def _read(self, job: Job, now: Mapping[str, str]) -> Outcome:
         settings = self.jobs.settings
+        files, label = self._mirrors.here(job.files, job.label)
+        job = replace(job, files=files, label=label)
         for again in (True, False):
             try:
                 told = run_isolated(take_in, (job,), settings.seconds, settings.gigabytes)

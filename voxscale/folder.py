@@ -6,9 +6,12 @@ take them (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
 """
 
 import errno
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +23,19 @@ Access = Literal["map", "range"]
 """Map local files into memory, or read ranges of them: for network file systems, where a cut file ends a process."""
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells one version of an object from another.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: The second of its last change, and below the second a hash of the service's tag of its content.
+    """
+
+    size: int
+    mtime_ns: int
 
 
 class Folder(Protocol):
@@ -152,6 +168,35 @@ class RemoteFolder:
             except FileNotFoundError:
                 return None
 
+    def stamps(self) -> Iterator[tuple[str, Stamp]]:
+        """Names and versions of all objects, in order; names as the service gives them, unchecked."""
+        system, root = self.system()
+        with _Told(self.name):
+            try:
+                found = system.find(root, detail=True)
+            except FileNotFoundError:
+                found = {}
+        return ((str(name)[len(root) + 1 :], _stamp(found[name])) for name in sorted(found))
+
+    def heads(self, names: Sequence[str], length: int) -> list[bytes | None]:
+        """The first bytes of objects, all asked for at the same time; None for those that are not there."""
+        system, root = self.system()
+        with _Told(self.name):
+            paths = [f"{root}/{name}" for name in names]
+            found = system.cat_ranges(paths, [0] * len(names), [length] * len(names), on_error="return")
+            return [None if isinstance(each, FileNotFoundError) else _part(each) for each in found]
+
+    def fetch(self, name: str, target: Path) -> Stamp:
+        """Copy an object into a local file; returns the version that the service has afterwards.
+
+        Raises:
+            OSError: If there is no such object or the disk is full.
+        """
+        system, root = self.system()
+        with _Told(self.name):
+            system.get_file(f"{root}/{name}", str(target))
+            return _stamp(system.info(f"{root}/{name}"))
+
     def write(self, name: str, data: bytes) -> None:
         """Upload an object."""
         system, root = self.system()
@@ -183,6 +228,18 @@ class RemoteFolder:
             except FileNotFoundError:
                 found = []
         return iter(sorted(str(each)[len(root) + 1 :] for each in found))
+
+
+def _stamp(info: Mapping[str, Any]) -> Stamp:
+    """The version of an object from what fsspec's file systems tell of it, each in words of its own."""
+    tag = next((info[key] for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), "")
+    when = next((info[key] for key in ("LastModified", "last_modified", "updated", "mtime") if info.get(key)), None)
+    if when is None:
+        raise ConfigError("url must be of a service that tells when an object was changed last")
+    when = datetime.fromisoformat(when) if isinstance(when, str) else when
+    second = int(when.timestamp() if isinstance(when, datetime) else when)
+    digest = hashlib.blake2b(str(tag).encode(), digest_size=8).digest()
+    return Stamp(int(info["size"] or 0), second * 10**9 + int.from_bytes(digest, "big") % 10**9)
 
 
 def _part(found: Any) -> bytes:
@@ -228,6 +285,8 @@ class _Told:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, "no such object") from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, os.strerror(error.errno)) from None  # this machine's disk, not the service
         if isinstance(error, Exception) and not isinstance(error, VoxScaleError):
             raise StorageError(
                 f"storage behind the URL of {self._name} must answer, not fail with {type(error).__name__}; "

@@ -11,9 +11,10 @@ import nibabel
 import numpy as np
 import poison
 import pytest
+from ingested import SMALL, bytes_of, nifti, sources, with_key_of
 
 from data_prep import reading
-from data_prep.config import IngestConfig, RulesConfig
+from data_prep.config import RulesConfig
 from data_prep.ids import load_key
 from data_prep.ingest import ingest, ingest_part, main
 from data_prep.part import Part
@@ -23,42 +24,6 @@ from data_prep.steps import ELSEWHERE, FIELDS, VERSION
 from voxscale.errors import ConfigError, DataError
 from voxscale.files import commit_folder, temporary
 from voxscale.io.loaded import ReadConfig
-
-SMALL = IngestConfig(workers=2, gigabytes=4.0, seconds=60)
-
-
-def nifti(path, seed, shape=(12, 14, 16)):
-    values = np.random.default_rng(seed).integers(-1000, -900, shape).astype(np.int16)
-    values[3:9, 2:12, 4:10] += 1000
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0])).to_filename(path)
-
-
-def sources(root, count=5):
-    """Good scans, two equal ones, a broken, a thin and a constant one, and an input of several volumes."""
-    for number in range(count):
-        nifti(root / f"good{number}.nii.gz", number)
-    for number in range(4):
-        shutil.copy(root / "good1.nii.gz", root / f"same{number}.nii.gz")
-    (root / "broken.nii").write_text("a text")
-    nifti(root / "thin.nii", 20, (12, 14, 6))
-    values = np.stack([np.random.default_rng(n).integers(0, 1000, (12, 14, 16)).astype(np.int16) for n in range(6)], -1)
-    nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0])).to_filename(root / "several.nii.gz")
-    return root
-
-
-def bytes_of(store):
-    """Every file of a store but those of workers."""
-    files = [path for path in sorted(store.rglob("*")) if path.relative_to(store).parts[0] != "parts"]
-    return {path.relative_to(store).as_posix(): path.read_bytes() if path.is_file() else None for path in files}
-
-
-def with_key_of(store, other):
-    """Names of patients are hashed with the store's key: equal stores need equal keys."""
-    private = other.with_name(f"{other.name}.private")
-    private.mkdir()
-    shutil.copy(store.with_name(f"{store.name}.private") / "key", private / "key")
-    return other
 
 
 @pytest.fixture
