@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Task:
     cases: tuple[str, ...]
     classes: dict[int, str]
     model: ModelConfig
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     inputs: dict[str, str]
 
 
@@ -130,7 +130,7 @@ def open_task(config: FinetuneConfig) -> Task:
         "plan": config_hash(plan),
         "checkpoint": sha256_file(source / "manifest.json"),
     }
-    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_weights(source), inputs)
+    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_model(source), inputs)
 
 
 def find_pretrained(path: Path) -> Path:

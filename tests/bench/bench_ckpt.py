@@ -38,12 +38,13 @@ def rank_main(size: str, folder: Path, saves: int) -> None:
     from voxscale.engine.run import first_weights
     from voxscale.engine.saver import Saver
     from voxscale.engine.state import pieces
-    from voxscale.models.build import ModelConfig, build
+    from voxscale.models.build import build
+    from voxscale.models.stunet import STUNetConfig
 
     torch.set_num_threads(1)
     dist.start()
     width, depth = SIZES[size]
-    model = build(ModelConfig(width=width, depth=depth, classes=5, heads=1))
+    model = build(STUNetConfig(width=width, depth=depth, classes=5, heads=1))
     count = sum(p.numel() for p in model.parameters())
     optim = OptimConfig(lr=1e-4)
     engine = start_engine(model, first_weights(model, 0), EngineConfig(zero_stage=1), optim, 1)

@@ -10,18 +10,21 @@ import hashlib
 import json
 import logging
 import os
+from collections import ChainMap
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from voxscale import dist
 from voxscale.engine.config import OptimConfig
 from voxscale.engine.optim import moment_names
 from voxscale.engine.pieces import Stored
-from voxscale.engine.state import make_moments, write_moment
+from voxscale.engine.state import make_moments, own_buffers, write_buffers, write_moment
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
 from voxscale.files import sha256_file
@@ -160,15 +163,33 @@ def load_weights(checkpoint: Path) -> Stored:
     return weights
 
 
+def load_buffers(checkpoint: Path) -> dict[str, Tensor]:
+    """Buffers by name, such as running statistics of batch norms, as rank 0 had them."""
+    return own_buffers(stored(checkpoint, "buffers"), 0)
+
+
+def load_model(checkpoint: Path) -> Mapping[str, Tensor]:
+    """Weights and buffers by name, as a model's state dict has them; weights are read when asked for.
+
+    Raises:
+        CheckpointError: If the folder holds no weights.
+    """
+    return ChainMap(load_buffers(checkpoint), load_weights(checkpoint))  # pyright: ignore[reportArgumentType]  # read only
+
+
 def restore(checkpoint: Path, engine: Engine, optim: OptimConfig) -> Position:
     """Put an engine, already holding the checkpoint's weights, where the run stood; every rank must call.
 
     Each rank reads its own slices only, whatever world size and ZeRO stage wrote them.
+
+    Raises:
+        CheckpointError: If the buffers are not the model's own.
     """
     about = read_about(checkpoint)
     make_moments(engine, moment_names(optim), about["updates"])
     for moment in moment_names(optim):
         write_moment(engine, moment, stored(checkpoint, moment))
+    write_buffers(engine, own_buffers(stored(checkpoint, "buffers"), dist.rank()))
     states = stored(checkpoint, "rng")
     own = f"rank{dist.rank()}"
     if own in states:  # a larger world has ranks that the checkpoint does not know; nothing here draws from this state

@@ -20,7 +20,7 @@ from voxscale.files import commit_folder
 
 
 def export(source: Path, out: Path, kind: str = "weights") -> None:
-    """Write whole tensors of a checkpoint into one file, one tensor in memory at a time.
+    """Write whole tensors of a checkpoint into one file, one tensor in memory at a time; buffers are part of weights.
 
     Args:
         source: Checkpoint folder, not verified here.
@@ -33,15 +33,18 @@ def export(source: Path, out: Path, kind: str = "weights") -> None:
     tensors = checkpoint.stored(source, kind)
     if not tensors:
         raise CheckpointError(f"export.kind must be in the checkpoint, not {kind}")
+    shapes = {name: (torch.float32, shape) for name, shape in tensors.shapes.items()}
+    buffers = checkpoint.load_buffers(source) if kind == "weights" else {}
+    shapes |= {name: (value.dtype, tuple(value.shape)) for name, value in buffers.items()}
     about = checkpoint.read_about(source)
     says = {key: json.dumps(about[key]) for key in ("position", "model", "contract", "config") if key in about}
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            shapes = tensors.shapes
-            file.write(header([(n, torch.float32, shapes[n]) for n in shapes], {"format": "pt", "kind": kind} | says))
+            file.write(header([(n, *shapes[n]) for n in shapes], {"format": "pt", "kind": kind} | says))
             for name in shapes:
-                file.write(tensors[name].float().reshape(-1).numpy().data)
+                value = buffers[name] if name in buffers else tensors[name].float()
+                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(out)

@@ -28,7 +28,7 @@ from voxscale.engine.checkpoint import SCHEMA, Position, folder_of, manifest_tex
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.optim import moment_names
 from voxscale.engine.pieces import Image, Piece
-from voxscale.engine.state import pieces, updates
+from voxscale.engine.state import buffer_pieces, pieces, updates
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, TrainingError
 from voxscale.files import sha256_file, sync, write_text
@@ -104,6 +104,7 @@ class Saver:
         rng = torch.get_rng_state()
         own = [Piece("rng", f"rank{dist.rank()}", tuple(rng.shape), 0, rng)]
         own += pieces(self._engine, moment_names(self._optim))
+        own += buffer_pieces(self._engine)
         own += [piece for source in self._sets for piece in source()]
         self._image.fill(own)
         self._count += 1

@@ -103,6 +103,44 @@ def _held(engine: Engine, param: nn.Parameter, part: Slice, kind: str) -> Tensor
             return _fragment(param).get_hp_fragment(moment)
 
 
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What a model holds besides parameters, such as running statistics of batch norms; whole on every rank."""
+    named = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if name not in named and isinstance(value, Tensor)}
+
+
+def buffer_pieces(engine: Engine) -> Iterator[Piece]:
+    """This rank's buffers: each rank's own, as every rank sees other samples."""
+    for name, value in buffers(engine.module).items():
+        key = f"rank{engine.global_rank}/{name}"
+        yield Piece("buffers", key, tuple(value.shape), 0, value.detach().reshape(-1))
+
+
+def own_buffers(values: Stored, rank: int) -> dict[str, Tensor]:
+    """A rank's buffers out of a checkpoint; a rank that it does not know begins with those of rank 0."""
+    start = f"rank{rank}/" if any(key.startswith(f"rank{rank}/") for key in values) else "rank0/"
+    return {key.removeprefix(start): values[key] for key in values if key.startswith(start)}
+
+
+def write_buffers(engine: Engine, values: Mapping[str, Tensor]) -> None:
+    """Set every buffer.
+
+    Raises:
+        CheckpointError: If names or shapes are not the model's own.
+    """
+    mine = buffers(engine.module)
+    shapes = [{(name, tuple(value.shape)) for name, value in each.items()} for each in (mine, values)]
+    wrong = sorted(shapes[0] ^ shapes[1])
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint.buffers must be those of this architecture, not {len(wrong)} others, first "
+            f"{wrong[0][0]} {list(wrong[0][1])}; use the checkpoint's own model config"
+        )
+    for name, value in mine.items():
+        value.detach().copy_(values[name])
+
+
 def _sharded(engine: Engine) -> bool:
     return engine.zero_optimization_stage() > 0
 
