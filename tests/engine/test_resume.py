@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from voxscale.engine import checkpoint, export
+
 WORKER = Path(__file__).parent / "worker_train.py"
 
 CASES = [
@@ -38,3 +40,27 @@ def test_cut_run_ends_with_the_same_bits(ranks, tmp_path, stage, precision, kind
     assert losses(whole) == losses(cut)
     a, b = load_file(whole / "final.safetensors"), load_file(cut / "final.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [("1", "fp32"), ("2", "fp32"), ("3", "fp32")])
+def test_running_statistics_go_on_with_the_same_bits_on_every_rank(ranks, tmp_path, stage, precision):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ("-1", "-1", "0", "6", "batch")
+    for run, steps in ((whole, "8"), (cut, "5"), (cut, "8")):
+        run.mkdir(exist_ok=True)
+        ranks(WORKER, 2, str(run), steps, "8", stage, precision, "adamw", "4", *more)
+    a, b = ([load_file(run / f"buffers-{rank}.safetensors") for rank in range(2)] for run in (whole, cut))
+    assert a[0].keys() == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert not torch.equal(a[0]["1.running_mean"], a[1]["1.running_mean"])  # each rank sees other samples
+    assert int(a[0]["1.num_batches_tracked"]) == 8
+    assert all(torch.equal(a[rank][name], b[rank][name]) for rank in range(2) for name in a[rank])
+    assert losses(whole) == losses(cut)
+
+    found = checkpoint.latest(cut)
+    assert found is not None
+    out = tmp_path / "out.safetensors"
+    assert export.main([str(cut), str(out)]) == 0
+    written = load_file(out)
+    assert all(torch.equal(written[name], value) for name, value in a[0].items())
+    assert written.keys() == checkpoint.load_model(found).keys()

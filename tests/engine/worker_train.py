@@ -1,7 +1,7 @@
 """One rank of a small training run.
 
 python worker_train.py RUN STEPS TOTAL STAGE PRECISION OPTIMIZER BATCH
-    [NAN_SAMPLE [FULL_DISK_STEP [FULL_DISK_RANK [WIDTH]]]]
+    [NAN_SAMPLE [FULL_DISK_STEP [FULL_DISK_RANK [WIDTH [batch]]]]]
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from voxscale.engine.tracker import Tracker
 def model() -> nn.Module:
     return nn.Sequential(
         nn.Conv3d(1, width, 3, padding=1),
-        nn.InstanceNorm3d(width, affine=True),
+        nn.BatchNorm3d(width) if batch_norm else nn.InstanceNorm3d(width, affine=True),
         nn.LeakyReLU(),
         nn.Conv3d(width, 5, 3, padding=1),
         nn.GroupNorm(1, 5),
@@ -64,6 +64,7 @@ nan_at = int(sys.argv[8]) if len(sys.argv) > 8 else -1
 full_at = int(sys.argv[9]) if len(sys.argv) > 9 else -1
 full_rank = int(sys.argv[10]) if len(sys.argv) > 10 else 0
 width = int(sys.argv[11]) if len(sys.argv) > 11 else 6
+batch_norm = len(sys.argv) > 12
 torch.set_num_threads(1)
 if full_at >= 0 and dist.rank() == full_rank:
     write = saver._Writing._write_own
@@ -114,6 +115,9 @@ def work() -> None:
         with contextlib.suppress(CutError):
             train("test", engine, cut, objective, loop, optim, folder, start, about, tracker)
         final = dict(read_weights(engine))
+        save_file(
+            {n: b.clone() for n, b in engine.module.named_buffers()}, folder / f"buffers-{dist.rank()}.safetensors"
+        )
         if dist.rank() == 0:
             save_file(final, folder / "final.safetensors")
             print(json.dumps({"start": start.step}))
