@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from voxscale import dist
+from voxscale.engine.compile import load_ops
 from voxscale.engine.config import EngineConfig, OptimConfig
 from voxscale.engine.optim import build_optimizer
 from voxscale.engine.state import write_weights
@@ -72,6 +73,7 @@ def start_engine(
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     dist.start()
+    load_ops()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     parts = deepspeed.initialize(
         model=model,
