@@ -1,4 +1,4 @@
-"""The compiled part of the store's reader: built once per machine with g++, which DeepSpeed needs too.
+"""The compiled part of the store's reader and of ingest: built once per machine with g++, which DeepSpeed needs too.
 
 Without a compiler the same chunks are decoded in Python, several times slower.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 
 log = logging.getLogger("voxscale")
 
-SOURCE = Path(__file__).with_name("chunks.cpp")
-PARTS = tuple(SOURCE.with_name(name) for name in ("chunks.cpp", "bits.h", "unbit.h", "crc32c.h"))
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / name for name in ("chunks.cpp", "filters.cpp"))
+PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h")))
 OFF = "VOXSCALE_NO_KERNEL"
 """Environment variable that switches the compiled reader off."""
 
@@ -57,7 +58,7 @@ def build() -> Path | None:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *_flags(), str(SOURCE), f"-I{include}"]
+    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *_flags(), *map(str, SOURCES), f"-I{include}"]
     command += [f"-L{lib}", "-lblosc2", f"-Wl,-rpath,{lib}", "-o", str(beside)]
     try:
         subprocess.run(command, check=True, capture_output=True)
