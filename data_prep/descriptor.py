@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.means import block_means
+from data_prep.levels import Levels
+from voxscale.kernel.filters import block_means, gaussian, interpolate, maximum
 
 RECIPE = 2
 """Rises when the same scan would be described otherwise."""
@@ -76,41 +77,46 @@ def read_descriptor(path: Path) -> Descriptor | None:
     return Descriptor(points, np.frombuffer(data, np.int8, SIZE * count, HEAD.size + 6 * count).reshape(count, SIZE))
 
 
-def describe(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> Descriptor:
+def describe(
+    values: NDArray[np.float32], spacing: tuple[float, float, float], levels: Levels | None = None
+) -> Descriptor:
     """Describe one scan.
 
     Args:
         values: (z, y, x), or (3, 1, y, x) in colour; 2D images are described in their plane.
         spacing: mm along z, y, x.
+        levels: The different values, if they were counted.
     """
     grey = values if values.ndim == 3 else values.mean(axis=0)
-    grid, cell = _grid(np.nan_to_num(grey), spacing)
+    levels = levels if values.ndim == 3 else None
+    grid, cell = _grid(grey if levels else np.nan_to_num(grey), spacing, levels)
     flat = [1.5 * (n > 1) for n in grid.shape]
-    smooth = ndimage.gaussian_filter(grid, flat, mode="nearest")
-    wide = ndimage.gaussian_filter(grid, [1.6 * sigma for sigma in flat], mode="nearest")
+    smooth = gaussian(grid, flat)
+    wide = gaussian(grid, [1.6 * sigma for sigma in flat])
     blobs = smooth - wide
     points = _strongest(blobs)
     looks = _spheres(smooth, points)
     return Descriptor((points * cell).astype(np.float16), looks)
 
 
-def _grid(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> tuple[NDArray[np.float32], float]:
+def _grid(
+    values: NDArray[np.float32], spacing: tuple[float, float, float], levels: Levels | None
+) -> tuple[NDArray[np.float32], float]:
     """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
     extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
     cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
-    low, high = np.percentile(values[:: max(1, len(values) // 64)], (1, 99))
-    clipped = np.clip(values, low, high)
+    every = max(1, len(values) // 64)
+    low, high = levels.percentiles((1, 99)) if levels and every == 1 else np.percentile(values[::every], (1, 99))
     ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
     size = [max(1, round(ratio)) for ratio in ratios]
     steps = [max(1, int(ratio)) for ratio in ratios]
-    smooth = block_means(clipped, size, steps, "nearest")
+    smooth = block_means(values, size, steps, "nearest", (float(low), float(high)))
     # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
     counts = [
         max(1, int((n - 1) * step / ratio) + 1) for n, step, ratio in zip(smooth.shape, steps, ratios, strict=True)
     ]
-    where = np.meshgrid(*(np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)), indexing="ij")
-    out = ndimage.map_coordinates(smooth, where, order=1, mode="nearest")
-    return np.asarray(out, dtype=np.float32), cell
+    where = [np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)]
+    return interpolate(smooth, where), cell
 
 
 def _strongest(blobs: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -119,8 +125,8 @@ def _strongest(blobs: NDArray[np.float32]) -> NDArray[np.int64]:
     edges = [min(MARGIN, (n - 1) // 4) for n in blobs.shape]  # thin scans would keep nothing else
     inside = np.zeros(blobs.shape, dtype=bool)
     inside[tuple(slice(e, n - e) for e, n in zip(edges, blobs.shape, strict=True))] = True
-    window = [5 if n > 1 else 1 for n in blobs.shape]
-    peaks = (ndimage.maximum_filter(strength, size=window) == strength) & inside & (strength > 0)
+    reach = [2 if n > 1 else 0 for n in blobs.shape]
+    peaks = (maximum(strength, reach) == strength) & inside & (strength > 0)
     found = np.argwhere(peaks)
     order = np.argsort(-strength[peaks], kind="stable")[:POINTS]
     return found[order]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.levels import Levels
 from data_prep.rules.padding import padding_value
 from voxscale.contract import PERCENTILES, foreground_threshold
 from voxscale.entry import Occupancy
@@ -31,38 +32,56 @@ class Measured:
     padded: float
 
 
-def measure(values: NDArray[np.float32], modality: Modality) -> Measured:
+def measure(values: NDArray[np.float32], modality: Modality, levels: Levels | None = None) -> Measured:
     """Measure a scan.
 
     Args:
         values: (z, y, x), or (3, 1, y, x) for colour, of which the mean is the body's brightness.
         modality: Decides what counts as body, see `foreground_threshold`.
+        levels: Their different values, if they were counted.
     """
-    found = np.percentile(values, PERCENTILES)
+    found = levels.percentiles(PERCENTILES) if levels else np.percentile(values, PERCENTILES)
     percentiles = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
     grey = values if values.ndim == 3 else values.mean(axis=0)
-    body = grey > foreground_threshold(modality, percentiles)
-    box_z, box_y, box_x = (_range(np.asarray(body.any(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
-    inner = grey[body] if body.any() else grey
-    padding = padding_value(values)
+    threshold = foreground_threshold(modality, percentiles)
+    body = np.greater(grey, threshold)
+    flat = np.asarray(body.any(axis=0))  # of its rows and columns the same may be told
+    box_z, box_y, box_x = map(_range, (body.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0)))
+    padding = padding_value(values, levels.low if levels else None)
+    known = levels if values.ndim == 3 else None
+    mean, std = _of_body(grey, body) if known is None else _of_levels(known, threshold)
+    padded = 0.0 if padding is None else known.share(padding) if known else float((grey == padding).mean())
     return Measured(
         percentiles=percentiles,
-        histogram=_histogram(values, float(found[0]), float(found[-1])),
-        body_mean=float(inner.mean(dtype=np.float64)),
-        body_std=float(inner.std(dtype=np.float64)),
+        histogram=_histogram(values, levels, float(found[0]), float(found[-1])),
+        body_mean=mean,
+        body_std=std,
         foreground_box=(box_z, box_y, box_x),
-        foreground=float(body.mean()),
+        foreground=float(np.count_nonzero(body) / body.size),
         occupancy=Occupancy.measure(body),
         padding=padding,
-        padded=0.0 if padding is None else float((grey == padding).mean()),
+        padded=padded,
     )
 
 
-def _histogram(values: NDArray[np.float32], low: float, high: float) -> tuple[float, ...]:
+def _of_body(grey: NDArray[np.float32], body: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean and standard deviation of the body, of all voxels if there is none."""
+    inner = grey[body] if body.any() else grey
+    return float(inner.mean(dtype=np.float64)), float(inner.std(dtype=np.float64))
+
+
+def _of_levels(levels: Levels, threshold: float) -> tuple[float, float]:
+    """The same from counts."""
+    inner = levels.above(threshold)
+    return (inner if len(inner.values) else levels).mean_and_std()
+
+
+def _histogram(values: NDArray[np.float32], levels: Levels | None, low: float, high: float) -> tuple[float, ...]:
     """Share of voxels per bin; values beyond the ends fall into the outer bins."""
     if not high > low:
         return ()
-    counts, _ = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
+    data, weights = (values, None) if levels is None else (levels.values, levels.counts)
+    counts, _ = np.histogram(np.clip(data, low, high), bins=BINS, range=(low, high), weights=weights)
     return tuple(round(float(n) / values.size, 6) for n in counts)
 
 

@@ -12,6 +12,7 @@ from data_prep.audit import DESCRIPTOR
 from data_prep.config import RulesConfig
 from data_prep.descriptor import describe
 from data_prep.labels import to_label_map
+from data_prep.levels import levels_of
 from data_prep.measure import Measured, measure
 from data_prep.privacy.config import PrivacyConfig
 from data_prep.privacy.gate import pass_gate
@@ -114,8 +115,9 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     volume = loaded.volume(job.modality)
     label, notes = _read_label(job, loaded.raw) if job.label else (None, ())
     values = _values(volume)
+    levels = levels_of(volume.voxels, volume.slope, volume.intercept)
     told |= {"parts": loaded.parts, "notes": [*loaded.notes, *notes], "step": "rules"}
-    reason = first_reason(Scan(volume, values, label, job.classes, loaded.spacing_known), job.rules)
+    reason = first_reason(Scan(volume, values, label, job.classes, loaded.spacing_known, levels), job.rules)
     if reason is not None:
         return told | {"rule": reason[0], "reason": reason[1], "thumbnail": _show_rejected(job, volume, values)}
     told["step"] = "privacy"
@@ -123,9 +125,11 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     told["step"] = "write"
     told["notes"] += passed.notes
     label_map = None if label is None else to_label_map(label)
-    measured = measure(passed.values, passed.volume.modality)
+    if passed.removed is not None:
+        levels = levels_of(passed.volume.voxels, passed.volume.slope, passed.volume.intercept)
+    measured = measure(passed.values, passed.volume.modality, levels)
     entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
-    found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing).to_bytes()}
+    found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing, levels).to_bytes()}
     volume, removed = passed.volume, passed.removed
     entry = write_volume(job.store, job.key, volume, label_map, entry, job.classes, removed, found, job.scratch)
     _show(job, passed.volume, passed.values)

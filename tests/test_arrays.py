@@ -3,7 +3,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from data_prep.means import block_means
+from voxscale.kernel.filters import block_means
 from voxscale.arrays import write_array
 
 

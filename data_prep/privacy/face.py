@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_prep.means import block_means
+from voxscale.kernel.filters import block_means, opened, zoom
 from voxscale.volume import Affine, Modality
 
 COARSE = (4.0, 2.0, 2.0)
@@ -110,14 +110,14 @@ def _coarse(values: NDArray[np.float32], spacing: tuple[float, float, float]) ->
     size = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
     steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
     smooth = block_means(values, size, steps, "reflect")
-    zoom = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
-    return np.asarray(ndimage.zoom(smooth, zoom, order=1, mode="nearest", grid_mode=True), dtype=np.float32)
+    factor = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
+    return zoom(smooth, factor)
 
 
 def _skin(grid: NDArray[np.float32], modality: Modality) -> NDArray[np.bool_] | None:
     """The largest body, filled slice by slice; None if it is not a whole head."""
     threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * float(np.percentile(grid, 99))
-    body = ndimage.binary_opening(grid > threshold)
+    body = opened(grid > threshold)
     found, count = ndimage.label(body)
     if not count:
         return None

@@ -21,6 +21,8 @@ GLYPHS = 4
 """Fewest glyphs in a row that count as text: marks such as L, R or AP tell nobody's name."""
 TALL = (5, 80)
 """Height of a glyph in pixels."""
+ENOUGH = GLYPHS * TALL[0]
+"""Fewest pixels of so many glyphs."""
 MOST_INK = 0.2
 """Largest share of a slice that may hold the value of the ink."""
 CONTRAST = 0.3
@@ -85,7 +87,7 @@ def _longest_row(plane: NDArray[np.float32]) -> int:
     best = 0
     for ink, sign in ((high, 1.0), (low, -1.0)):
         drawn = plane == ink
-        if 0 < float(drawn.mean()) <= MOST_INK:
+        if ENOUGH <= np.count_nonzero(drawn) <= MOST_INK * drawn.size:
             best = max(best, _count(_glyphs(plane, drawn, sign, high - low)))
     return best
 

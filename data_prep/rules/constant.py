@@ -6,5 +6,5 @@ from data_prep.rules.scan import Scan
 
 def check(scan: Scan, _rules: RulesConfig) -> str | None:
     """The reason if all values are the same."""
-    low, high = float(scan.values.min()), float(scan.values.max())
+    low, high = scan.ends
     return f"all voxels are {low:g}" if low == high else None

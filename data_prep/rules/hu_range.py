@@ -10,7 +10,9 @@ def check(scan: Scan, rules: RulesConfig) -> str | None:
     """The reason if a CT's values are off: unscaled, without intercept, or air alone."""
     if scan.volume.modality != "CT":
         return None
-    low, median, high = (float(value) for value in np.percentile(scan.values, (0.5, 50.0, 99.5)))
+    wanted = (0.5, 50.0, 99.5)
+    found = scan.levels.percentiles(wanted) if scan.levels else np.percentile(scan.values, wanted)
+    low, median, high = (float(value) for value in found)
     if low < rules.hu_low:
         return f"0.5th percentile {low:g} HU is below {rules.hu_low:g} HU"
     if median > rules.hu_median:

@@ -16,9 +16,11 @@ def check(scan: Scan, rules: RulesConfig) -> str | None:
     """
     if scan.planar:
         return None  # an image's flat areas look like a mask's
+    if scan.ends[0] < 0 or scan.ends[1] > 255:
+        return None
     pairs = equal = 0
     for plane in scan.values:
-        if plane.min() < 0 or plane.max() > 255 or (plane != np.rint(plane)).any():
+        if (plane != np.rint(plane)).any():
             return None
         left, right = plane[:, :-1], plane[:, 1:]
         both = (left != 0) & (right != 0)

@@ -8,5 +8,7 @@ from data_prep.rules.scan import Scan
 
 def check(scan: Scan, _rules: RulesConfig) -> str | None:
     """The reason if any value is NaN or infinite."""
+    if np.isfinite(scan.ends).all():
+        return None
     count = scan.values.size - int(np.isfinite(scan.values).sum())
     return f"{count} voxels are NaN or infinite" if count else None

@@ -12,16 +12,16 @@ BORDER_SHARE = 0.5
 
 def check(scan: Scan, rules: RulesConfig) -> str | None:
     """The reason if more voxels lie outside the scan than the setting allows."""
-    value = padding_value(scan.values)
+    value = padding_value(scan.values, scan.ends[0])
     if value is None:
         return None
-    share = float((scan.values == value).mean())
+    share = scan.levels.share(value) if scan.levels else float((scan.values == value).mean())
     if share <= rules.max_padding:
         return None
     return f"{100 * share:.1f} % of the voxels lie outside the scan, more than {100 * rules.max_padding:g} %"
 
 
-def padding_value(values: NDArray[np.float32]) -> float | None:
+def padding_value(values: NDArray[np.float32], low: float | None = None) -> float | None:
     """The value that marks voxels outside the scan, if there is one.
 
     It is the lowest value, and most corners of the slices hold exactly it: a
@@ -29,9 +29,10 @@ def padding_value(values: NDArray[np.float32]) -> float | None:
 
     Args:
         values: (z, y, x), or (3, 1, y, x) for colour, which has none.
+        low: The lowest of them, if it is known.
     """
     if values.ndim != 3:
         return None
-    low = float(values.min())
+    low = float(values.min()) if low is None else low
     corners = values[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     return low if float((corners == low).mean()) >= BORDER_SHARE else None
