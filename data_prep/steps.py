@@ -10,7 +10,7 @@ from voxscale.config import config_hash
 from voxscale.errors import DataError
 from voxscale.io import suffix_of
 
-VERSION = {"read": 1, "rules": 1, "privacy": 1, "write": 1}
+VERSION = {"read": 1, "rules": 1, "privacy": 1, "write": 2}
 """Raised by whoever changes the code of a step so that its results change (a picture belongs to `privacy`)."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import zarr
 from scipy import ndimage
+from zarr.codecs import BloscCodec, Crc32cCodec
 
+from voxscale.arrays import layout_of, write_array
 from voxscale.kernel.filters import block_means
-from voxscale.arrays import write_array
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,37 @@ def test_zarr_python_reads_what_we_encode(tmp_path, shape, dtype):
     found = zarr.open_array(tmp_path / "0", mode="r")
     assert found.dtype == voxels.dtype
     assert np.array_equal(found[...], voxels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((70, 65, 40), "int16"),
+        ((33, 600, 20), "uint8"),
+        ((5, 6, 7), "float32"),
+        ((3, 1, 300, 270), "uint8"),
+        ((1, 300, 2100), ">u2"),
+        ((40, 40, 40), "int32"),
+        ((9, 9, 9), "int8"),
+        ((9, 9, 9), "float64"),
+    ],
+)
+def test_metadata_are_those_of_zarr_python(tmp_path, shape, dtype):
+    voxels = np.zeros(shape, dtype)
+    write_array(tmp_path / "ours", voxels)
+    layout, colour, size = layout_of(shape, voxels.dtype.name), len(shape) == 4, voxels.dtype.itemsize
+    chunk, shard = ((part[0], 1, *part[1:]) if colour else part for part in (layout.chunk, layout.shard))
+    level, planes = (1, "bitshuffle") if size == 2 else (5, "shuffle")
+    zarr.create_array(
+        store=tmp_path / "theirs",
+        shape=shape,
+        dtype=voxels.dtype.newbyteorder("="),
+        chunks=chunk,
+        shards=shard,
+        compressors=[BloscCodec(cname="lz4hc", clevel=level, shuffle=planes, typesize=size), Crc32cCodec()],
+        dimension_names=("c", "z", "y", "x") if colour else ("z", "y", "x"),
+    )
+    assert (tmp_path / "ours" / "zarr.json").read_text() == (tmp_path / "theirs" / "zarr.json").read_text()
 
 
 def test_same_chunks_as_zarr_python(tmp_path):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxscale.arrays import chunk_bytes, write_array
 from voxscale.entry import Entry
-from voxscale.files import commit_folder, temporary, write_json
+from voxscale.files import commit_folder, temporary
 from voxscale.ome import image_label, multiscales
 from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
 from voxscale.volume import LabelMap, Volume
@@ -102,7 +102,8 @@ def _write_label(
 
 
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
-    write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    told = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    (folder / "zarr.json").write_text(json.dumps(told, indent=1) + "\n")  # flushed with the whole folder
 
 
 def _count(label: LabelMap) -> dict[str, Any]:
