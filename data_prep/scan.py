@@ -121,7 +121,7 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     if reason is not None:
         return told | {"rule": reason[0], "reason": reason[1], "thumbnail": _show_rejected(job, volume, values)}
     told["step"] = "privacy"
-    passed = pass_gate(volume, values, job.privacy)
+    passed = pass_gate(volume, values, job.privacy, in_place=True)
     told["step"] = "write"
     told["notes"] += passed.notes
     label_map = None if label is None else to_label_map(label)
@@ -130,9 +130,10 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     measured = measure(passed.values, passed.volume.modality, levels)
     entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
     found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing, levels).to_bytes()}
-    volume, removed = passed.volume, passed.removed
+    volume, removed, picture = passed.volume, passed.removed, _picture(passed.volume, passed.values)
+    del passed, values  # writing needs memory of its own
     entry = write_volume(job.store, job.key, volume, label_map, entry, job.classes, removed, found, job.scratch)
-    _show(job, passed.volume, passed.values)
+    _show(job, picture)
     return told | {"entry": asdict(entry), "thumbnail": True}
 
 
@@ -180,9 +181,12 @@ def _values(volume: Volume) -> NDArray[np.float32]:
     return values
 
 
-def _show(job: Job, volume: Volume, values: NDArray[np.float32]) -> None:
-    window = (-1000.0, 1000.0) if volume.modality == "CT" else None
-    write_bytes(job.store / THUMBNAILS / f"{job.key}.png", thumbnail(values, volume.spacing, window), job.scratch)
+def _picture(volume: Volume, values: NDArray[np.float32]) -> bytes:
+    return thumbnail(values, volume.spacing, (-1000.0, 1000.0) if volume.modality == "CT" else None)
+
+
+def _show(job: Job, picture: bytes) -> None:
+    write_bytes(job.store / THUMBNAILS / f"{job.key}.png", picture, job.scratch)
 
 
 def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> bool:
@@ -193,7 +197,7 @@ def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> boo
         return False
     if not passed.privacy.passed:
         return False
-    _show(job, passed.volume, passed.values)
+    _show(job, _picture(passed.volume, passed.values))
     return True
 
 

@@ -19,6 +19,11 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
+# It makes a lock on first use, though without threads it never takes it. Made here, the server of reader processes has
+# it before they are forked; made by each of them, a semaphore outlives every reader that is ended by SIGKILL.
+numcodecs.blosc.use_threads = False
+numcodecs.blosc.get_mutex()
+
 CHUNK = 32
 """Voxels along an axis of an inner chunk: the unit that is decoded, and no larger than an occupancy cell."""
 SHARD = 512

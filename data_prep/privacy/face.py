@@ -214,7 +214,11 @@ def _cut(shape: tuple[int, ...], spacing: tuple[float, float, float], brow: int,
 
 def deface(voxels: NDArray[Any], mask: NDArray[np.bool_], fill: float) -> NDArray[Any]:
     """A copy of a scan with one value where the mask is true, within the range of its number type."""
-    out = voxels.copy()
+    return blank(voxels.copy(), mask, fill)
+
+
+def blank(out: NDArray[Any], mask: NDArray[np.bool_], fill: float) -> NDArray[Any]:
+    """The same in place."""
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
         fill = min(max(round(fill), limits.min), limits.max)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -112,6 +113,7 @@ def _unpack(reply: dict[str, Any], code: int, seconds: float, gigabytes: float) 
 
 def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...], gigabytes: float) -> None:
     """Body of the reader process: set limits, call, send back one JSON object."""
+    gc.freeze()  # else a collection would look at, and so copy, all that the server imported
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

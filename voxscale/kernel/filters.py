@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from voxscale.kernel import library
 
-Float = np.float32 | np.float64
+SLAB = 16
+"""Slices filtered at a time where they do not depend on one another, to save memory."""
 TRUNCATE = 4.0
 """Standard deviations after which a Gaussian ends, as in scipy."""
 
@@ -67,6 +68,10 @@ def block_means(
     """
     out: NDArray[Any] = values
     native = _library()
+    if native is not None and size[0] == 1 and max(size) > 1 and len(values) > SLAB:
+        kept = values[:: steps[0]]
+        slabs = [kept[start : start + SLAB] for start in range(0, len(kept), SLAB)]
+        return np.concatenate([block_means(slab, size, (1, *steps[1:]), mode, clip) for slab in slabs])
     if native is None or (clip is not None and max(size) == 1):
         out, clip, native = values if clip is None else _clipped(values, clip), None, None
     for axis, (width, step) in enumerate(zip(size, steps, strict=True)):
@@ -79,7 +84,7 @@ def block_means(
     return out
 
 
-def _clipped(values: NDArray[np.float32], clip: tuple[float, float]) -> NDArray[np.float64]:
+def _clipped(values: NDArray[np.float32], clip: tuple[float, float]) -> NDArray[Any]:
     return np.clip(values, np.float64(clip[0]), np.float64(clip[1]))
 
 
@@ -159,7 +164,7 @@ def gaussian(values: NDArray[np.float32], sigma: Sequence[float]) -> NDArray[np.
     """What `scipy.ndimage.gaussian_filter(values, sigma, mode="nearest")` gives."""
     native = _library()
     if native is None:
-        return ndimage.gaussian_filter(values, sigma, mode="nearest")
+        return np.asarray(ndimage.gaussian_filter(values, sigma, mode="nearest"), dtype=np.float32)
     out = np.ascontiguousarray(values)
     for axis, width in enumerate(sigma):
         if width <= 1e-15:
