@@ -141,26 +141,32 @@ def _write_shards(folder: Path, layout: Layout, voxels: NDArray[Any], colour: bo
     counts = [-(-n // s) for n, s in zip(layout.shape, layout.shard, strict=True)]
     for z, y, x in np.ndindex(*counts):
         start = [place * s for place, s in zip((z, y, x), layout.shard, strict=True)]
-        chunks: list[bytes] = []
-        for inner in np.ndindex(*layout.per_shard):
-            begin = [a + k * c for a, k, c in zip(start, inner, layout.chunk, strict=True)]
-            part = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
-            whole = np.zeros(layout.chunk, dtype=voxels.dtype)
-            whole[tuple(slice(n) for n in part.shape)] = part
-            frame = numcodecs.blosc.compress(whole, b"lz4hc", level, planes, 0)
-            chunks.append(frame + struct.pack("<I", google_crc32c.value(frame)))
         file = folder / "c" / str(z) / ("0" if colour else "") / str(y) / str(x)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode_shard(layout, chunks))
+        lengths: list[int] = []
+        with file.open("wb") as out:
+            for inner in np.ndindex(*layout.per_shard):
+                begin = [a + k * c for a, k, c in zip(start, inner, layout.chunk, strict=True)]
+                part = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
+                whole = np.zeros(layout.chunk, dtype=voxels.dtype)
+                whole[tuple(slice(n) for n in part.shape)] = part
+                frame = numcodecs.blosc.compress(whole, b"lz4hc", level, planes, 0)
+                lengths.append(out.write(frame) + out.write(struct.pack("<I", google_crc32c.value(frame))))
+            out.write(_index(layout, lengths))
 
 
 def encode_shard(layout: Layout, chunks: Sequence[bytes]) -> bytes:
     """Join encoded chunks, in C order of one shard, into a shard."""
-    lengths = np.array([len(chunk) for chunk in chunks], dtype="<u8")
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype("<u8")
-    index = np.stack([offsets, lengths], axis=1).astype("<u8").tobytes()
+    return b"".join([*chunks, _index(layout, [len(chunk) for chunk in chunks])])
+
+
+def _index(layout: Layout, lengths: Sequence[int]) -> bytes:
+    """The end of a shard: where each chunk begins, its length, and a checksum of these."""
+    sizes = np.array(lengths, dtype="<u8")
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype("<u8")
+    index = np.stack([offsets, sizes], axis=1).astype("<u8").tobytes()
     assert len(index) == layout.index_bytes - 4
-    return b"".join([*chunks, index, struct.pack("<I", google_crc32c.value(index))])
+    return index + struct.pack("<I", google_crc32c.value(index))
 
 
 def chunk_bytes(folder: Path) -> int:

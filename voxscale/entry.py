@@ -37,10 +37,13 @@ class Occupancy:
     def measure(cls, body: NDArray[np.bool_]) -> "Occupancy":
         """Measure a body mask, (z, y, x)."""
         cells = [max(CELL, -(-n // MOST_CELLS)) for n in body.shape]
-        counts, volume = body.view(np.uint8), np.ones((1, 1, 1), dtype=np.int32)
+        # Slice by slice along the first axis: numpy would make the whole mask an array of wider numbers.
+        slabs = [body[start : start + cells[0]] for start in range(0, len(body), cells[0])]
+        counts = np.stack([np.add.reduce(slab, axis=0, dtype=np.int32) for slab in slabs])
+        volume = np.ones((1, 1, 1), dtype=np.int32)
         for axis, (n, cell) in enumerate(zip(body.shape, cells, strict=True)):
             starts = np.arange(0, n, cell)
-            counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.int32)
+            counts = counts if axis == 0 else np.add.reduceat(counts, starts, axis=axis, dtype=np.int32)
             lengths = np.diff(np.append(starts, n)).astype(np.int32)
             volume = volume * lengths.reshape([-1 if number == axis else 1 for number in range(3)])
         shares = np.ceil(255 * counts / volume).astype(np.uint8)

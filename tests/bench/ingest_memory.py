@@ -17,17 +17,23 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def watched(folder: str) -> dict[str, int]:
-    """Take in the one scan of a folder.
+def watched(file: str, folder: str) -> dict[str, int]:
+    """Take in one scan.
+
+    Args:
+        file: The scan.
+        folder: A folder to be made, for a store.
 
     Returns:
         Resident bytes before, and the most there were.
     """
     root, settings = Path(folder), IngestConfig()
+    root.mkdir()
     create_store(root / "store", {})
+    (root / "store" / ".scratch").mkdir()
     job = Job(
         key="0" * 16,
-        files=(root / "scans" / "large.nii.gz",),
+        files=(Path(file),),
         dicom=False,
         part=0,
         several=False,
@@ -35,7 +41,7 @@ def watched(folder: str) -> dict[str, int]:
         label_format="file",
         label_values={},
         dataset="main",
-        modality="CT",
+        modality=None,
         identity=Identity("s", None, None, None),
         image_class=None,
         classes={},
@@ -56,7 +62,7 @@ def watched(folder: str) -> dict[str, int]:
 def _small(job: Job, root: Path) -> Job:
     """The same for a cut of 64 x 64 x 64 voxels of the scan."""
     image = nib.load(job.files[0])
-    voxels = np.asarray(image.dataobj[100:164, 100:164, 100:164])
+    voxels = np.asarray(image.dataobj[tuple(slice(n // 4, n // 4 + 64) for n in image.shape)])
     (root / "small").mkdir()
     nib.save(nib.Nifti1Image(voxels, image.affine), root / "small" / "small.nii")
     return replace(job, key="1" * 16, files=(root / "small" / "small.nii",))

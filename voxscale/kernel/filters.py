@@ -12,7 +12,8 @@ from scipy import ndimage
 from voxscale.kernel import library
 
 SLAB = 16
-"""Slices filtered at a time where they do not depend on one another, to save memory."""
+COLUMNS = 64
+"""Slices, and places along x, filtered at a time where others do not count, to save memory."""
 TRUNCATE = 4.0
 """Standard deviations after which a Gaussian ends, as in scipy."""
 
@@ -74,6 +75,10 @@ def block_means(
         return np.concatenate([block_means(slab, size, (1, *steps[1:]), mode, clip) for slab in slabs])
     if native is None or (clip is not None and max(size) == 1):
         out, clip, native = values if clip is None else _clipped(values, clip), None, None
+    if native is not None and size[0] > 1 and values.shape[2] > 2 * COLUMNS:
+        slabs = [values[:, :, start : start + COLUMNS] for start in range(0, values.shape[2], COLUMNS)]
+        out = np.concatenate([block_means(slab, (*size[:2], 1), (*steps[:2], 1), mode, clip) for slab in slabs], axis=2)
+        size, steps, clip = (1, 1, size[2]), (1, 1, steps[2]), None
     for axis, (width, step) in enumerate(zip(size, steps, strict=True)):
         if width > 1 and native is None:
             out = ndimage.uniform_filter1d(out, width, axis=axis, mode=mode)
