@@ -55,6 +55,8 @@ def _three(values: Sequence[int]) -> Three:
 
 def shrink(voxels: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
     """Mean of blocks of 1 or 2 voxels along the last three axes, rounded for integers; the last voxel repeats."""
+    if all(by == 1 for by in factor):
+        return voxels
     wide = np.float64 if voxels.dtype.itemsize > 2 and voxels.dtype != np.float32 else np.float32
     total = voxels
     for axis, by in enumerate(factor, voxels.ndim - 3):
