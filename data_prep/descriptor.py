@@ -10,6 +10,7 @@ between them agree. Distances do not change under cropping or mirroring either.
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,18 +79,18 @@ def read_descriptor(path: Path) -> Descriptor | None:
 
 
 def describe(
-    values: NDArray[np.float32], spacing: tuple[float, float, float], levels: Levels | None = None
+    values: NDArray[np.float32], spacing: tuple[float, float, float], sample: Levels | None = None
 ) -> Descriptor:
     """Describe one scan.
 
     Args:
         values: (z, y, x), or (3, 1, y, x) in colour; 2D images are described in their plane.
         spacing: mm along z, y, x.
-        levels: The different values, if they were counted.
+        sample: The different values of every `sampled(values)`-th slice, if they were counted; all are finite then.
     """
     grey = values if values.ndim == 3 else values.mean(axis=0)
-    levels = levels if values.ndim == 3 else None
-    grid, cell = _grid(grey if levels else np.nan_to_num(grey), spacing, levels)
+    sample = sample if values.ndim == 3 else None
+    grid, cell = _grid(grey if sample else np.nan_to_num(grey), spacing, sample)
     flat = [1.5 * (n > 1) for n in grid.shape]
     smooth = gaussian(grid, flat)
     wide = gaussian(grid, [1.6 * sigma for sigma in flat])
@@ -99,14 +100,18 @@ def describe(
     return Descriptor((points * cell).astype(np.float16), looks)
 
 
+def sampled(values: NDArray[Any]) -> int:
+    """Of how many slices one is enough to tell the range of the values."""
+    return max(1, len(values) // 64)
+
+
 def _grid(
-    values: NDArray[np.float32], spacing: tuple[float, float, float], levels: Levels | None
+    values: NDArray[np.float32], spacing: tuple[float, float, float], sample: Levels | None
 ) -> tuple[NDArray[np.float32], float]:
     """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
     extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
     cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
-    every = max(1, len(values) // 64)
-    low, high = levels.percentiles((1, 99)) if levels and every == 1 else np.percentile(values[::every], (1, 99))
+    low, high = sample.percentiles((1, 99)) if sample else np.percentile(values[:: sampled(values)], (1, 99))
     ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
     size = [max(1, round(ratio)) for ratio in ratios]
     steps = [max(1, int(ratio)) for ratio in ratios]

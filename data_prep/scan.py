@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.audit import DESCRIPTOR
 from data_prep.config import RulesConfig
-from data_prep.descriptor import describe
+from data_prep.descriptor import describe, sampled
 from data_prep.labels import to_label_map
 from data_prep.levels import levels_of
 from data_prep.measure import Measured, measure
@@ -129,7 +129,9 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
         levels = levels_of(passed.volume.voxels, passed.volume.slope, passed.volume.intercept)
     measured = measure(passed.values, passed.volume.modality, levels)
     entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
-    found = {DESCRIPTOR: describe(passed.values, passed.volume.spacing, levels).to_bytes()}
+    volume, every = passed.volume, sampled(passed.volume.voxels)
+    sample = levels if every == 1 else levels_of(volume.voxels[::every], volume.slope, volume.intercept)
+    found = {DESCRIPTOR: describe(passed.values, volume.spacing, sample).to_bytes()}
     volume, removed, picture = passed.volume, passed.removed, _picture(passed.volume, passed.values)
     del passed, values  # writing needs memory of its own
     entry = write_volume(job.store, job.key, volume, label_map, entry, job.classes, removed, found, job.scratch)

@@ -4,6 +4,7 @@ import io
 import itertools
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,11 +96,12 @@ def _longest_row(plane: NDArray[np.float32]) -> int:
 def _glyphs(plane: NDArray[np.float32], drawn: NDArray[np.bool_], sign: float, span: float) -> list[tuple[int, ...]]:
     """Boxes (top, bottom, left, right) of what could be letters."""
     found, _ = ndimage.label(drawn, structure=np.ones((3, 3)))
+    places = [(number, box, *(part.stop - part.start for part in box)) for number, box in _boxes(found)]
+    upright = [place for place in places if TALL[0] <= place[2] <= TALL[1] and place[3] <= 2 * place[2]]
     out: list[tuple[int, ...]] = []
-    for number, box in enumerate(ndimage.find_objects(found), 1):
-        tall, wide = (part.stop - part.start for part in box)
-        if not (TALL[0] <= tall <= TALL[1] and wide <= 2 * tall):
-            continue
+    if len(upright) < GLYPHS:
+        return out  # no row of them can be long enough
+    for number, box, _, wide in upright:
         inside = found[box] == number
         if not 0.1 <= float(inside.mean()) <= 0.9 and wide > 3:
             continue
@@ -109,6 +111,11 @@ def _glyphs(plane: NDArray[np.float32], drawn: NDArray[np.bool_], sign: float, s
         if around.size and sign * (ink - float(np.median(around))) >= CONTRAST * span:
             out.append((box[0].start, box[0].stop, box[1].start, box[1].stop))
     return out
+
+
+def _boxes(found: NDArray[np.int32]) -> Iterator[tuple[int, tuple[slice, slice]]]:
+    """Number and box of each labelled region."""
+    yield from enumerate(ndimage.find_objects(found), 1)
 
 
 def _count(boxes: list[tuple[int, ...]]) -> int:

@@ -1,6 +1,7 @@
 """Running a reader in a process of its own, so that a hostile file can only end that process."""
 
 import contextlib
+import ctypes
 import errno
 import gc
 import json
@@ -28,6 +29,8 @@ PRELOAD = [
     "voxscale.report.thumbnail",
     "scipy.ndimage",
     "voxscale.store",
+    "voxscale.kernel.loaded",
+    *(f"PIL.{kind}ImagePlugin" for kind in ("Bmp", "Gif", "Jpeg", "Png", "Ppm")),  # it looks for them at the first save
 ]
 """Imported once by the server that every reader process is forked from."""
 
@@ -35,6 +38,10 @@ OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that come from a user, a scheduler or a system short of memory, not from what a file does to its reader."""
 LOST = 255
 """Exit code of a process whose server ended before it could tell."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+REUSED_BYTES = 1 << 25
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk."""
@@ -113,6 +120,7 @@ def _unpack(reply: dict[str, Any], code: int, seconds: float, gigabytes: float) 
 
 def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...], gigabytes: float) -> None:
     """Body of the reader process: set limits, call, send back one JSON object."""
+    _keep_freed_memory()
     gc.freeze()  # else a collection would look at, and so copy, all that the server imported
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = int(gigabytes * 1e9)
@@ -124,6 +132,14 @@ def _child(pipe: Connection, function: Callable[..., Any], args: tuple[object, .
         os.dup2(silent, stream)
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
     pipe.send_bytes(_call(function, args))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc use freed arrays of up to 32 MB again: a page that is fresh from the system costs a fault and zeros."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, REUSED_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * REUSED_BYTES)
 
 
 def _die_with_parent(pipe: Connection) -> None:

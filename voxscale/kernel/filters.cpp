@@ -13,6 +13,7 @@
 
 namespace {
 
+constexpr int64_t COLUMNS = 128;
 constexpr int64_t BLOCK = 1024;  // numbers of a row that are worked on at once: all that is needed stays in the cache
 
 int64_t beyond(int64_t place, int64_t length, int reflect) {
@@ -129,11 +130,6 @@ WIDE void add_pair(double* total, const double* one, const double* two, int64_t 
     for (int64_t i = 0; i < count; ++i) total[i] += (one[i] + two[i]) * weight;
 }
 
-WIDE void add_pair(double* total, const float* one, const float* two, int64_t count, double weight) {
-    for (int64_t i = 0; i < count; ++i)
-        total[i] += (static_cast<double>(one[i]) + static_cast<double>(two[i])) * weight;
-}
-
 template <typename T> void count_as(const T* data, int64_t size, int64_t* counts, int64_t shift) {
     const int64_t levels = int64_t{1} << (8 * sizeof(T));
     std::vector<int64_t> other(levels);  // equal neighbours would wait for each other in one table
@@ -183,7 +179,7 @@ void interpolate_grid(const void* in, int wide, float* out, const int64_t* from,
 // Symmetric filter along the middle of three sides, ends repeated; weights from the middle one outwards.
 void correlate_even(const float* in, float* out, const int64_t* sides, const double* weights, int64_t reach) {
     const int64_t length = sides[1], inner = sides[2];
-    double total[BLOCK];
+    double total[COLUMNS];
     if (inner == 1) {
         std::vector<double> line(length + 2 * reach), sums(length);
         for (int64_t o = 0; o < sides[0]; ++o) {
@@ -196,15 +192,19 @@ void correlate_even(const float* in, float* out, const int64_t* sides, const dou
         }
         return;
     }
+    // Columns that are near one another, as doubles: each is looked at as often as the filter is wide.
+    std::vector<double> columns(length * COLUMNS);
     for (int64_t o = 0; o < sides[0]; ++o)
-        for (int64_t start = 0; start < inner; start += BLOCK) {
-            const int64_t count = std::min(BLOCK, inner - start);
+        for (int64_t start = 0; start < inner; start += COLUMNS) {
+            const int64_t count = std::min(COLUMNS, inner - start);
             const float* from = in + o * length * inner + start;
+            for (int64_t k = 0; k < length; ++k)
+                for (int64_t i = 0; i < count; ++i) columns[k * COLUMNS + i] = static_cast<double>(from[k * inner + i]);
             for (int64_t k = 0; k < length; ++k) {
-                for (int64_t i = 0; i < count; ++i) total[i] = static_cast<double>(from[k * inner + i]) * weights[0];
+                for (int64_t i = 0; i < count; ++i) total[i] = columns[k * COLUMNS + i] * weights[0];
                 for (int64_t j = reach; j > 0; --j)
-                    add_pair(total, from + beyond(k - j, length, 0) * inner, from + beyond(k + j, length, 0) * inner,
-                             count, weights[j]);
+                    add_pair(total, columns.data() + beyond(k - j, length, 0) * COLUMNS,
+                             columns.data() + beyond(k + j, length, 0) * COLUMNS, count, weights[j]);
                 float* to = out + (o * length + k) * inner + start;
                 for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(total[i]);
             }

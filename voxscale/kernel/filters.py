@@ -19,7 +19,8 @@ TRUNCATE = 4.0
 
 
 @lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
+    """The compiled library with the types of these functions; None as in `library`."""
     found = library()
     if found is None:
         return None
@@ -37,7 +38,7 @@ def _library() -> ctypes.CDLL | None:
 
 def count_values(voxels: NDArray[Any]) -> NDArray[np.int64]:
     """Voxels of each value of 8- or 16-bit integers, from the lowest that the type holds to the highest."""
-    limits, native = np.iinfo(voxels.dtype), _library()
+    limits, native = np.iinfo(voxels.dtype), load()
     flat = np.ascontiguousarray(voxels).reshape(-1)
     if native is None:
         places = flat.astype(np.int32) - int(limits.min)
@@ -68,7 +69,7 @@ def block_means(
         clip: Lowest and highest value before the mean is taken; the result is float64 then, as numpy's is.
     """
     out: NDArray[Any] = values
-    native = _library()
+    native = load()
     if native is not None and size[0] == 1 and max(size) > 1 and len(values) > SLAB:
         kept = values[:: steps[0]]
         slabs = [kept[start : start + SLAB] for start in range(0, len(kept), SLAB)]
@@ -122,7 +123,7 @@ def _sides(shape: Sequence[int], axis: int) -> NDArray[np.int64]:
 
 def zoom(values: NDArray[Any], factor: Sequence[float]) -> NDArray[np.float32]:
     """What `scipy.ndimage.zoom(values, factor, order=1, mode="nearest", grid_mode=True)` gives, as float32."""
-    native = _library()
+    native = load()
     if native is None or all(f == 1 for f in factor):
         return np.asarray(ndimage.zoom(values, factor, order=1, mode="nearest", grid_mode=True), dtype=np.float32)
     counts = [round(n * f) for n, f in zip(values.shape, factor, strict=True)]
@@ -137,7 +138,7 @@ def interpolate(values: NDArray[Any], where: Sequence[NDArray[np.float64]]) -> N
         values: (z, y, x).
         where: Places in voxels along each axis.
     """
-    native = _library()
+    native = load()
     if native is None:
         grid = np.meshgrid(*where, indexing="ij")
         return np.asarray(ndimage.map_coordinates(values, grid, order=1, mode="nearest"), dtype=np.float32)
@@ -167,7 +168,7 @@ def _interpolated(
 
 def gaussian(values: NDArray[np.float32], sigma: Sequence[float]) -> NDArray[np.float32]:
     """What `scipy.ndimage.gaussian_filter(values, sigma, mode="nearest")` gives."""
-    native = _library()
+    native = load()
     if native is None:
         return np.asarray(ndimage.gaussian_filter(values, sigma, mode="nearest"), dtype=np.float32)
     out = np.ascontiguousarray(values)
