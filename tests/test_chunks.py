@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from voxscale import arrays, kernel
 from voxscale.arrays import layout_of, write_array
 from voxscale.blobs import Held, Mapped, Ranged
-from voxscale.chunks import encode_shard, open_shard, read_box
+from voxscale.chunks import encode_shard, open_shard, read_box, to_float
 from voxscale.errors import DataError
 
 SHAPE = (70, 33, 95)
@@ -150,10 +150,31 @@ def test_layouts_cover_their_arrays():
         assert all(c <= n for c, n in zip(layout.chunk, shape, strict=True))
 
 
+@pytest.fixture(params=["gfni", "avx2", "plain", "python"])
+def variant(request, monkeypatch):
+    """Each way to undo bit planes that this machine has, and Python."""
+    kernel.library.cache_clear()
+    if request.param == "python":
+        monkeypatch.setenv(kernel.OFF, "1")
+        yield
+    else:
+        native, wanted = kernel.library(), ["plain", "avx2", "gfni"].index(request.param)
+        if native is None:
+            pytest.skip("no compiler")
+        best = native.limit(wanted)
+        used = native.limit(wanted)
+        if used == wanted:
+            yield
+        native.limit(best)
+        if used != wanted:
+            pytest.skip("not on this machine")
+    kernel.library.cache_clear()
+
+
 @pytest.mark.parametrize("shuffle", ["shuffle", "bitshuffle", "noshuffle"])
 @pytest.mark.parametrize("chunk", [(8, 16, 32), (5, 7, 9), (6, 5, 20), (4, 4, 64)])
 @pytest.mark.parametrize("kind", ["int16", "uint16", "float32"])
-def test_frames_of_every_kind(tmp_path, engine, shuffle, chunk, kind):
+def test_frames_of_every_kind(tmp_path, variant, shuffle, chunk, kind):
     """Filters, chunks whose slices begin within a byte of a bit plane, and noise that does not compress."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -176,3 +197,26 @@ def test_frames_of_every_kind(tmp_path, engine, shuffle, chunk, kind):
         for as_float in (False, True):
             found = read_box(layout, opener(tmp_path / "a", layout), box, as_float)
             assert np.array_equal(found, voxels[tuple(slice(a, b) for a, b in box)].astype(found.dtype))
+
+
+@pytest.mark.parametrize("high", [96, 93])
+def test_whole_lines_and_parts_of_them(tmp_path, variant, high):
+    """Arrays large enough for memory that is used again, whose rows fill lines of the cache, or do not."""
+    voxels = np.random.default_rng(6).integers(-32768, 32768, (96, 96, high)).astype(np.int16)
+    write_array(tmp_path / "a", voxels)
+    layout = layout_of(voxels.shape, "int16")
+    for box in ([(0, 96), (0, 96), (0, high)], [(1, 96), (0, 95), (7, high)], [(0, 96), (2, 96), (32, high - 1)]):
+        wanted = voxels[tuple(slice(a, b) for a, b in box)]
+        for as_float in (False, True):
+            assert np.array_equal(read_box(layout, opener(tmp_path / "a", layout), box, as_float), wanted)
+        assert np.array_equal(to_float(voxels)[tuple(slice(a, b) for a, b in box)], wanted)
+        assert to_float(wanted).dtype == np.float32
+        assert np.array_equal(to_float(wanted), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_floats_of_views(variant, kind):
+    numbers = np.random.default_rng(7).integers(0, 100, (9, 11, 40)).astype(kind)
+    for view in (numbers[1:, 2:5, 3:], numbers[::2, ::-1, 5:9], numbers[:, :, ::3], numbers.T, numbers.astype(">i2")):
+        assert to_float(view).flags.c_contiguous
+        assert np.array_equal(to_float(view), view.astype(np.float32))

@@ -73,6 +73,15 @@ def test_a_sample_is_a_function_of_seed_and_index(shards):
     assert not same(*one.sample(0)[0])
 
 
+def test_nobody_can_write_to_a_brick_that_crops_share(shards):
+    stream = ShardStream(shards, ShardStreamConfig(views=2), seed=3)
+    (first, second), _ = stream.sample(0)
+    assert np.shares_memory(first.voxels.base, second.voxels.base)
+    for patch in (first, second):
+        with pytest.raises(ValueError, match="read-only"):
+            patch.voxels[...] = 0
+
+
 @pytest.mark.parametrize("patches", [1, 3])
 def test_every_brick_comes_as_often_as_planned_in_every_epoch(shards, patches):
     stream = ShardStream(shards, ShardStreamConfig(repeats=3, patches=patches, mix=2), seed=0)

@@ -11,6 +11,7 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
+from voxscale import buffers
 from voxscale.arrays import Layout, encode_shard, one_shard
 from voxscale.blobs import Blob, Bytes, exact_ranges, join, parts_of
 from voxscale.errors import DataError
@@ -66,7 +67,7 @@ def read_box(
     Raises:
         DataError: With reason `corrupt` if a byte that is needed is missing or differs from what was written.
     """
-    out = np.empty([b - a for a, b in box], dtype=np.float32 if as_float else layout.dtype)
+    out = buffers.empty([b - a for a, b in box], np.float32 if as_float else layout.dtype)
     spans = [range(a // s, (b - 1) // s + 1) for (a, b), s in zip(box, layout.shard, strict=True)]
     for place in itertools.product(*spans):
         opened = shard((place[0], place[1], place[2]))
@@ -126,6 +127,25 @@ def _decode(layout: Layout, blob: Blob, places: NDArray[np.void], out: NDArray[A
     )  # fmt: skip
     if code:
         raise DataError("chunk must have the checksum it was written with", "corrupt")
+
+
+def to_float(voxels: NDArray[Any]) -> NDArray[np.float32]:
+    """A float32 copy of a box, such as a crop of a brick, in one pass.
+
+    Args:
+        voxels: (z, y, x) numbers; rows need not be next to one another.
+    """
+    native = library()
+    known = voxels.dtype.name in _TO_FLOAT and voxels.dtype.isnative
+    if native is None or not known or voxels.strides[2] != voxels.itemsize:
+        return voxels.astype(np.float32, order="C")
+    out = buffers.empty(voxels.shape, np.float32)
+    shape, strides = np.array(voxels.shape, dtype=np.int64), np.array(voxels.strides, dtype=np.int64)
+    native.to_float(
+        voxels.ctypes.data, shape.ctypes.data, strides.ctypes.data, voxels.dtype.kind.encode(), voxels.itemsize,
+        out.ctypes.data,
+    )  # fmt: skip
+    return out
 
 
 _TO_FLOAT = ("int8", "uint8", "int16", "uint16", "float32")

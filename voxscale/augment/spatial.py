@@ -85,7 +85,7 @@ def rotation(angles: Triple) -> NDArray[np.float64]:
 def _linear(spatial: Spatial, target_spacing: Triple, scan_spacing: Triple) -> NDArray[np.float64]:
     """3x3 map of a step in the patch to a step in scan voxels."""
     steps = np.asarray(target_spacing) * spatial.zoom * np.where(spatial.flips, -1.0, 1.0)
-    return np.diag(1 / np.asarray(scan_spacing)) @ rotation(spatial.angles) @ np.diag(steps)
+    return (1 / np.asarray(scan_spacing))[:, None] * rotation(spatial.angles) * steps
 
 
 def matrix(

@@ -88,5 +88,8 @@ def library() -> ctypes.CDLL | None:
         pointer, pointer, whole, pointer, ctypes.c_char, flag, flag, pointer, pointer
     ]  # fmt: skip
     found.read_chunks.restype = whole
+    found.to_float.argtypes = [pointer, pointer, pointer, ctypes.c_char, flag, pointer]
+    found.to_float.restype = whole
+    found.limit.argtypes, found.limit.restype = [flag], flag
     found.start()
     return found

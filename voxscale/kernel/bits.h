@@ -13,7 +13,15 @@ namespace bits {
 constexpr int64_t STEP = 32;          // bytes of each plane that are taken at once
 constexpr int64_t NUMBERS = 8 * STEP;  // and the numbers that they make
 
-inline bool can() { return __builtin_cpu_supports("avx2"); }
+enum Variant { PLAIN, AVX2, GFNI };
+
+// The best that the machine has; tests choose lesser ones too.
+inline int& variant() {
+    static int best = !__builtin_cpu_supports("avx2") ? PLAIN : __builtin_cpu_supports("gfni") ? GFNI : AVX2;
+    return best;
+}
+
+inline bool can() { return variant() != PLAIN; }
 
 // Swaps the bits of the 8 x 8 squares that each 64 bits are: three rounds of exchanging halves of halves.
 __attribute__((target("avx2"))) inline __m256i transposed(__m256i x) {
@@ -49,7 +57,7 @@ namespace gfni {
 using Unbit = void (*)(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t start, int64_t length,
                        int16_t* out);
 
-inline Unbit chosen_unbit() { return __builtin_cpu_supports("gfni") ? gfni::unbit : avx2::unbit; }
+inline Unbit chosen_unbit() { return variant() == GFNI ? gfni::unbit : avx2::unbit; }
 
 template <bool SIGNED>
 __attribute__((target("avx2"))) inline void eight(const uint16_t* from, float* to) {
@@ -65,14 +73,42 @@ __attribute__((target("avx2"))) inline void to_float(const uint16_t* from, float
         for (int64_t x = 0; x < n; x++) to[x] = SIGNED ? static_cast<float>(static_cast<int16_t>(from[x])) : from[x];
         return;
     }
-    if (n == 32) {  // a whole row of the usual chunk
-        for (int64_t x = 0; x < 32; x += 8) eight<SIGNED>(from + x, to + x);
-        return;
-    }
     int64_t x = 0;
     for (; x + 8 <= n; x += 8) eight<SIGNED>(from + x, to + x);
     if (x < n) eight<SIGNED>(from + n - 8, to + n - 8);
 }
+
+// The same past the caches, in whole lines of them: they need not be fetched first. Ends with what a line does not fill.
+template <bool SIGNED>
+__attribute__((target("avx2"))) inline void stream_float(const uint16_t* from, float* to, int64_t n) {
+    const int64_t head = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63) / 4;
+    if (n < head + 16) return to_float<SIGNED>(from, to, n);
+    to_float<SIGNED>(from, to, head);
+    int64_t x = head;
+    for (; x + 16 <= n; x += 16)
+        for (int64_t k = x; k < x + 16; k += 8) {
+            const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
+            _mm256_stream_ps(to + k, _mm256_cvtepi32_ps(SIGNED ? _mm256_cvtepi16_epi32(raw) : _mm256_cvtepu16_epi32(raw)));
+        }
+    to_float<SIGNED>(from + x, to + x, n - x);
+}
+
+// Copies the row of a usual chunk: past the caches if it fills a line of them.
+__attribute__((target("avx2"))) inline void copy_row(const int16_t* from, int16_t* to) {
+    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + 1);
+    __m256i* out = reinterpret_cast<__m256i*>(to);
+    if ((reinterpret_cast<uintptr_t>(to) & 63) == 0) {
+        _mm256_stream_si256(out, first);
+        _mm256_stream_si256(out + 1, second);
+    } else {
+        _mm256_storeu_si256(out, first);
+        _mm256_storeu_si256(out + 1, second);
+    }
+}
+
+// After stores past the caches, before others read.
+inline void fence() { _mm_sfence(); }
 
 }  // namespace bits
 #endif

@@ -39,6 +39,7 @@ thread_local blosc2_context* context = nullptr;
 thread_local std::vector<uint8_t> decoded;  // chunks side by side
 thread_local std::vector<int16_t> slices;   // one slice of each
 
+constexpr int64_t SHORT = 32;         // numbers of a row of the usual chunk
 constexpr int64_t SIDE_BY_SIDE = 16;  // most chunks along x that are decoded before they are written
 
 template <typename In, typename Out>
@@ -94,7 +95,7 @@ __attribute__((target("avx2"))) void scatter_bits(const Decoded* run, const Plac
     const int64_t room = chunk[1] * chunk[2] + 2 * bits::NUMBERS;
     slices.resize(static_cast<size_t>(SIDE_BY_SIDE * room));
     int16_t* const slice = slices.data();
-    static const bits::Unbit unbit = bits::chosen_unbit();
+    const bits::Unbit unbit = bits::chosen_unbit();
     const int64_t plane = chunk[0] * chunk[1] * chunk[2] / 8;
     for (int64_t z = 0; z < places->count[0]; z++) {
         const int64_t first = ((places->from[0] + z) * chunk[1] + places->from[1]) * chunk[2];
@@ -104,18 +105,28 @@ __attribute__((target("avx2"))) void scatter_bits(const Decoded* run, const Plac
         for (int64_t y = 0; y < places->count[1]; y++) {
             const int64_t row = first % 8 + y * chunk[2];
             const int64_t at = ((places->to[0] + z) * target.shape[1] + places->to[1] + y) * target.shape[2];
+            if (TO_FLOAT && chunk[2] <= SHORT) {  // short rows are joined, then converted at once
+                int16_t joined[(SIDE_BY_SIDE + 1) * SHORT];
+                int64_t width = 0;
+                for (int64_t i = 0; i < length; width += places[i].count[2], i++)  // what is too much is written over
+                    std::memcpy(joined + width, slice + i * room + row + places[i].from[2], SHORT * 2);
+                bits::stream_float<SIGNED>(reinterpret_cast<const uint16_t*>(joined),
+                                           static_cast<float*>(target.box) + at + places->to[2], width);
+                continue;
+            }
             for (int64_t i = 0; i < length; i++) {
                 const int16_t* from = slice + i * room + row + places[i].from[2];
                 const int64_t to = at + places[i].to[2], n = places[i].count[2];
                 if (TO_FLOAT)
-                    bits::to_float<SIGNED>(reinterpret_cast<const uint16_t*>(from), static_cast<float*>(target.box) + to, n);
-                else if (n == 32)  // a whole row of the usual chunk, a number that the compiler knows
-                    std::memcpy(static_cast<int16_t*>(target.box) + to, from, 64);
+                    bits::stream_float<SIGNED>(reinterpret_cast<const uint16_t*>(from), static_cast<float*>(target.box) + to, n);
+                else if (n == SHORT)
+                    bits::copy_row(from, static_cast<int16_t*>(target.box) + to);
                 else
                     std::memcpy(static_cast<int16_t*>(target.box) + to, from, static_cast<size_t>(n) * 2);
             }
         }
     }
+    bits::fence();
 }
 #endif
 
@@ -202,6 +213,40 @@ extern "C" int64_t read_chunks(const uint8_t* buffer, const Place* places, int64
         first += length;
     }
     return 0;
+}
+
+// Converts a box of an array, whose rows are in one piece, to float32. Returns 0; -1 if the number type is not known.
+extern "C" int64_t to_float(const uint8_t* from, const int64_t* shape, const int64_t* strides, char kind, int size,
+                            float* out) {
+    const WriteRow write = chosen(kind, size, true);
+    if (write == nullptr) return -1;
+    for (int64_t z = 0; z < shape[0]; z++)
+        for (int64_t y = 0; y < shape[1]; y++) {
+            const uint8_t* row = from + z * strides[0] + y * strides[1];
+            const int64_t at = (z * shape[1] + y) * shape[2];
+#if HAVE_UNBIT
+            if (size == 2 && bits::can()) {
+                (kind == 'i' ? bits::to_float<true> : bits::to_float<false>)(reinterpret_cast<const uint16_t*>(row),
+                                                                             out + at, shape[2]);
+                continue;
+            }
+#endif
+            write(row, out, at, shape[2]);
+        }
+    return 0;
+}
+
+// For tests: limits the instructions to 0 (none beyond the compiler's), 1 (AVX2) or 2 (GFNI); returns what was in use.
+// A machine is never asked for more than `start` found.
+extern "C" int limit(int variant) {
+#if HAVE_UNBIT
+    static const int best = bits::variant();
+    const int before = bits::variant();
+    bits::variant() = variant < best ? variant : best;
+    return before;
+#else
+    return 0;
+#endif
 }
 
 extern "C" void start() { blosc2_init(); }

@@ -146,9 +146,13 @@ class ShardStream:
         return [self._view(info, read, index, view) for view in range(self.config.views)]
 
     def _read_whole(self, name: str, where: SampleIndex) -> tuple[BrickInfo, NDArray[Any], NDArray[np.uint8] | None]:
-        """All of a brick, kept for the crops to come."""
+        """All of a brick, kept for the crops to come, which share its memory: so nobody may write to it."""
         brick = self._reader.open(name, where)
-        return brick.info, brick.read(), brick.read_mask()
+        voxels, mask = brick.read(), brick.read_mask()
+        for part in (voxels, mask):
+            if part is not None:
+                part.flags.writeable = False
+        return brick.info, voxels, mask
 
     def _view(self, info: BrickInfo, read: _Read, index: int, view: int) -> Patch:
         contract, patch = self.manifest.contract, self.manifest.patch
