@@ -1,0 +1,1 @@
+"""Released weights of other projects: read safely, renamed, and every name's fate reported."""
