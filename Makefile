@@ -35,6 +35,8 @@ $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,dev]'
+	@# Of PyMIC one file is compared with, which needs torch alone.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt PYMIC
 	@touch $@
 
 install: $(VENV)/.installed

@@ -8,6 +8,7 @@ from voxscale.augment.noise import NoiseConfig
 from voxscale.config import config, require
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
 from voxscale.loader import LoaderConfig
+from voxscale.models.released.load import FORMS, Form
 from voxscale.stream import CaseStreamConfig
 
 
@@ -45,6 +46,28 @@ class InferenceConfig:
 
 
 @config
+class InitConfig:
+    """Weights that another project released, in place of a pretraining's checkpoint.
+
+    Attributes:
+        weights: The file as it was published; None to start from `checkpoint`.
+        format: Whose it is: `stunet`, `nnssl` (OpenMind), `swin_unetr` (MONAI), `misfm`, `lvm_med`.
+        divide: Whether first convolutions that are repeated over several image channels are divided by their number.
+        partial: Take the weights that fit where others do not; `transfer.json` names them all.
+    """
+
+    weights: Path | None = None
+    format: Form | None = None
+    divide: bool = True
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that both are given or none; raises `ConfigError`."""
+        both = (self.weights is None) == (self.format is None)
+        require(both, "init.format", "given if init.weights is, and only then", self.format, FORMS)
+
+
+@config
 class FinetuneConfig:
     """Which checkpoint on which task, how, and how often repeated.
 
@@ -52,6 +75,7 @@ class FinetuneConfig:
         store: Store of the labelled task, ingested and planned.
         plan: The plan that `data_prep plan` wrote for it (contract, patch, strides).
         checkpoint: Run folder of the pretraining, or one checkpoint folder in it.
+        init: Released weights to start from instead; `checkpoint` is then not read.
         run: Run folder: results per fold and arm. Started again with the same config, it goes on.
         folds: Parts of the cross-validation, by subject; every case is tested once per seed.
         seeds: Repeats with other heads, sample orders and augmentations.
@@ -69,6 +93,7 @@ class FinetuneConfig:
     store: Path = Path("store")
     plan: Path = Path("plan.json")
     checkpoint: Path = Path("runs/pretrain")
+    init: InitConfig = InitConfig()
     run: Path = Path("runs/finetune")
     folds: int = 4
     seeds: tuple[int, ...] = (0,)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from finetune.config import FinetuneConfig, IntensityConfig
+from finetune.config import FinetuneConfig, InitConfig, IntensityConfig
 from finetune.folds import split
 from finetune.results import collect, fold_folder, save_previews, score_cases
 from finetune.segment import segment
@@ -40,7 +40,10 @@ from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
 from voxscale.models.build import ModelConfig, adapt, build, read_config
-from voxscale.models.transfer import transfer
+from voxscale.models.interface import Backbone
+from voxscale.models.released.load import Released, read_released, transfer_released
+from voxscale.models.released.report import KeyReport
+from voxscale.models.transfer import TransferReport, transfer
 from voxscale.patches import Plan
 from voxscale.progress import Progress
 from voxscale.seed import derive, rng
@@ -60,7 +63,7 @@ class Task:
         cases: Ids of all labelled scans.
         classes: Names by label, background left out.
         model: Backbone of the checkpoint with this task's outputs.
-        weights: The checkpoint's weights.
+        weights: The checkpoint's weights, or the released file.
         inputs: Hash of store, plan and checkpoint.
     """
 
@@ -69,7 +72,7 @@ class Task:
     cases: tuple[str, ...]
     classes: dict[int, str]
     model: ModelConfig
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] | Released
     inputs: dict[str, str]
 
 
@@ -112,25 +115,36 @@ def open_task(config: FinetuneConfig) -> Task:
     """Open store, plan and checkpoint, and refuse what does not fit together."""
     store = open_store(config.store)
     plan = load_json(Plan, config.plan)
-    source = find_pretrained(config.checkpoint)
-    says = checkpoint.read_about(source)
-    contract = from_dict(InputContract, says["contract"], "checkpoint.contract")
+    source_model, contract, weights, source_hash = open_source(config)
     if store.contract is None:
         raise ContractError("task must be prepared under the checkpoint's contract; run data_prep plan on its store")
-    require_same(contract, store.contract, "task store")
-    require_same(contract, plan.contract, "plan")
+    require_same(contract or plan.contract, store.contract, "task store")
+    require_same(contract or plan.contract, plan.contract, "plan")
     cases = tuple(sorted(case for case, entry in store.entries.items() if entry.label and not entry.planar))
     if not cases:
         raise DataError("task must hold labelled scans, not only unlabelled ones; see its ledger.jsonl", "no_label")
     labels = max(store.classes)
-    source_model = read_config(says["model"], "checkpoint.model")
     model = adapt(source_model, in_channels=1, classes=labels + 1, heads=config.heads, strides=plan.strides)
     inputs = {
         "store": config_hash({case: to_dict(store.entries[case]) for case in cases}),
         "plan": config_hash(plan),
-        "checkpoint": sha256_file(source / "manifest.json"),
+        "checkpoint": source_hash,
     }
-    return Task(store, plan, cases, dict(store.classes), model, checkpoint.load_model(source), inputs)
+    return Task(store, plan, cases, dict(store.classes), model, weights, inputs)
+
+
+def open_source(
+    config: FinetuneConfig,
+) -> tuple[ModelConfig, InputContract | None, Mapping[str, Tensor] | Released, str]:
+    """Model, contract, weights and hash of what the pretrained arm starts from; released files state no contract."""
+    if config.init.weights is not None and config.init.format is not None:
+        released = read_released(config.init.weights, config.init.format)
+        return released.config, None, released, sha256_file(config.init.weights)
+    source = find_pretrained(config.checkpoint)
+    says = checkpoint.read_about(source)
+    contract = from_dict(InputContract, says["contract"], "checkpoint.contract")
+    model = read_config(says["model"], "checkpoint.model")
+    return model, contract, checkpoint.load_model(source), sha256_file(source / "manifest.json")
 
 
 def find_pretrained(path: Path) -> Path:
@@ -160,7 +174,7 @@ def train_and_test(
     # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
     weights = first_weights(model, derive(seed, "weights"))
     if arm == "pretrained":
-        report = transfer(model, task.weights, fresh=model.head_prefixes)
+        report = take_over(model, task.weights, config.init)
         weights = {key: p.detach().clone() for key, p in model.named_parameters()}
         if dist.rank() == 0:
             write_json(config.run / "transfer.json", report.to_dict())
@@ -190,6 +204,16 @@ def train_and_test(
     if tracker is not None:
         tracker.close()
     engine.destroy()
+
+
+def take_over(
+    model: Backbone, weights: Mapping[str, Tensor] | Released, init: InitConfig
+) -> TransferReport | KeyReport:
+    """Copy all but the heads."""
+    fresh = model.head_prefixes
+    if isinstance(weights, Released):
+        return transfer_released(model, weights, fresh=fresh, divide=init.divide, partial=init.partial)
+    return transfer(model, weights, fresh=fresh)
 
 
 def segmentation_loss(

@@ -189,4 +189,6 @@ def transfer_section(results: Results) -> Section:
         for key, names in transfer.items()
         if names
     )
+    if "table" in results["transfer"]:
+        lists += page.folded("Every weight's fate", f"<pre><code>{escape(results['transfer']['table'])}</code></pre>")
     return Section("Transfer", tiles + lists, "What the pretrained arm took over, tensor by tensor.")

@@ -11,8 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from medim.models.stu_net import STUNet
 from tests_stores import make_store
 
 from configs.pretrain import demo as pretrain_preset
@@ -22,6 +25,7 @@ from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_weights, manifest_text
 from voxscale.files import sha256_file
+from voxscale.models.released.load import FORMS
 from voxscale.shards import manifest_text as shards_text
 from voxscale.shards import open_manifest
 from voxscale.store_root import stamp_contract
@@ -160,6 +164,40 @@ def test_another_number_of_processes_reads_the_same_samples(world, tmp_path):
         [json.loads(x)["loss"] for x in (r / "metrics.jsonl").read_text().splitlines()] for r in (run, world / "pre")
     )
     assert one == pytest.approx(two, rel=0.03)  # bf16: sums over the batch are split differently
+
+
+def test_finetuning_starts_from_a_released_file(world, tmp_path):
+    net = STUNet(
+        num_classes=5,
+        depth=[1] * 6,
+        dims=[2 * n for n in (1, 2, 4, 8, 16, 16)],
+        pool_op_kernel_sizes=[[2, 2, 2]] * 5,
+        conv_kernel_sizes=[[3, 3, 3]] * 6,
+    )
+    torch.save({"epoch": np.float64(4), "state_dict": net.state_dict()}, tmp_path / "small.model")
+    init = ["--init.weights", tmp_path / "small.model", "--init.format", "stunet"]
+    said = finetune(world, tmp_path / "run", *init, checkpoint=tmp_path / "none")
+    assert "transfer: stunet: loaded 120 of 124 weights from 130 in the file" in said
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["transfer"]["counts"] == {
+        "file": 130, "network": 124, "loaded": 120, "reinitialised": 4, "unused": 10,
+    }  # fmt: skip
+    moved = (tmp_path / "small.model").rename(tmp_path / "moved.model")
+    init[1] = moved
+    finetune(world, tmp_path / "run", *init, checkpoint=tmp_path / "none")  # the same file elsewhere: goes on
+    torch.save({"state_dict": Call()}, moved)
+    said = finetune(world, tmp_path / "other", *init, checkpoint=tmp_path / "none", expect=1)
+    assert said.count("error:") == 1
+    assert "must be a file of tensors and plain values, not one that asks for" in said
+    said = finetune(world, tmp_path / "other", *init[:2], checkpoint=tmp_path / "none", expect=2)
+    assert "init.format must be given if init.weights is" in said
+    said = finetune(world, tmp_path / "other", *init[:3], "nnunet", checkpoint=tmp_path / "none", expect=2)
+    assert all(form in said for form in FORMS)
+
+
+class Call:
+    def __reduce__(self):
+        return print, ("it ran",)
 
 
 def test_a_run_folder_belongs_to_one_config(world):

@@ -54,11 +54,17 @@ def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
         return ""
     have = json.loads((run / "config.json").read_text()) | {"inputs": json.loads((run / "inputs.json").read_text())}
     want = to_dict(config) | {"inputs": dict(inputs)}
-    paths = {field for field in want if isinstance(getattr(config, field, None), Path)}
-    wrong = sorted(where for where in _differences(have, want) if where not in paths)
+    wrong = sorted(where for where in _differences(have, want) if not isinstance(_value(config, where), Path))
     if not wrong:
         return ""
     return f"run must be a folder of its own for each config; this one differs in {', '.join(wrong)}; choose another"
+
+
+def _value(config: object, where: str) -> object:
+    """The value at a dotted name; None where there is none."""
+    for name in where.split("."):
+        config = getattr(config, name, None)
+    return config
 
 
 def _differences(have: Any, want: Any, where: str = "") -> Iterator[str]:

@@ -1,6 +1,9 @@
 """Files as the reference classes write them, read into our backbones: equal outputs, and every name accounted for."""
 
 import dataclasses
+import hashlib
+import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import monai.networks.nets
 import numpy as np
 import pytest
 import torch
+from golden_weights import made_input, made_weights
 from monai.networks.nets.swin_unetr import filter_swinunetr
 from pymic.net.net3d.fmunetv3 import FMUNetV3
 from torch import Tensor, nn
@@ -21,6 +25,7 @@ from voxscale.models.interface import Backbone
 from voxscale.models.optional import load
 from voxscale.models.released.load import FORMS, Form, Released, read_released, transfer_released
 from voxscale.models.released.report import KeyReport
+from voxscale.models.swin_block import mis_fm_positions
 from voxscale.seed import torch_generator
 
 
@@ -84,7 +89,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 def stunet_file(depth: int = 1) -> tuple[nn.Module, dict[str, Any]]:
     """A `.model` with all that nnU-Net v1 puts into it."""
-    module = __import__("medim.models.stu_net", fromlist=["STUNet"])
+    module = importlib.import_module("medim.models.stu_net")
     net = module.STUNet(
         num_classes=5,
         depth=[depth] * 6,
@@ -247,15 +252,34 @@ def test_fmunet_gives_the_outputs_of_pymic(tmp_path: Path, flat: int) -> None:
             close(ours, reference)
 
 
+def test_pctnet_gives_the_recorded_outputs_of_mis_fm(tmp_path: Path) -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "pctnet.json").read_text())
+    index = mis_fm_positions(6)
+    assert hashlib.sha256(index.numpy().tobytes()).hexdigest() == golden["index_sha256"]
+    content = {"iteration": 1, "valid_pred": 0.5, "model_state_dict": made_weights(golden["shapes"], index)}
+    released, model, report = fit(tmp_path / "pctnet.pt", content, "misfm")
+    config = released.config
+    assert (list(config.channels), config.window, config.mode) == (golden["channels"], 6, 1)
+    counts = report.counts()
+    assert counts["file"] == len(golden["shapes"]) == 684  # as published
+    assert counts["loaded"] == counts["network"]
+    assert counts["unused"] == 684 - counts["loaded"]
+    x = made_input(golden["input"])
+    with torch.no_grad():
+        for ours, theirs in zip(model(x), golden["outputs"], strict=True):
+            close(ours.flatten()[:: theirs["every"]], torch.tensor(theirs["values"]))
+
+
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
-def test_lvm_med_resnet_gives_the_features_of_timm(tmp_path: Path, prefix: str) -> None:
-    theirs = randomised(load("timm", "timm").create_model("resnet50", pretrained=False))
+def test_lvm_med_resnet_gives_the_features_of_torchvision(tmp_path: Path, prefix: str) -> None:
+    load("timm", "timm")  # so that torchvision can be imported whatever its operators do
+    theirs = randomised(importlib.import_module("torchvision.models").resnet50())
     content = {f"{prefix}{key}": tensor for key, tensor in theirs.state_dict().items()}
     _, model, report = fit(tmp_path / "lvmmed_resnet.torch", content, "lvm_med")
     assert report.counts()["unused"] == 2  # the classifier
     x = torch.randn(1, 3, 64, 64, generator=torch_generator(3))
     with torch.no_grad():
-        close(model.features(x)[-1], theirs.forward_features(x))
+        close(model.features(x)[-1], nn.Sequential(*list(theirs.children())[:-2])(x))
         gray = build(dataclasses.replace(model.config, in_channels=1)).eval()
         report = transfer_released(gray, read_released(tmp_path / "lvmmed_resnet.torch", "lvm_med"), fresh=())
         assert report.counts()["summed"] == 1

@@ -1,8 +1,7 @@
 """LVM-Med's ResNet-50 and ViT-B for images.
 
-The ResNet has torchvision's names (duyhominhnguyen/LVM-Med ad6f68b, `classification_R50`), which are timm's too;
-the ViT those of the image encoder of SAM without its prefix (`medsam.py`). The files themselves were not at
-hand: names come from the code that loads them.
+The ResNet is read under torchvision's names, which are timm's too. Neither the
+released files nor the code that loads them were at hand: the names are second-hand.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ _STAGES = 6
 
 
 def read(content: object) -> Named:
-    """Encoder and stem, which stand where the file's adaptation plan says (MIC-DKFZ/nnssl 7044864).
+    """Encoder and stem, which stand where the file's adaptation plan says. Names of the plan are second-hand.
 
     Decoders are left, as nnU-Net's own loader does: those of the pretraining have
     other outputs and, for some objectives, other blocks.

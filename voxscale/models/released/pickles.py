@@ -13,7 +13,7 @@ import re
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def read_pickled(path: Path) -> Pickled:
 
 
 @contextmanager
-def _allowed(inert: Sequence[str]) -> Iterator[None]:
+def _allowed(inert: Sequence[str]) -> Generator[None]:
     """Let torch's reader build `Inert` for these names, and nothing that other packages have allowed."""
     before = get_safe_globals()
     clear_safe_globals()

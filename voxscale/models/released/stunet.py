@@ -12,7 +12,7 @@ _PARTS = ("conv_blocks_context.", "upsample_layers.", "conv_blocks_localization.
 
 
 def read(content: object) -> Named:
-    """The network's weights; ours has the same names (uni-medical/STU-Net 0652eaf, `STUNet.py`)."""
+    """The network's weights; ours has the same names (tested against medim's class)."""
     tensors = tensors_at(content, "state_dict")
     return name(tensors, lambda key: key if key.startswith(_PARTS) else None, "not of STU-Net")
 
