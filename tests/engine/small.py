@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voxscale import dist, seed
 from voxscale.batch import Batch, Losses, Patch, collate
 from voxscale.engine.config import OptimConfig
+from voxscale.engine.convolution import mend_convolutions
 from voxscale.engine.optim import build_optimizer
 from voxscale.engine.schedule import learning_rate
 from voxscale.models.build import build
@@ -105,6 +106,7 @@ def plain(
     master, working = make(name), make(name)
     if bf16:
         working = working.bfloat16()
+        mend_convolutions(working)
     optimizer = build_optimizer(master, OPTIM)
     losses: list[float] = []
     for step in range(steps):

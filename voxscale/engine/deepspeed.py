@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from voxscale import dist
 from voxscale.engine.compile import load_ops
 from voxscale.engine.config import EngineConfig, OptimConfig
+from voxscale.engine.convolution import mend_convolutions
 from voxscale.engine.optim import build_optimizer
 from voxscale.engine.state import write_weights
 from voxscale.engine.types import Engine
@@ -83,6 +84,7 @@ def start_engine(
     )
     made = cast(Engine, parts[0])
     write_weights(made, weights)
+    mend_convolutions(made.module)
     if engine.compile:
         compile_blocks(made.module)
     return made
