@@ -29,6 +29,7 @@ from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.export import keep_weights_only
 from voxscale.engine.loop import train
+from voxscale.engine.meter import BACKWARD
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
@@ -199,7 +200,8 @@ def train_and_test(
     def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
         return segmentation_loss(engine, batch, task.plan.patch, config)
 
-    train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker)
+    flops = float(BACKWARD * model.flops(task.plan.patch))
+    train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker, flops=flops)
     predict_cases(engine, config, task, folder, test)
     if tracker is not None:
         tracker.close()

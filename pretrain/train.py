@@ -17,6 +17,7 @@ from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.loop import train
+from voxscale.engine.meter import BACKWARD
 from voxscale.engine.run import about, find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
@@ -67,9 +68,20 @@ def pretrain(config: PretrainConfig) -> None:
             views = make_views(batch, stream.manifest.patch, stream_config.views, config.views)
             return fuse_and_guess(engine, views, config), views.images[:, 0].numel()
 
+        flops = float(BACKWARD * model.flops(stream.manifest.patch))  # one fused image is seen of each sample
         train(
-            "pretrain", engine, batches, objective, config.loop, config.optim, config.run, start, says, tracker
-        )  # fmt: skip
+            "pretrain",
+            engine,
+            batches,
+            objective,
+            config.loop,
+            config.optim,
+            config.run,
+            start,
+            says,
+            tracker,
+            flops=flops,
+        )
         save_preview(engine, stream, config)
         if tracker is not None:
             tracker.close()

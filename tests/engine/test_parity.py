@@ -27,10 +27,10 @@ BF16 = ["1-bf16-none-1", "2-bf16-none-1", "3-bf16-none-1", "1-bf16-none-4"]
 # Relative error of every one of 50 losses. Measured: fp32 2.3e-7; bf16 0 on one rank, 8.4e-4 on two, whose halves
 # of a batch are summed in another order before they are rounded.
 FP32_TOLERANCE, BF16_TOLERANCE = 2e-6, 3e-3
-# A STU-Net has kinks: of plain PyTorch runs whose first weights are one unit in the last place apart, losses agree to 1e-6
-# until a LeakyReLU's input changes its sign, and then to 5e-4. At stage 3 on two ranks the same kink is met at step 9 (with a
-# smooth activation the losses agree to 2e-7 to the end). In bf16 plain runs differ by up to 7.3e-3 within 10 steps and by
-# 6.5e-2 within 50; measured of the engine: 8.6e-3 and 5.6e-2.
+# A STU-Net has kinks: of plain PyTorch runs whose first weights are one unit in the last place apart, losses agree to
+# 1e-6 until a LeakyReLU's input changes its sign, and then to 5e-4. At stage 3 on two ranks the same kink is met at
+# step 9 (with a smooth activation the losses agree to 2e-7 to the end). In bf16 plain runs differ by up to 7.3e-3
+# within 10 steps and by 6.5e-2 within 50; measured of the engine: 8.6e-3 and 5.6e-2.
 STUNET_STEPS, STUNET_TIGHT_STEPS, STUNET_BF16_STEPS = 20, 5, 10
 STUNET_TOLERANCE, STUNET_BF16_TOLERANCE = 2e-3, 2e-2
 STUNET_FP32 = ["0-fp32-none-1", "1-fp32-none-1", "2-fp32-none-1", "3-fp32-none-1"]

@@ -86,6 +86,24 @@ class OptimConfig:
 
 
 @config
+class EmaConfig:
+    """A teacher whose weights are an exponential moving average of the trained ones.
+
+    Attributes:
+        start: Momentum at the first step.
+        end: Momentum at the last step; between them it rises as half a cosine (Grill et al. 2020, BYOL, section 3.2).
+    """
+
+    start: float = 0.996
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError`."""
+        require(0 <= self.start <= 1, "ema.start", "in [0, 1]", self.start)
+        require(self.start <= self.end <= 1, "ema.end", f"in [{self.start}, 1]", self.end)
+
+
+@config
 class GuardConfig:
     """Which steps are too bad to be taken, and what follows.
 

@@ -1,7 +1,7 @@
 """The training loop: the only one, for every objective and every stage."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -17,6 +17,7 @@ from voxscale.engine.deepspeed import set_learning_rate
 from voxscale.engine.guard import Guard
 from voxscale.engine.memory import Ledger, explained
 from voxscale.engine.meter import Meter, own_peak
+from voxscale.engine.pieces import Piece
 from voxscale.engine.profile import Profiler
 from voxscale.engine.run import find_checkpoint
 from voxscale.engine.saver import Saver
@@ -38,6 +39,14 @@ class Follower(Protocol):
 
     def update(self, step: int) -> None:
         """Follow an update of the weights; never called for a step that was skipped."""
+        ...
+
+    def pieces(self) -> Iterable[Piece]:
+        """This rank's slices of what it keeps; they are saved with every checkpoint."""
+        ...
+
+    def restore(self, checkpoint: Path) -> None:
+        """Stand where it stood when a checkpoint was saved."""
         ...
 
 
@@ -68,7 +77,7 @@ def train(
         start: Where the run stands.
         about: What every checkpoint says of itself.
         tracker: Writes metrics (rank 0), or None.
-        follower: Told of every update of the weights.
+        follower: Told of every update of the weights, saved with them, and taken back with them.
         flops: Floating-point operations of one sample's training step, for TFLOP/s; 0 if they are not known.
 
     Raises:
@@ -86,6 +95,8 @@ def train(
         Watch(run, loop.watch, start.step) as watch,
         Profiler(run, loop.profile) as profiler,
     ):
+        if follower is not None:
+            saver.add(follower.pieces)
         for step in range(start.step, loop.steps):
             profiler.begin(step)
             lr = learning_rate(optim, step, loop.steps)
@@ -107,7 +118,7 @@ def train(
             elif guard.must_go_back:
                 watch.at("checkpoint")
                 saver.finish()
-                go_back(engine, guard, optim, run, step)
+                go_back(engine, guard, optim, run, step, follower)
             done = step + 1
             watch.at("collective")
             stop = asked_to_stop(request)
@@ -185,8 +196,8 @@ def end_early(saver: Saver, name: str, stop: str, done: int) -> NoReturn:
     raise PreemptedError(f"{name} was ended by {stop} after step {done}: {state}; start it again to go on", stop)
 
 
-def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: int) -> None:
-    """Take weights and moments of the last checkpoint; the data go on behind the bad samples.
+def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: int, follower: Follower | None) -> None:
+    """Take weights, moments and what follows them from the last checkpoint; the data go on behind the bad samples.
 
     All samples since that checkpoint are left behind with them, as those just
     before a divergence are part of its cause (Chowdhery et al. 2022, PaLM, section 5.1).
@@ -198,4 +209,6 @@ def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: i
     if found is None:
         raise TrainingError(guard.diagnosis("there is no checkpoint yet to go back to"))
     write_weights(engine, checkpoint.load_weights(found))
+    if follower is not None:
+        follower.restore(found)
     guard.gone_back(step, checkpoint.restore(found, engine, optim).step)

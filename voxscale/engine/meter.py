@@ -16,15 +16,18 @@ from voxscale.engine.types import Engine
 PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "V100": {"fp32": 15.7},
     "A100": {"bf16": 312.0, "fp32": 19.5},
-    "A40": {"bf16": 149.7, "fp32": 37.4},
-    "L40S": {"bf16": 362.05, "fp32": 91.6},
-    "H100 PCIe": {"bf16": 756.0, "fp32": 51.0},
-    "H100 NVL": {"bf16": 835.0, "fp32": 60.0},
-    "H100": {"bf16": 989.4, "fp32": 67.0},
-    "H200": {"bf16": 989.4, "fp32": 67.0},
-    "B200": {"bf16": 2250.0, "fp32": 80.0},
+    "A40": {"bf16": 149.7},
+    "H100 PCIe": {"bf16": 756.5, "fp32": 51.0},
+    "H100 NVL": {"bf16": 835.0},
+    "H100": {"bf16": 989.5, "fp32": 67.0},
+    "H200": {"bf16": 989.5, "fp32": 67.0},
 }
-"""Dense peak of one GPU in TFLOP/s by what its name contains, from NVIDIA's data sheets; fp32 is that without TF32."""
+"""Dense peak of one GPU in TFLOP/s by what its name contains, as NVIDIA's data sheets are cited by others.
+
+V100 and A100 are of the SXM modules. bf16 of H100 and H200 is half of what the sheets state, which is with sparsity
+(1979, PCIe 1513); fp32 is without TF32. For others set `loop.peak_tflops`: of the L40S no figure was found, and of
+the B200 only ones that contradict each other (2250 and 2500).
+"""
 
 BACKWARD = 3
 """A training step takes three forward passes' operations; what is recomputed to save memory does not count."""

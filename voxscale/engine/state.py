@@ -88,6 +88,12 @@ def pieces(engine: Engine, moments: tuple[str, ...]) -> Iterator[Piece]:
                 yield Piece(kind, part.name, part.shape, part.start, _held(engine, param, part, kind))
 
 
+def master_slices(engine: Engine) -> Iterator[tuple[Slice, Tensor]]:
+    """This rank's slice of every parameter with its fp32 values (none where it is empty), where training holds them."""
+    for param, part in slices(engine):
+        yield part, _held(engine, param, part, "weights") if part.stop > part.start else torch.empty(0)
+
+
 def _held(engine: Engine, param: nn.Parameter, part: Slice, kind: str) -> Tensor:
     """The fp32 values of a rank's slice."""
     moment = None if kind == "weights" else kind

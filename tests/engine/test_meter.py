@@ -1,0 +1,78 @@
+"""What a metrics line says, computed by hand with a clock that the test sets."""
+
+import math
+
+import pytest
+import torch
+
+from voxscale.engine import meter
+from voxscale.engine.meter import Meter, peak_tflops
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(meter, "time", made)
+    return made
+
+
+def test_a_line_is_what_was_counted_over_the_time_that_passed(clock):
+    found = Meter(flops=2e12, peak=50.0)
+    found.add({"loss": torch.tensor(1.0)}, samples=4, voxels=1000)
+    found.add({"loss": torch.tensor(2.0)}, samples=4, voxels=3000)
+    found.waited, found.saved = 0.5, 1.0
+    clock.now += 4
+    row = found.line(2, 0.1, 3.0)
+    assert row["loss"] == pytest.approx(1.5)
+    assert row["samples_per_s"] == pytest.approx(2.0)
+    assert row["voxels_per_s"] == pytest.approx(1000.0)
+    assert (row["data_wait"], row["save_wait"], row["compute"]) == pytest.approx((0.125, 0.25, 0.625))
+    assert row["tflops"] == pytest.approx(4.0)  # 8 samples of 2 TFLOP in 4 s
+    assert row["mfu"] == pytest.approx(0.08)
+    assert row["seconds"] == pytest.approx(4.0)
+    assert row["rss_gb"] > 0.01
+    assert (row["step"], row["lr"], row["grad_norm"]) == (2, 0.1, 3.0)
+
+
+def test_the_next_line_begins_anew(clock):
+    found = Meter(flops=1e12)
+    found.add({"loss": torch.tensor(9.0)}, samples=1, voxels=1)
+    found.waited = 1.0
+    clock.now += 1
+    found.line(1, 0.1, 1.0)
+    found.add({"loss": torch.tensor(3.0)}, samples=6, voxels=12)
+    clock.now += 2
+    row = found.line(2, 0.1, math.nan)
+    assert (row["loss"], row["samples_per_s"], row["data_wait"], row["tflops"]) == pytest.approx((3.0, 3.0, 0.0, 3.0))
+    assert row["seconds"] == pytest.approx(3.0)
+    assert row["grad_norm"] is None
+    assert "mfu" not in row
+
+
+def test_nothing_is_claimed_where_nothing_is_known(clock):
+    clock_row = Meter().line(1, 0.1, 1.0)
+    assert not {"tflops", "mfu", "loss"} & clock_row.keys()
+    assert clock_row["samples_per_s"] == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
+        ("NVIDIA H100 80GB HBM3", "bf16", 1979 / 2),
+        ("NVIDIA H100 PCIe", "bf16", 1513 / 2),
+        ("NVIDIA H100 PCIe", "fp32", 51.0),
+        ("Tesla V100-SXM2-32GB", "bf16", 0.0),
+        ("NVIDIA A40", "fp32", 0.0),
+        ("Some GPU", "bf16", 0.0),
+    ],
+)
+def test_peak_is_that_of_the_longest_name_or_unknown(device, precision, peak):
+    assert peak_tflops(device, precision) == pytest.approx(peak)

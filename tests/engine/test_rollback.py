@@ -1,0 +1,86 @@
+"""Steps that are bad in a row: back to the last good checkpoint behind those samples, and a stop if they come again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "worker_rollback.py"
+NAN, SPIKE = "NaN", 1e4
+WORLDS = [1, pytest.param(2, marks=pytest.mark.slow)]
+
+
+def planted(steps: dict[int, str | float]) -> str:
+    """One bad sample of the 8 in each of these steps."""
+    return json.dumps({8 * step + 3: factor for step, factor in steps.items()})
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", ["3-fp32-none-1", pytest.param("1-bf16-none-2", marks=pytest.mark.slow)])
+def test_run_goes_back_and_leaves_the_samples_behind(ranks, tmp_path, world, case):
+    outputs = ranks(WORKER, world, str(tmp_path), case, planted({5: NAN, 6: SPIKE}))
+    assert [line for line in outputs[0].splitlines() if line.startswith("restored")] == ["restored step-00000004"]
+    told = rows(tmp_path / "incidents-rank0.jsonl")
+    assert [(row["kind"], row["step"]) for row in told] == [("bad_step", 5), ("bad_step", 6), ("went_back", 6)]
+    assert told[2]["to"] == 4
+    assert told[0]["value"] == "nan"
+    assert told[1]["value"] > told[1]["limit"]
+    for row in told[:2]:
+        seen = sorted(i for rank in row["ranks"] for part in rank for i in part["samples"])
+        assert seen == list(range(8 * row["step"], 8 * row["step"] + 8))
+    metrics = rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 13))  # no step is made twice: the data go on
+    assert [row["skipped"] for row in metrics] == [0] * 5 + [1] + [2] * 6
+    assert ["loss" in row for row in metrics] == [row["step"] not in (6, 7) for row in metrics]
+    # Nothing is saved between the first bad step and the way back.
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == [f"step-{step:08d}" for step in (2, 4, 8, 10, 12)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_run_stops_with_a_diagnosis_if_it_is_bad_again(ranks, tmp_path, world):
+    outputs = ranks(WORKER, world, str(tmp_path), "1-fp32-none-1", planted(dict.fromkeys((4, 5, 6, 7), NAN)), expect=3)
+    for output in outputs:
+        said = next(line for line in output.splitlines() if line.startswith("stopped: "))
+        assert "2 bad ones in a row, and the run had already gone back to older weights" in said
+        for step in (6, 7):
+            assert f"loss at step {step} must be" in said
+            assert str(8 * step + 3) in said
+        assert "lower optim.lr or engine.clip" in said
+    kinds = [(row["kind"], row["step"]) for row in rows(tmp_path / "incidents-rank0.jsonl")]
+    assert kinds == [("bad_step", 4), ("bad_step", 5), ("went_back", 5), ("bad_step", 6), ("bad_step", 7)]
+
+
+@pytest.mark.slow
+def test_run_may_go_back_again_once_good_steps_are_saved(ranks, tmp_path):
+    outputs = ranks(WORKER, 1, str(tmp_path), "1-fp32-none-1", planted(dict.fromkeys((4, 5, 8, 9), NAN)))
+    restored = [line for line in outputs[0].splitlines() if line.startswith("restored")]
+    assert restored == ["restored step-00000004", "restored step-00000008"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_statistics_go_on_with_the_same_bits(ranks, tmp_path, world):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    bad = planted({7: SPIKE, 9: NAN})
+    ranks(WORKER, world, str(whole), "1-fp32-none-1", bad)
+    parted.mkdir()
+    for step in (4, 6):  # as if it had been killed after step 6; the last four good steps are in the checkpoint
+        name = f"checkpoints/step-{step:08d}"
+        shutil.copytree(whole / name, parted / name)
+    ranks(WORKER, world, str(parted), "1-fp32-none-1", bad)
+    told = rows(whole / "incidents-rank0.jsonl")
+    assert [row["step"] for row in told] == [7, 9]
+    assert told == rows(parted / "incidents-rank0.jsonl")  # values and limits, to the last bit
+    ours, theirs = (torch.load(run / "final.pt", weights_only=True) for run in (parted, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    both = [
+        [(row["step"], row.get("loss"), row["grad_norm"]) for row in rows(r / "metrics.jsonl")] for r in (parted, whole)
+    ]
+    assert both[0] == both[1][6:]
