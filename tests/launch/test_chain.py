@@ -15,7 +15,8 @@ import pytest
 from planted import WORDS, plant_dicom, plant_nifti
 
 from data_prep.phantom import PhantomConfig, make_cohort
-from voxscale.engine.checkpoint import load_weights
+from voxscale.engine.checkpoint import latest, load_weights, read_about
+from voxscale.models.build import build, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--patch-voxels", "4096", "--pretrain.model.width", "2", "--pretrain.loop.steps", "8"]
@@ -91,6 +92,22 @@ def test_summary_has_what_others_rely_on_and_adds_up(whole):
     assert len(summary["config_hash"]) == 12
     assert "scratch  pretrained  difference" in said
     assert said.rstrip().endswith("report/index.html")
+
+
+def test_step_report_counts_the_operations_of_the_backbone(whole):
+    out, *_ = whole
+    run = folder(out, "pretrain")
+    about = read_about(latest(run))
+    model = build(read_config(about["model"], "model"), device="meta")
+    patch = json.loads((folder(out, "pack") / "manifest.json").read_text())["patch"]
+    files = [run / "metrics.jsonl", *sorted(run.parent.glob("finetune-*/**/metrics.jsonl"))]
+    metrics = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert len(metrics) == 5  # of pretraining, and of two folds in two arms
+    assert all(row["tflops"] > 0 for row in metrics)
+    row = metrics[0]
+    # Of one device; a step is three forward passes' worth of multiplications and additions.
+    whole_job = row["tflops"] * 1e12 * about["world_size"]
+    assert whole_job / row["samples_per_s"] == pytest.approx(3 * model.flops(patch), rel=1e-6)
 
 
 def test_no_identifier_leaves_the_private_folders(whole, scans):

@@ -20,8 +20,7 @@ class EngineConfig:
             micro-batch, because they keep no whole gradients.
         offload: What lives in host memory: optimizer states and fp32 weights (from stage 1), or at stage 3 all weights.
         channels_last: Memory layout of activations (weights are views into ZeRO's flat buffers and keep theirs).
-        compile: Compile each block of the model with torch.compile; see docs/results/engine_options.md for where it
-            wins.
+        compile: Compile each block of the model with torch.compile.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 1
