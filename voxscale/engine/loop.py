@@ -209,6 +209,7 @@ def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: i
     if found is None:
         raise TrainingError(guard.diagnosis("there is no checkpoint yet to go back to"))
     write_weights(engine, checkpoint.load_weights(found))
+    to = checkpoint.restore(found, engine, optim).step
     if follower is not None:
-        follower.restore(found)
-    guard.gone_back(step, checkpoint.restore(found, engine, optim).step)
+        follower.restore(found)  # after the buffers, which it takes over from the engine
+    guard.gone_back(step, to)
