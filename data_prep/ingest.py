@@ -3,16 +3,16 @@
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
+from data_prep.ahead import ahead
 from data_prep.audit import DUPLICATES, write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
@@ -44,9 +44,6 @@ GATHER = "gather"
 """Name of the run that writes the ledger, where workers have their part's."""
 AHEAD = 16
 """Inputs for each worker thread that may be finished before an earlier one is."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts:
@@ -169,8 +166,8 @@ class _Ingest:
         todo = [source for source in sources if not self.reading.settled(source)]
         self.ledger.find_ownerless(sources)
         with self._pool() as pool, self._progress(len(sources), len(sources) - len(todo)) as bar:
-            named = _ahead(pool, self.reading.name, todo, 2 * self.workers)
-            for source, key, taken in _ahead(pool, self._settle, self._claim(named, todo), AHEAD * self.workers):
+            named = ahead(pool, self.reading.name, todo, 2 * self.workers)
+            for source, key, taken in ahead(pool, self._settle, self._claim(named, todo), AHEAD * self.workers):
                 self.ledger.write(source, key, taken)
                 bar.advance(1)
         self.ledger.rows.flush()
@@ -184,8 +181,8 @@ class _Ingest:
         mine = [source for source in self.found.sources if key_of(source.place) % part.of == part.number - 1]
         todo = [source for source in mine if not self.reading.settled(source)]
         with self._pool() as pool, self._progress(len(mine), len(mine) - len(todo), f"ingest {part.name}") as bar:
-            named = _ahead(pool, self.reading.name, todo, 2 * self.workers)
-            for _ in _ahead(pool, self._share, self._different(named, todo), 2 * self.workers):
+            named = ahead(pool, self.reading.name, todo, 2 * self.workers)
+            for _ in ahead(pool, self._share, self._different(named, todo), 2 * self.workers):
                 bar.advance(1)
         return Share(part.name, len(mine), self.results.read, self.results.taken)
 
@@ -284,17 +281,6 @@ class _Ingest:
 
 _Claim = tuple[Source, str | None, Taken | None]
 """An input, its id, and what became of it if it need not be read."""
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int) -> Iterator[U]:
-    """Like `pool.map`, in order, but with at most `most` calls ahead of the consumer."""
-    waiting: deque[Future[U]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 @config

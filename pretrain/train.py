@@ -34,6 +34,8 @@ log = logging.getLogger("voxscale")
 def pretrain(config: PretrainConfig) -> None:
     """Train to the last step, going on from the newest checkpoint if there is one; every rank calls.
 
+    Longer than others, so that a run can be read from start to end in one place.
+
     Raises:
         ConfigError: If parts of the config, or config and shards, do not fit together.
         DataError: If shards are missing or damaged.

@@ -66,6 +66,8 @@ def train(
 ) -> None:
     """Train from `start` to the last step.
 
+    Longer than others: the one training loop is read from top to bottom.
+
     Args:
         name: Shown in the progress bar.
         engine: Holds weights, gradients and optimizer state.

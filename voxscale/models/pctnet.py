@@ -1,4 +1,7 @@
-"""PCT-Net: the network of MIS-FM that adds windowed attention to convolutions at its three coarse levels."""
+"""PCT-Net: the network of MIS-FM that adds windowed attention to convolutions at its three coarse levels.
+
+One file beyond the usual length: its blocks are used by this network alone and carry its published weight names.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal

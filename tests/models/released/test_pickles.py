@@ -68,7 +68,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, kind: str, zipped: bool) ->
 def test_the_same_files_do_harm_when_read_without_care(tmp_path: Path) -> None:
     at, path = flag(tmp_path), tmp_path / "weights.model"
     torch.save({"x": EVIL["numpy object array"](at)}, path)
-    torch.load(path, weights_only=False)
+    torch.load(path, weights_only=False)  # the control: without it, harmless files would pass the tests above
     assert at.exists()
 
 
