@@ -187,9 +187,9 @@ class FMUNet(Backbone):
         x = self.encoder[f"down{level - 1}"](x) if level else self.project(x)
         return self.encoder[f"en_conv{level}"](x)
 
-    def decode(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
-        """Features of the four finest decoder levels, full resolution first; see `Backbone.decode`."""
-        *skips, y = self.features(x)
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the four finest decoder levels, full resolution first; see `Backbone.up`."""
+        *skips, y = features
         y = self.run_stage(_LEVELS - 1, self.decoder["de_conv4"], y)
         out: list[Tensor] = []
         for level in range(_LEVELS - 2, -1, -1):

@@ -88,16 +88,29 @@ class Backbone(nn.Module, ABC):
             ConfigError: If the size is not one that the network takes; names the nearest that is.
         """
 
-    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:  # noqa: ARG002  # overridden where there is one
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:  # noqa: ARG002  # overridden where there is a decoder
         """Features of the decoder on the grids of the first `decoder_levels` levels, finest first.
+
+        Args:
+            features: What `features` returned, all of it.
+
+        Raises:
+            ConfigError: If there is no decoder.
+        """
+        raise self._lacks("a decoder")
+
+    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
+        """Features of the decoder, see `up`.
 
         Args:
             x: Images, as in `features`.
 
         Raises:
-            ConfigError: As `features` does, or if there is no decoder.
+            ConfigError: As `features` and `up` do.
         """
-        raise self._lacks("a decoder")
+        if not self.decoder_levels:
+            raise self._lacks("a decoder")
+        return self.up(self.features(x))
 
     def tokens(self, x: Float[Tensor, "b c *size"]) -> Tokens:  # noqa: ARG002  # as above
         """Tokens of the last layer.

@@ -159,9 +159,9 @@ class NNUNet(Backbone):
             x = self.encoder.stem(x)
         return self.encoder.stages[level](x)
 
-    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
-        """Features of the five decoder steps, full resolution first; see `Backbone.decode`."""
-        *skips, y = self.features(x)
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the five decoder steps, full resolution first; see `Backbone.up`."""
+        *skips, y = features
         out: list[Tensor] = []
         for step in range(5):
             y = self.run_stage(4 - step, self._step, step, y, skips.pop())

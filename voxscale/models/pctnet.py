@@ -248,9 +248,9 @@ class PCTNet(Backbone):
             out.append(x)
         return out
 
-    def decode(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
-        """Features of the four finest decoder levels, full resolution first; see `Backbone.decode`."""
-        *skips, y = self.features(x)
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the four finest decoder levels, full resolution first; see `Backbone.up`."""
+        *skips, y = features
         head: Any = self.pred_heads[self.mode]
         core: Any = self.pyramid_ct
         steps = (

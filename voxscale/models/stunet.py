@@ -214,9 +214,9 @@ class STUNet(Backbone):
             out.append(x)
         return out
 
-    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
-        """Features of the five decoder steps, full resolution first; see `Backbone.decode`."""
-        *skips, y = self.features(x)
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the five decoder steps, full resolution first; see `Backbone.up`."""
+        *skips, y = features
         out: list[Tensor] = []
         for step in range(self.decoder_levels):
             y = self.run_stage(len(skips) - 1, self._step, step, y, skips.pop())

@@ -151,9 +151,9 @@ class SwinUNETR(Backbone):
             out.append(skip if block is None else self.run_stage(level, block, skip))
         return out
 
-    def decode(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
-        """Features of the five decoder steps, full resolution first; see `Backbone.decode`."""
-        *skips, y = self.features(x)
+    def up(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of the five decoder steps, full resolution first; see `Backbone.up`."""
+        *skips, y = features
         out: list[Tensor] = []
         for level in range(4, -1, -1):
             y = self.run_stage(level, getattr(self, f"decoder{level + 1}"), y, skips[level])
