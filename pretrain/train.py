@@ -26,7 +26,8 @@ from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
 from voxscale.models.build import ModelConfig, adapt, build
 from voxscale.shards import Manifest
-from voxscale.stream import ShardStream, rank_indices
+from voxscale.stream import ShardStream, rank_indices, shuffle_quality
+from voxscale.stream.quality import describe
 
 log = logging.getLogger("voxscale")
 
@@ -59,6 +60,7 @@ def pretrain(config: PretrainConfig) -> None:
         if dist.rank() == 0:
             public = {"config_hash": config_hash(config), "model": says["model"], "contract": says["contract"]}
             tracker = Tracker(config.run, config.tracker, public, start.step)
+            log.info("pretrain: %s", describe(shuffle_quality(stream, config.loop.batch, least=20 * config.loop.batch)))
         indices = rank_indices(
             start.step, config.loop.steps, config.loop.batch, config.engine.accumulate, dist.rank(), dist.world_size()
         )

@@ -258,6 +258,7 @@ def test_a_finished_run_may_be_moved(world, tmp_path):
     shutil.copytree(world, moved)
     said = pretrain(moved, moved / "pre", 6, processes=2)
     assert "step 6 of 6" in said
+    assert said.count("pretrain: shuffle: a batch of 2 mixes") == 1  # one of two ranks says so
 
 
 def test_other_shards_are_refused_in_an_old_run(world, tmp_path):

@@ -8,6 +8,7 @@ from voxscale.stream.bricks import ShardStream, ShardStreamConfig
 from voxscale.stream.cases import CaseStream, CaseStreamConfig
 from voxscale.stream.indices import rank_indices
 from voxscale.stream.interface import PatchStream, Sample
+from voxscale.stream.quality import Quality, shuffle_quality
 from voxscale.stream.scans import StoreStream, StoreStreamConfig
 from voxscale.stream.weights import WeightsConfig
 
@@ -15,6 +16,7 @@ __all__ = [
     "CaseStream",
     "CaseStreamConfig",
     "PatchStream",
+    "Quality",
     "Sample",
     "ShardStream",
     "ShardStreamConfig",
@@ -22,4 +24,5 @@ __all__ = [
     "StoreStreamConfig",
     "WeightsConfig",
     "rank_indices",
+    "shuffle_quality",
 ]

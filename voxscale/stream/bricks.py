@@ -33,7 +33,7 @@ class ShardStreamConfig:
         views: Crops per sample, all from one brick.
         patches: Samples in a row from each brick that is read; more read less and mix batches less.
         repeats: Mean showings of a brick per epoch, each of `patches` samples.
-        mix: Tars whose bricks are shuffled together.
+        mix: Tars whose bricks are shuffled together, and whose indexes each process holds (1.4 kB a brick).
         foreground: Share of crops centred in the body; the others lie anywhere in the brick.
         split: Which people's bricks.
         weights: How often each group of bricks is shown.
@@ -44,7 +44,7 @@ class ShardStreamConfig:
     views: int = 2
     patches: int = 1
     repeats: float = 4.0
-    mix: int = 16
+    mix: int = 256
     foreground: float = 0.9
     split: Split = "train"
     weights: WeightsConfig = WeightsConfig()
@@ -107,6 +107,33 @@ class ShardStream:
             return self._name(entry), lambda: self._patches(entry, index)
 
         return first_intact(draw, spare)
+
+    def neighbours(self, epoch: int, least: int) -> dict[str, NDArray[np.int64]]:
+        """What consecutive samples from an epoch's start show, for `voxscale.stream.quality`.
+
+        The index of every tar that they come from is read; people of a damaged one are not known.
+
+        Args:
+            epoch: From 0.
+            least: Samples, at least.
+
+        Returns:
+            Numbers of brick, subject and tar, (n,) each; -1 where it is not known.
+        """
+        rows = self.order.rows(epoch, -(-least // self.config.patches))
+        people: dict[str, int] = {}
+        subject = np.full(len(rows), -1)
+        for unit in np.unique(rows[:, 0]).tolist():
+            try:
+                places = self._find_places(unit)
+            except DataError:
+                continue
+            for at in np.flatnonzero(rows[:, 0] == unit):
+                found = places[self.order.groups[rows[at, 1]]][rows[at, 2]]
+                subject[at] = people.setdefault(found.subject, len(people))
+        brick = np.unique(rows[:, :3], axis=0, return_inverse=True)[1].reshape(-1)
+        keys = {"brick": brick, "subject": subject, "tar": rows[:, 0]}
+        return {kind: np.repeat(key, self.config.patches) for kind, key in keys.items()}
 
     def _find_places(self, unit: int) -> dict[str, list[SampleIndex]]:
         found: dict[str, list[SampleIndex]] = {}

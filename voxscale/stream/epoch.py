@@ -96,6 +96,22 @@ class Order:
         """The entry that stands in for a damaged one: another of the same epoch, drawn from its place."""
         return self.entry(epoch, int(rng(self._seed, "spare", epoch, place, choice).integers(self.length)))
 
+    def rows(self, epoch: int, least: int) -> NDArray[np.int64]:
+        """Entries of whole blocks from an epoch's start, in order.
+
+        Args:
+            epoch: From 0.
+            least: Entries, at least, if the epoch has as many.
+
+        Returns:
+            (n, 4) unit, group, place and repeat of each.
+        """
+        blocks = -(-self._units // self._mix)
+        found: list[NDArray[np.int64]] = []
+        while len(found) < blocks and sum(map(len, found)) < least:
+            found.append(self._block(epoch, len(found)))
+        return np.concatenate(found)
+
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Showings of each cell, the order of units, and the place where each block begins."""
         generator = rng(self._seed, "epoch", epoch)

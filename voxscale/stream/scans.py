@@ -93,13 +93,45 @@ class StoreStream:
         """Ids of the volumes of each group in a row group of the index."""
         entries = self.store.entries
         if isinstance(entries, Index):
-            ids, names = entries.ids(number), entries.read(number, ["group"]).column("group").to_pylist()
-            found = {name: np.flatnonzero(np.array([each == name for each in names])) for name in {*names} - {None}}
-            return {str(name): ids[places] for name, places in found.items()}
+            ids = entries.ids(number)
+            return {name: ids[rows] for name, rows in _rows_of(entries, number).items()}
         return {
             name: np.array([int(k, 16) for k, g in (self._held or [])[number] if g == name], np.uint64)
             for name in self.order.groups
         }
+
+    def _subjects(self, number: int) -> dict[str, list[str]]:
+        """Subjects of these volumes."""
+        entries = self.store.entries
+        if isinstance(entries, Index):
+            subjects = entries.read(number, ["subject"]).column("subject").to_pylist()
+            return {name: [subjects[row] for row in rows] for name, rows in _rows_of(entries, number).items()}
+        run = (self._held or [])[number]
+        return {name: [entries[k].subject for k, g in run if g == name] for name in self.order.groups}
+
+    def neighbours(self, epoch: int, least: int) -> dict[str, NDArray[np.int64]]:
+        """What consecutive samples from an epoch's start show, for `voxscale.stream.quality`.
+
+        Args:
+            epoch: From 0.
+            least: Samples, at least.
+
+        Returns:
+            Numbers of scan, subject and run of the index, (n,) each.
+
+        Raises:
+            DataError: With reason `corrupt` if the index is damaged.
+        """
+        rows = self.order.rows(epoch, least)
+        subject = np.zeros(len(rows), dtype=np.int64)
+        people: dict[str, int] = {}
+        for unit in np.unique(rows[:, 0]).tolist():
+            here = np.flatnonzero(rows[:, 0] == unit)
+            found = self._subjects(unit)
+            for at, (_, group, number, _) in zip(here, rows[here].tolist(), strict=True):
+                subject[at] = people.setdefault(found[self.order.groups[group]][number], len(people))
+        scan = np.unique(rows[:, :3], axis=0, return_inverse=True)[1].reshape(-1)
+        return {"scan": scan, "subject": subject, "run": rows[:, 0]}
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -142,6 +174,12 @@ class StoreStream:
             volume=key,
             removed=self.store.removed_of(key, entry, spans(box)),
         )
+
+
+def _rows_of(index: Index, number: int) -> dict[str, NDArray[np.int64]]:
+    """Rows of the volumes of each group in a row group."""
+    names = np.array(index.read(number, ["group"]).column("group").to_pylist(), dtype=object)
+    return {str(name): np.flatnonzero(names == name) for name in {*names.tolist()} - {None}}
 
 
 Run = list[tuple[str, str | None]]
