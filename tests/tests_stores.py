@@ -33,8 +33,10 @@ def scan(seed: int, shape=(20, 24, 22), spacing=(2.0, 1.5, 1.5)) -> tuple[Volume
     return Volume(values.round().astype(np.int16), affine, "CT"), LabelMap(label, affine)
 
 
-def make_store(path: Path, count: int, labelled: bool, contract: InputContract | None = None, **how) -> list[str]:
-    """Write a store of `count` scans; returns their ids."""
+def make_store(
+    path: Path, count: int, labelled: bool, contract: InputContract | None = None, datasets=("main",), **how
+) -> list[str]:
+    """Write a store of `count` scans, of each data set in turn; returns their ids."""
     classes = CLASSES if labelled else {}
     create_store(path, classes)
     ids: list[str] = []
@@ -44,6 +46,7 @@ def make_store(path: Path, count: int, labelled: bool, contract: InputContract |
         low, high = np.argwhere(values > -600).min(0), np.argwhere(values > -600).max(0) + 1
         entry = Entry(
             subject=f"subject-{number}",
+            dataset=datasets[number % len(datasets)],
             modality="CT",
             modality_from="config",
             shape=volume.voxels.shape,
