@@ -1,9 +1,11 @@
 """One training step of STU-Net-B against the reference class of medim: `make bench ONLY=step_stunet_b`.
 
 Forward, backward from given gradients of the four weighted outputs, SGD; 105
-classes, 96^3, batch 1. Ours holds bf16 weights, the reference runs under bf16
-autocast; `ratio` is the reference's CPU seconds in its better memory layout over
-ours in our better one. First both must give equal outputs in fp32.
+classes, 96^3, batch 1, one thread. Ours holds bf16 weights, the reference runs under
+bf16 autocast; `ratio` is the reference's CPU seconds in its better memory layout over
+ours in our better one, medians of steps in alternation, each cell in a process of its
+own. First both must give equal outputs in fp32. Then the better layouts are timed once
+more with the same real loss on both sides (cross-entropy and soft Dice at four resolutions).
 """
 
 import json
@@ -13,19 +15,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from harness import finish
 from medim.models.stu_net import STUNet as Reference
-from torch import nn
+from torch import Tensor, nn
 
+from voxscale.losses.cross_entropy import cross_entropy
+from voxscale.losses.deep_supervision import deep_supervision
+from voxscale.losses.dice import soft_dice_loss
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.seed import torch_generator
 
 GOAL = 1.5
-ROUNDS = 1
+ROUNDS, LOSS_ROUNDS = 5, 3
 SIDE = 96
 HEADS = 4
+SIDES = ("ours", "reference")
+Cell = tuple[str, str, str]
+"""Whose network, memory layout, and `gradients` or `loss`."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
@@ -48,7 +57,13 @@ def check_equal() -> float:
     return difference
 
 
-def step(ours: bool, layout: str) -> Callable[[], float]:
+def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy and soft Dice, halves of the loss."""
+    dice = soft_dice_loss(logits, target, pooled=True, background=True)
+    return 0.5 * cross_entropy(logits, target) + 0.5 * dice
+
+
+def step(ours: bool, layout: str, with_loss: bool = False) -> Callable[[], float]:
     """A training step that returns its CPU seconds."""
     form = LAYOUTS[layout]
     model = make(ours).to(memory_format=form)
@@ -57,13 +72,17 @@ def step(ours: bool, layout: str) -> Callable[[], float]:
     x = torch.randn(1, 1, SIDE, SIDE, SIDE, generator=torch_generator(1)).contiguous(memory_format=form)
     x = x.bfloat16() if ours else x
     gradients = [torch.full((1, 105, *[SIDE >> n] * 3), 1e-6).bfloat16() for n in range(HEADS)]
-    gradients = [g.contiguous(memory_format=form) for g in gradients]
+    gradients = [] if with_loss else [g.contiguous(memory_format=form) for g in gradients]
+    target = torch.randint(0, 105, (1, SIDE, SIDE, SIDE), generator=torch_generator(2), dtype=torch.uint8)
 
     def run() -> float:
         began = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=not ours):
-            outputs = model(x)[:HEADS]
-        torch.autograd.backward(outputs, gradients)
+            outputs = list(model(x)[:HEADS])
+        if with_loss:
+            deep_supervision(loss_of, outputs, target).backward()
+        else:
+            torch.autograd.backward(outputs, gradients)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return time.process_time() - began
@@ -71,41 +90,70 @@ def step(ours: bool, layout: str) -> Callable[[], float]:
     return run
 
 
-def measure() -> None:
-    """Time all four in turn, each in a process of its own that also tells its peak memory."""
-    difference = check_equal()
-    cells = [(name, layout) for layout in LAYOUTS for name in ("ours", "reference")]
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {cell: [] for cell in cells}
-    for _ in range(ROUNDS):
-        for cell in cells:
-            done = subprocess.run([sys.executable, __file__, *cell], check=True, capture_output=True, text=True)
-            found[cell].append(tuple(json.loads(done.stdout.splitlines()[-1])))
-            print(cell, found[cell][-1], flush=True)
-    seconds = {cell: statistics.median(s for s, _ in found[cell]) for cell in cells}
-    peaks = {cell: max(peak for _, peak in found[cell]) for cell in cells}
-    best = {name: min(LAYOUTS, key=lambda layout: seconds[name, layout]) for name in ("ours", "reference")}
-    ratio = seconds["reference", best["reference"]] / seconds["ours", best["ours"]]
-    less = peaks["ours", best["ours"]] < peaks["reference", best["reference"]]
-    table = {
-        f"{name} {layout}": {"cpu_s": round(seconds[name, layout], 2), "peak_gb": round(peaks[name, layout], 2)}
-        for name, layout in cells
+def alternate_cells(cells: list[Cell], rounds: int) -> dict[Cell, dict[str, Any]]:
+    """Median CPU seconds and peak memory in GB of each cell, all stepping in turn, each in a process of its own."""
+    workers = {
+        cell: subprocess.Popen(
+            [sys.executable, __file__, *cell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for cell in cells
     }
+    seconds: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    peaks: dict[Cell, float] = {}
+    for number in range(rounds + 1):  # the first one warms up
+        for cell, worker in workers.items():
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            took, peaks[cell] = json.loads(worker.stdout.readline())
+            print(cell, number, took, peaks[cell], flush=True)
+            if number:
+                seconds[cell].append(took)
+    for worker in workers.values():
+        worker.stdin.close()
+        assert worker.wait() == 0
+    return {
+        cell: {
+            "cpu_s": round(statistics.median(seconds[cell]), 3),
+            "steps": [round(s, 3) for s in seconds[cell]],
+            "peak_gb": round(peaks[cell], 3),
+        }
+        for cell in cells
+    }
+
+
+def compare(found: dict[Cell, dict[str, Any]]) -> tuple[float, bool, dict[str, str]]:
+    """Ratio of the better layouts, whether ours takes less memory in its own, and which these are."""
+    best = {name: min((c for c in found if c[0] == name), key=lambda c: found[c]["cpu_s"]) for name in SIDES}
+    ours, theirs = (found[best[name]] for name in SIDES)
+    layouts = {name: cell[1] for name, cell in best.items()}
+    return theirs["cpu_s"] / ours["cpu_s"], ours["peak_gb"] < theirs["peak_gb"], layouts
+
+
+def measure() -> None:
+    """Time all cells and write the result."""
+    difference = check_equal()
+    found = alternate_cells([(name, layout, "gradients") for layout in LAYOUTS for name in SIDES], ROUNDS)
+    ratio, less, best = compare(found)
+    losses = alternate_cells([(name, best[name], "loss") for name in SIDES], LOSS_ROUNDS)
+    loss_ratio, loss_less, _ = compare(losses)
+    table = {f"{name} {layout} {kind}": values for (name, layout, kind), values in (found | losses).items()}
     finish(
         "step_stunet_b", ratio, GOAL, ratio >= GOAL and less,
-        cells=table, best=best, less_memory=less, fp32_difference=difference, rounds=ROUNDS,
+        cells=table, best=best, less_memory=less, with_loss=round(loss_ratio, 4), with_loss_less_memory=loss_less,
+        fp32_difference=difference, threads=1,
     )  # fmt: skip
 
 
 def main() -> None:
-    """Measure everything, or with two arguments one network in one layout: the second step, and peak memory in GB."""
-    if len(sys.argv) != 3:
+    """Measure everything, or with three arguments one cell: a step for each line of the standard input."""
+    if len(sys.argv) != 4:
         measure()
         return
     torch.set_num_threads(1)
-    once = step(sys.argv[1] == "ours", sys.argv[2])
-    once()
-    seconds = once()
-    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6]))
+    once = step(sys.argv[1] == "ours", sys.argv[2], sys.argv[3] == "loss")
+    for _ in sys.stdin:
+        seconds = once()
+        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9]), flush=True)
 
 
 if __name__ == "__main__":

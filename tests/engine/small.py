@@ -39,9 +39,15 @@ def stunet() -> nn.Module:
     return build(STUNetConfig(width=2, depth=1, classes=1, heads=2, strides=(TWO, TWO, ONE, ONE, ONE)))
 
 
+def decoder() -> nn.Module:
+    """A STU-Net whose last decoder step is large enough for the transposed form of its convolutions."""
+    return build(STUNetConfig(width=2, depth=1, classes=1, heads=1, strides=(TWO, ONE, ONE, ONE, ONE)))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "tiny": (tiny, (6, 5, 4)),
     "stunet": (stunet, (8, 8, 8)),
+    "decoder": (decoder, (16, 16, 16)),
 }
 
 
@@ -75,7 +81,8 @@ def batches(name: str, start: int, accumulate: int, bad: dict[int, float] | None
 def loss_of(outputs: Tensor | list[Tensor], x: Tensor) -> Tensor:
     out = outputs[0] if isinstance(outputs, list) else outputs
     loss = ((out.float() - x.cumsum(-1)) ** 2).mean()
-    return loss + 0.1 * outputs[1].float().square().mean() if isinstance(outputs, list) else loss
+    two = isinstance(outputs, list) and len(outputs) > 1
+    return loss + 0.1 * outputs[1].float().square().mean() if two else loss
 
 
 def objective(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:

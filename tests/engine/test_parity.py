@@ -7,6 +7,8 @@ import pytest
 import torch
 from engine.small import plain
 
+from voxscale.models import up_conv
+
 WORKER = Path(__file__).parent / "worker_parity.py"
 GOLDEN = Path(__file__).parent / "golden" / "tiny_fp32.json"
 STEPS = 50
@@ -74,6 +76,20 @@ def test_a_narrow_stunet_makes_the_steps_of_plain_pytorch(ranks, tmp_path, world
         assert len(found) == STUNET_STEPS
         first = slice(STUNET_BF16_STEPS)
         assert found[first] == pytest.approx(rounded[first], rel=STUNET_BF16_TOLERANCE), case
+
+
+@pytest.mark.slow
+def test_transposed_convolutions_of_a_decoder_make_the_steps_of_plain_pytorch(ranks, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    cases, steps = ["1-fp32-none-1", "3-fp32-none-1", "3-fp32-all-2"], 4
+    ranks(WORKER, 2, str(tmp_path), "decoder", str(steps), ",".join(cases))
+    taken, _ = plain("decoder", steps)
+    monkeypatch.setattr(up_conv, "FEWEST_VOXELS", 1 << 40)
+    losses, _ = plain("decoder", steps)
+    assert losses != taken  # the other order of sums shows that there are two forms
+    for found in (taken, *(losses_of(tmp_path, case) for case in cases)):
+        assert found[:2] == pytest.approx(losses[:2], rel=FP32_TOLERANCE)
+        assert found == pytest.approx(losses, rel=STUNET_TOLERANCE)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.interface import strided_size as legal_size
 from voxscale.models.layers import instance_norm
-from voxscale.models.stunet import SIZES, STUNet, STUNetConfig, Upsample
+from voxscale.models.stunet import SIZES, STUNet, STUNetConfig
 from voxscale.seed import torch_generator
 
 EARLY_STOP = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1))
@@ -191,15 +191,6 @@ def test_channels_last_gives_the_same_output() -> None:
     got = model.to(memory_format=torch.channels_last_3d)(x.to(memory_format=torch.channels_last_3d))
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_upsampling_with_stride_three_copies_each_voxel() -> None:
-    up = Upsample(1, 1, (3, 1, 2))
-    nn.init.ones_(up.conv.weight)
-    nn.init.zeros_(up.conv.bias)
-    x = torch.arange(41.0).view(1, 1, 41, 1, 1)
-    assert up(x)[0, 0, :, 0, 0].tolist() == [float(i // 3) for i in range(123)]
-    assert up(x).shape[3:] == (1, 2)
 
 
 @pytest.mark.parametrize("size", [(80, 64, 64), (64, 64, 65), (16, 32, 32)])

@@ -75,8 +75,10 @@ def instance_norm(x: Tensor, norm: nn.Module) -> Tensor:
     if x.device.type != "cpu" or x.is_contiguous() or not x.is_contiguous(memory_format=last):
         return norm(x)
     assert isinstance(norm, (nn.InstanceNorm2d, nn.InstanceNorm3d))
+    if len(x) == 1:  # a split would be copied back together in the backward pass
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
     parts = [F.batch_norm(one, None, None, norm.weight, norm.bias, True, 0.0, norm.eps) for one in x.split(1)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 def conv_flops(before: int, channels: int, kernel: int, voxels: int) -> int:

@@ -27,10 +27,10 @@ from voxscale.models.layers import (
     SLOPE,
     axes,
     conv_flops,
-    floats,
     initialise_layers,
     instance_norm,
 )
+from voxscale.models.up_conv import UP_CONV, join, pays
 
 CHANNEL_FACTORS = (1, 2, 4, 8, 16, 16)
 """Channels of the six resolution stages as multiples of the width."""
@@ -99,45 +99,82 @@ class ResidualBlock(nn.Module):
 
     Attributes:
         conv3: Pointwise shortcut convolution without norm; None if the shortcut is the identity.
+        scale: How much the features of the level below are enlarged, in the block of a decoder step that reads
+            them beside those of the encoder; else None.
     """
 
-    def __init__(self, before: int, channels: int, stride: Stride = (1, 1, 1), *, project: bool, dims: Dims) -> None:
+    def __init__(
+        self,
+        before: int,
+        channels: int,
+        stride: Stride = (1, 1, 1),
+        *,
+        project: bool,
+        dims: Dims,
+        scale: Stride | None = None,
+    ) -> None:
         super().__init__()
         conv, norm, step = CONV[dims], INSTANCE_NORM[dims], axes(stride, dims)
-        self.conv1 = conv(before, channels, 3, stride=step, padding=1)  # pyright: ignore[reportArgumentType]
+        self.scale = None if scale is None else axes(scale, dims)
+        if scale is None:
+            self.conv1 = conv(before, channels, 3, stride=step, padding=1)  # pyright: ignore[reportArgumentType]
+        else:
+            self.conv1 = UP_CONV[dims](before, channels, 3, scale)
         self.norm1 = norm(channels, affine=True)
         self.conv2 = conv(channels, channels, 3, padding=1)
         self.norm2 = norm(channels, affine=True)
-        self.conv3 = conv(before, channels, 1, stride=step) if project else None  # pyright: ignore[reportArgumentType]
+        if scale is None:
+            self.conv3 = conv(before, channels, 1, stride=step) if project else None  # pyright: ignore[reportArgumentType]
+        else:
+            self.conv3 = UP_CONV[dims](before, channels, 1, scale)
 
-    def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size2"]:
-        """Apply the block."""
-        y = F.leaky_relu(instance_norm(self.conv1(x), self.norm1), SLOPE, inplace=True)
+    def forward(
+        self, x: Float[Tensor, "b _ *size"], skip: Float[Tensor, "b _ *size2"] | None = None
+    ) -> Float[Tensor, "b channels *size3"]:
+        """Apply the block, with `scale` to features to enlarge and those beside them."""
+        inputs = (x,)
+        if skip is not None and self.scale is not None:
+            inputs = (x, skip) if pays(x, self.scale) else (join(x, skip, self.scale),)
+        y = F.leaky_relu(instance_norm(self.conv1(*inputs), self.norm1), SLOPE, inplace=True)
         y = instance_norm(self.conv2(y), self.norm2)
-        shortcut = x if self.conv3 is None else self.conv3(x)
+        shortcut = x if self.conv3 is None else self.conv3(*inputs)
         return F.leaky_relu(y.add_(shortcut), SLOPE, inplace=True)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling with a pointwise convolution; no weight depends on the scale."""
+    """The pointwise convolution of an upsampling; what follows enlarges (`voxscale.models.up_conv`).
 
-    def __init__(self, before: int, channels: int, scale: Stride, dims: Dims = 3) -> None:
+    STU-Net enlarges first. A pointwise convolution commutes with copying voxels, and in this
+    order it runs on an eighth of them.
+    """
+
+    def __init__(self, before: int, channels: int, dims: Dims) -> None:
         super().__init__()
         self.conv = CONV[dims](before, channels, 1)
-        self.scale = floats(axes(scale, dims))
 
-    def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size2"]:
-        """Apply the convolution, then enlarge."""
-        # STU-Net enlarges first. A pointwise convolution commutes with copying voxels,
-        # and in this order it runs on an eighth of them.
-        y = self.conv(x)
-        return y if max(self.scale) == 1 else F.interpolate(y, scale_factor=self.scale, mode="nearest")
+    def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size"]:
+        """Apply the convolution."""
+        return self.conv(x)
 
 
-def _stage(before: int, channels: int, config: STUNetConfig, stride: Stride = (1, 1, 1)) -> nn.Sequential:
-    blocks = [ResidualBlock(before, channels, stride, project=True, dims=config.dims)]
+class Stage(nn.Sequential):
+    """The residual blocks of a level in encoder or decoder, of which only the first may read two tensors."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Apply all blocks."""
+        first, *others = self
+        y = first(*inputs)
+        for block in others:
+            y = block(y)
+        return y
+
+
+def _stage(
+    before: int, channels: int, config: STUNetConfig, stride: Stride = (1, 1, 1), scale: Stride | None = None
+) -> Stage:
+    blocks = [ResidualBlock(before, channels, stride, project=True, dims=config.dims, scale=scale)]
     blocks += [ResidualBlock(channels, channels, project=False, dims=config.dims) for _ in range(config.depth - 1)]
-    return nn.Sequential(*blocks)
+    return Stage(*blocks)
 
 
 class STUNet(Backbone):
@@ -176,10 +213,10 @@ class STUNet(Backbone):
                 _stage(before, channels, config, stride)
                 for before, channels, stride in zip((config.in_channels, *dims), dims, strides, strict=False)
             )
-            self.upsample_layers = nn.ModuleList(
-                Upsample(dims[n + 1], dims[n], strides[n + 1], config.dims) for n in steps
+            self.upsample_layers = nn.ModuleList(Upsample(dims[n + 1], dims[n], config.dims) for n in steps)
+            self.conv_blocks_localization = nn.ModuleList(
+                _stage(2 * dims[n], dims[n], config, scale=strides[n + 1]) for n in steps
             )
-            self.conv_blocks_localization = nn.ModuleList(_stage(2 * dims[n], dims[n], config) for n in steps)
             head = CONV[config.dims]
             self.seg_outputs = nn.ModuleDict(
                 {str(u): head(dims[n], config.classes, 1) for u, n in enumerate(steps) if n < config.heads}
@@ -224,7 +261,7 @@ class STUNet(Backbone):
         return out[::-1]
 
     def _step(self, step: int, y: Tensor, skip: Tensor) -> Tensor:
-        return self.conv_blocks_localization[step](torch.cat([self.upsample_layers[step](y), skip], dim=1))
+        return self.conv_blocks_localization[step](self.upsample_layers[step](y), skip)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
         """Class logits of each head, full resolution first.
