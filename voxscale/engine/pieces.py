@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from voxscale.engine.hasher import Hasher
 from voxscale.errors import CheckpointError
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
@@ -66,7 +67,11 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: 
 
 
 class Image:
-    """The bytes of one file of slices in host memory, filled anew for each save (page-locked where there is a GPU).
+    """The bytes of one file of slices in host memory, filled anew for each save.
+
+    Where there is a GPU, the memory is page-locked and a thread hashes it; the
+    cores have time. Elsewhere steps need the cores, so a process shares the
+    memory that hashes it when they leave some over.
 
     Attributes:
         size: Bytes of the file.
@@ -75,6 +80,7 @@ class Image:
     def __init__(self) -> None:
         self._head = b""
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._hasher: Hasher | None = None
         self.size = 0
 
     def fill(self, pieces: Iterable[Piece]) -> None:
@@ -84,6 +90,8 @@ class Image:
         head = header([(p.key, p.value.dtype, [p.value.numel()]) for p in ordered], {"slices": json.dumps(index)})
         if head != self._head:
             self._allocate(head, sum(piece.value.nbytes for piece in ordered))
+        elif self._hasher is not None:
+            self._hasher.begin()
         at = len(head)
         for piece in ordered:
             room = self._bytes[at : at + piece.value.nbytes].view(piece.value.dtype)
@@ -96,9 +104,13 @@ class Image:
         if torch.cuda.is_available():
             self._bytes = torch.empty(room, dtype=torch.uint8, pin_memory=True)
         else:
-            block = mmap.mmap(-1, room)  # begins at a page, which writing past the page cache asks for
+            self.close()
+            handle = os.memfd_create("checkpoint")
+            os.ftruncate(handle, room)
+            block = mmap.mmap(handle, room)  # begins at a page, which writing past the page cache asks for
             block.madvise(mmap.MADV_HUGEPAGE)
             self._bytes = torch.frombuffer(block, dtype=torch.uint8)
+            self._hasher = Hasher(handle)
         self._bytes[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
 
     def write(self, path: Path) -> dict[str, Any]:
@@ -112,9 +124,28 @@ class Image:
         """
         data = memoryview(self._bytes.numpy())  # pyright: ignore[reportArgumentType]  # numpy arrays are buffers
         with ThreadPoolExecutor(1) as other:
-            digest = other.submit(hashlib.sha256, data[: self.size])
-            write_past_cache(path, data, self.size)
-            return {"bytes": self.size, "sha256": digest.result().hexdigest()}
+            digest = other.submit(self._hash, data[: self.size])
+            try:
+                write_past_cache(path, data, self.size)
+            except OSError:
+                self.hurry()  # whoever hears of this should not wait for a hash
+                raise
+            return {"bytes": self.size, "sha256": digest.result()}
+
+    def _hash(self, data: memoryview) -> str:
+        found = self._hasher.digest(self.size) if self._hasher is not None else None
+        return found or hashlib.sha256(data).hexdigest()
+
+    def hurry(self) -> None:
+        """Have `write` no longer give way to training, as somebody waits for it; any thread may call."""
+        if self._hasher is not None:
+            self._hasher.hurry()
+
+    def close(self) -> None:
+        """End the process that hashes, once nothing is being written."""
+        if self._hasher is not None:
+            self._hasher.close()
+            self._hasher = None
 
 
 def write_past_cache(path: Path, data: memoryview, size: int) -> None:

@@ -35,7 +35,8 @@ from voxscale.files import sha256_file, sync, write_text
 
 log = logging.getLogger("voxscale")
 
-POLL_S = 0.02
+POLL_S = 0.2
+"""Longest pause between two looks for other ranks' files: each costs training some time."""
 PATIENCE_S = 60.0
 """How long rank 0 waits, after its own file, for other ranks' files when training has already failed."""
 
@@ -83,8 +84,10 @@ class Saver:
     def __exit__(self, *error: object) -> None:
         """End the thread; after an error this writes what is being written, without asking the other ranks."""
         if self._writing is not None:
+            self._image.hurry()
             self._writing.give_up_in(PATIENCE_S)
             self._writing.join()
+        self._image.close()
 
     def add(self, source: Callable[[], Iterable[Piece]]) -> None:
         """Save more than weights and moments, such as a teacher.
@@ -188,7 +191,8 @@ class _Writing(threading.Thread):
         self._warned = False
 
     def wait_for_own(self) -> str:
-        """Wait for this rank's own file; returns what went wrong."""
+        """Wait for this rank's own file, which nothing holds up now; returns what went wrong."""
+        self._image.hurry()
         self._written.wait()
         return self.problem
 
@@ -234,10 +238,12 @@ class _Writing(threading.Thread):
 
     def _collect(self) -> dict[str, dict[str, Any]]:
         """Wait for every rank's note; returns size and hash of every file."""
+        pause = 0.01
         while len(notes := sorted(self.beside.glob("state-*.done"))) < dist.world_size():
             if time.monotonic() > self._until:
                 raise CheckpointError(f"only {len(notes)} of {dist.world_size()} ranks wrote their part")
-            time.sleep(POLL_S)
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_S)
         files = {note.pop("name"): note for note in (json.loads(path.read_text()) for path in notes)}
         for name, known in files.items():
             if (self.beside / name).stat().st_size != known["bytes"]:
