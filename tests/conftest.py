@@ -53,7 +53,7 @@ def ranks() -> Ranks:
     def run(script: Path, world: int, *args: str, expect: int | None = 0) -> list[str]:
         port = str(free_port())
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
-        env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         started = [
             subprocess.Popen(
                 [sys.executable, str(script), *args],

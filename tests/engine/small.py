@@ -35,6 +35,11 @@ def tiny() -> nn.Module:
     )
 
 
+def normed() -> nn.Module:
+    """With running statistics."""
+    return nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.BatchNorm3d(6), nn.LeakyReLU(), nn.Conv3d(6, 1, 1))
+
+
 def stunet() -> nn.Module:
     return build(STUNetConfig(width=2, depth=1, classes=1, heads=2, strides=(TWO, TWO, ONE, ONE, ONE)))
 
@@ -46,6 +51,7 @@ def decoder() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "tiny": (tiny, (6, 5, 4)),
+    "normed": (normed, (6, 5, 4)),
     "stunet": (stunet, (8, 8, 8)),
     "decoder": (decoder, (16, 16, 16)),
 }
@@ -56,7 +62,7 @@ def make(name: str) -> nn.Module:
     model = MODELS[name][0]()
     with torch.no_grad():
         for key, p in model.named_parameters():
-            scale = 0.3 if name == "tiny" else 1 / math.sqrt(p[0].numel())
+            scale = 0.3 if name in ("tiny", "normed") else 1 / math.sqrt(p[0].numel())
             if p.ndim > 1:
                 p.copy_(torch.randn(p.shape, generator=seed.torch_generator(1, key)) * scale)
             else:

@@ -39,7 +39,7 @@ def test_nothing_explodes_while_there_are_few_values_or_sigma_is_0():
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_bad_steps_change_nothing_on_any_rank_at_any_stage(ranks, tmp_path, world):
-    outputs = ranks(WORKER, world, str(tmp_path), ",".join(CASES))
+    outputs = ranks(WORKER, world, str(tmp_path), "tiny", ",".join(CASES))
     for output in outputs:
         seen = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
         assert [row["case"] for row in seen] == CASES
@@ -57,3 +57,18 @@ def test_bad_steps_change_nothing_on_any_rank_at_any_stage(ranks, tmp_path, worl
         assert len(hit) == 1
         assert 33 in hit[0]["samples"]
         assert sorted(i for rank in rows[1]["ranks"] for part in rank for i in part["samples"]) == list(range(48, 56))
+
+
+@pytest.mark.slow
+def test_statistics_of_norms_forget_a_bad_step_on_the_ranks_with_good_samples_too(ranks, tmp_path):
+    cases = ["1-fp32-none-2", "2-bf16-none-1", "3-fp32-none-1"]
+    outputs = ranks(WORKER, 2, str(tmp_path), "normed", ",".join(cases))
+    for output in outputs:  # the NaN is the first rank's, and the other's statistics alone would not show it
+        seen = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
+        assert [row["case"] for row in seen] == cases
+        for row in seen:
+            bad = [not step["good"] for step in row["rows"]]
+            assert bad == [False] * 4 + [True, False, True, False, False], row["case"]
+            for step in row["rows"]:
+                assert step["unseen"] == [not step["good"]] * 3, row["case"]
+                assert step["finite"], row["case"]

@@ -1,6 +1,6 @@
 """Steps with planted NaN and planted spikes at every ZeRO stage; each rank prints what changed in which step.
 
-python worker_guard.py FOLDER CASES   (a case: stage-precision-offload-accumulate)
+python worker_guard.py FOLDER MODEL CASES   (a case: stage-precision-offload-accumulate)
 """
 
 import json
@@ -19,7 +19,7 @@ from voxscale.engine.optim import moment_names
 from voxscale.engine.state import pieces, updates
 from voxscale.engine.types import Engine
 
-folder, cases = Path(sys.argv[1]), sys.argv[2].split(",")
+folder, name, cases = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 torch.set_num_threads(1)
 dist.start()
 # Sample 33 (step 4) is in the last rank's half for two ranks of which each has four: 32 to 35 and 36 to 39.
@@ -32,22 +32,27 @@ def state(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     return held, working, updates(engine)
 
 
+def statistics(engine: Engine) -> list[torch.Tensor]:
+    return [buffer.clone() for buffer in engine.module.buffers()]
+
+
 for case in cases:
     run = scratch(folder / case)
     stage, precision, offload, accumulate = case.split("-")
     config = EngineConfig(
         zero_stage=int(stage), precision=precision, offload=offload, accumulate=int(accumulate), clip=CLIP
     )
-    net = make("tiny")
+    net = make(name)
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}
     engine = start_engine(net, weights, config, OPTIM, micro_batch(BATCH, config.accumulate, dist.world_size()))
     guard = Guard(GuardConfig(window=4, sigma=10), engine, run, {})
-    source = batches("tiny", 0, config.accumulate, BAD)
+    source = batches(name, 0, config.accumulate, BAD)
     rows = []
 
     for step in range(9):
         set_learning_rate(engine, 1e-2)
-        before = state(engine)
+        before, seen = state(engine), statistics(engine)
+        guard.begin()
         parts = []
         for part in range(config.accumulate):
             engine.set_gradient_accumulation_boundary(part == config.accumulate - 1)
@@ -61,7 +66,8 @@ for case in cases:
         after = state(engine)
         same = all(torch.equal(a[k], b[k]) for a, b in zip(before[:2], after[:2], strict=True) for k in a)
         finite = all(bool(value.isfinite().all()) for part in after[:2] for value in part.values())
-        rows.append({"good": good, "same": same, "counted": after[2] - before[2], "finite": finite})
+        row = {"good": good, "same": same, "counted": after[2] - before[2], "finite": finite}
+        rows.append(row | {"unseen": [torch.equal(*pair) for pair in zip(seen, statistics(engine), strict=True)]})
     print(json.dumps({"case": case, "rows": rows}), flush=True)
     engine.destroy()
 dist.barrier()

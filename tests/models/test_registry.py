@@ -5,38 +5,23 @@ device, and a narrow twin from the same builder stands in for its values.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
 
 import pytest
 import torch
+from models.presets import CLASSES, PRESETS, images, narrow, preset, smallest
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import configs.models
 from voxscale.config import to_dict
 from voxscale.errors import ConfigError
-from voxscale.models.build import ModelConfig, adapt, build, read_config
-from voxscale.models.fmunet import FMUNetConfig
+from voxscale.models.build import build, read_config
 from voxscale.models.interface import Backbone
-from voxscale.models.nnunet import NNUNetConfig
-from voxscale.models.pctnet import PCTNetConfig
-from voxscale.models.stunet import STUNetConfig
-from voxscale.models.swin_unetr import SwinUNETRConfig
-from voxscale.models.timm_models import TimmConfig
-from voxscale.models.vit import ViTConfig
 from voxscale.seed import torch_generator
 
 REAL = 60_000_000
-CLASSES = 3
 
 
-def is_preset(value: object) -> bool:
-    own = inspect.isfunction(value) and value.__module__ == configs.models.__name__
-    return own and not value.__name__.startswith("_")
-
-
-PRESETS = [name for name, _ in inspect.getmembers(configs.models, is_preset)]
 every = pytest.mark.parametrize("name", PRESETS)
 
 
@@ -47,59 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def with_heads(config: ModelConfig, heads: int = 2) -> ModelConfig:
-    """The preset with outputs, where it has a decoder to put them on."""
-    if not build(config, "meta").decoder_levels:
-        return config
-    strides = getattr(config, "strides", ())
-    return adapt(config, in_channels=config.in_channels, classes=CLASSES, heads=heads, strides=strides)
-
-
-def preset(name: str) -> ModelConfig:
-    return with_heads(getattr(configs.models, name)())
-
-
-def narrow(config: ModelConfig) -> ModelConfig:
-    """The same architecture with few channels."""
-    match config:
-        case STUNetConfig():
-            return dataclasses.replace(config, width=2)
-        case NNUNetConfig():
-            return dataclasses.replace(
-                config, channels=(2, 3, 4, 6, 8, 8), blocks=tuple(min(n, 2) for n in config.blocks)
-            )
-        case FMUNetConfig():
-            return dataclasses.replace(config, channels=(2, 3, 4, 6, 8))
-        case PCTNetConfig():
-            return dataclasses.replace(config, channels=(2, 4, 8, 8, 16))
-        case SwinUNETRConfig():
-            return dataclasses.replace(config, width=12, window=3)
-        case ViTConfig():
-            return dataclasses.replace(config, width=36, depth=4, attention_heads=3)
-        case TimmConfig(name="resnet50"):
-            return config
-        case TimmConfig():
-            name = "convnext_atto" if config.name.startswith("convnext") else "vit_tiny_patch16_224"
-            return dataclasses.replace(config, name=name)
-
-
-def smallest(model: Backbone) -> tuple[int, ...]:
-    """A legal size whose axes cannot all be halved."""
-    size = model.legal_size((1,) * model.dims)
-    for axis in range(model.dims):
-        less = tuple(n // 2 if i == axis else n for i, n in enumerate(size))
-        if min(less) > 0 and model.legal_size(less) == less:
-            size = less
-    return size
-
-
-def images(model: Backbone, device: str = "cpu", batch: int = 1) -> Tensor:
-    size = (batch, model.config.in_channels, *smallest(model))
-    if device == "meta":
-        return torch.empty(size, device="meta")
-    return torch.randn(size, generator=torch_generator(1, "images"))
 
 
 def count(model: Backbone) -> int:
@@ -200,6 +132,7 @@ def test_recomputed_stages_give_equal_outputs_and_gradients(name: str) -> None:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
+        torch.manual_seed(0)  # of dropout
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             kept = model(x)  # noqa: F841  # the graph must live
         saved.append(sum(sizes.values()))
@@ -210,6 +143,8 @@ def test_recomputed_stages_give_equal_outputs_and_gradients(name: str) -> None:
     assert want[1].keys() == got[1].keys()
     for key in want[1]:
         torch.testing.assert_close(want[1][key], got[1][key])
+    for a, b in zip(plain.buffers(), saving.buffers(), strict=True):  # norms saw each batch once, not once more
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
     with pytest.raises(ConfigError, match=r"^model\.checkpoint_stages must be different numbers"):
         build(dataclasses.replace(config, checkpoint_stages=(len(stages),)), "meta")
 

@@ -12,7 +12,9 @@ from voxscale import dist
 from voxscale.engine.compile import load_ops
 from voxscale.engine.config import EngineConfig, OptimConfig
 from voxscale.engine.convolution import mend_convolutions
+from voxscale.engine.norm import mend_batch_norms
 from voxscale.engine.optim import build_optimizer
+from voxscale.engine.pooling import mend_pools
 from voxscale.engine.state import write_weights
 from voxscale.engine.types import Engine
 
@@ -85,6 +87,8 @@ def start_engine(
     made = cast(Engine, parts[0])
     write_weights(made, weights)
     mend_convolutions(made.module)
+    mend_batch_norms(made.module)
+    mend_pools(made.module)
     if engine.compile:
         compile_blocks(made.module)
     return made

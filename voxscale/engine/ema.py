@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from voxscale.engine.checkpoint import stored
 from voxscale.engine.config import EmaConfig
+from voxscale.engine.norm import mend_batch_norms
 from voxscale.engine.pieces import Piece
+from voxscale.engine.pooling import mend_pools
 from voxscale.engine.state import Slice, master_slices
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
@@ -47,7 +49,7 @@ class Teacher:
         config: Momentum.
         steps: Steps of the whole run.
         module: A network of the same architecture that computes with the averages. It is whole on every
-            rank; it is moved to the engine's device and number type, and never trained.
+            rank; it is moved to the engine's device, its parameters to the engine's number type, and never trained.
 
     Raises:
         CheckpointError: If the module's parameters are not the engine's.
@@ -59,7 +61,11 @@ class Teacher:
             (part, value.detach().float().clone()) for part, value in master_slices(engine)
         ]
         dtype = next(engine.module.parameters()).dtype
-        self.module = module.to(engine.device, dtype).requires_grad_(False).eval()
+        self.module = module.to(engine.device).requires_grad_(False).eval()
+        for p in self.module.parameters():  # not buffers, as DeepSpeed leaves them too
+            p.data = p.data.to(dtype)
+        mend_batch_norms(self.module)
+        mend_pools(self.module)
         shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
         wrong = sorted(shapes.items() ^ {part.name: part.shape for part, _ in self._slices}.items())
         if wrong:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from voxscale import dist
 from voxscale.engine.config import GuardConfig
 from voxscale.engine.drop import dropped, judge_steps
 from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
 from voxscale.files import append_line
+from voxscale.models.interface import running_statistics, take_back
 
 log = logging.getLogger("voxscale")
 
@@ -94,6 +97,7 @@ class Guard:
         self.in_a_row: int = state.get("in_a_row", 0)
         self.norm = self._loss = math.nan
         self._told: list[Bad] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []
         judge_steps(engine, self._drops)
 
     def state(self) -> dict[str, Any]:
@@ -106,6 +110,10 @@ class Guard:
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
         }
+
+    def begin(self) -> None:
+        """Take note of the running statistics of norms, before the forward passes of a step change them."""
+        self._statistics = [(value, value.clone()) for value in running_statistics(self._engine.module)]
 
     def hear(self, losses: Iterable[float]) -> float:
         """Take note of this rank's losses of one step, before the optimizer's step; every rank must call.
@@ -129,6 +137,9 @@ class Guard:
     def settle(self, step: int, parts: Sequence[tuple[Sequence[int], float]]) -> bool:
         """Count the step that the engine has just made or dropped; every rank must call.
 
+        Running statistics of a dropped step, to which every rank's bad and good samples
+        have added, are taken back.
+
         Args:
             step: 0-based step.
             parts: Sample indices and loss of each of this rank's micro-batches.
@@ -146,6 +157,7 @@ class Guard:
             self._moved_on = True
             self._told = []
             return True
+        take_back(self._statistics)
         self.skipped += 1
         self.in_a_row += 1
         self._record(step, parts)

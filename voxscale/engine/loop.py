@@ -104,6 +104,7 @@ def train(
             lr = learning_rate(optim, step, loop.steps)
             set_learning_rate(engine, lr)
             with explained(engine, ledger, step):
+                guard.begin()
                 parts = forward_and_backward(engine, batches, objective, meter, watch, step)
                 losses = [float(part.losses["loss"]) for part in parts]
                 watch.at("collective")

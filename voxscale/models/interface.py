@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -184,7 +185,8 @@ class Backbone(nn.Module, ABC):
     def run_stage(self, level: int, function: Callable[..., T], *inputs: object) -> T:
         """Call a stage, keeping only its inputs for the backward pass if its level is to be recomputed."""
         if level in self.checkpoint_stages and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+            contexts = (nullcontext(), _Recomputing(self))
+            return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)  # pyright: ignore[reportReturnType]
         return function(*inputs)
 
     def place(self, device: torch.device | str | None) -> None:
@@ -201,6 +203,32 @@ class Backbone(nn.Module, ABC):
 
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(f"model must be one with {what}, not {type(self).__name__}")
+
+
+class _Recomputing:
+    """Takes running statistics back after a recomputation, in which norms see a batch again; for several times."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self._held = [(buffer, buffer.clone()) for buffer in running_statistics(self._model)]
+
+    def __exit__(self, *error: object) -> None:
+        take_back(self._held)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass in training changes: those of norms."""
+    norms = (m for m in model.modules() if getattr(m, "track_running_stats", False))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+def take_back(held: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set each tensor to its copy, unseen by autograd, which may have saved it for a backward pass to come."""
+    for tensor, before in held:
+        tensor.data.copy_(before)
 
 
 def _layer(name: str, layers: Sequence[tuple[str, ...]]) -> int:

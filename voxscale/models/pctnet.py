@@ -143,8 +143,7 @@ class ConvTransformer(nn.Module):
             SwinBlock(channels, heads, config.window, config.dropout, config.drop_path) for _ in range(config.blocks)
         ]
         self.trans = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
-        self.norm_layer = nn.LayerNorm(channels)  # in the released weights, but used nowhere
-        self.norm_layer.requires_grad_(False)
+        self.norm_layer = _Idle(channels)
         self.pos_drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
@@ -158,6 +157,20 @@ class ConvTransformer(nn.Module):
             odd = index % 2 == 1
             tokens = block(tokens, shift if odd else 0, mask if odd else None)
         return self.conv(x) + tokens.movedim(-1, 1)
+
+
+class _Idle(nn.Module):
+    """A layer norm that the released weights hold and nothing uses: buffers, as there is nothing to train."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(channels))
+        self.register_buffer("bias", torch.empty(channels))
+
+    def reset(self) -> None:
+        """The identity."""
+        nn.init.ones_(self.get_buffer("weight"))
+        nn.init.zeros_(self.get_buffer("bias"))
 
 
 class PCTNet(Backbone):
@@ -202,7 +215,9 @@ class PCTNet(Backbone):
         """See `Backbone.initialise`."""
         initialise_layers(self, generator)
         for module in self.modules():
-            if isinstance(module, SwinBlock):
+            if isinstance(module, _Idle):
+                module.reset()
+            elif isinstance(module, SwinBlock):
                 draw_truncated(module.attn.relative_position_bias_table, generator)
                 module.attn.relative_position_index.copy_(mis_fm_positions(self.config.window))
 
