@@ -1,0 +1,1 @@
+"""Second-order graph matching on edge lists: graphs, affinities, a batched solver, losses on its answer."""
