@@ -14,7 +14,7 @@ import torch
 
 from voxscale.batch import Patch, collate
 from voxscale.errors import ConfigError, DataError
-from voxscale.incidents import Incidents
+from voxscale.incidents import Incidents, describe
 from voxscale.loader import Event, LoaderConfig, load
 from voxscale.worker import pack, unpack
 
@@ -56,6 +56,8 @@ class Stream:
                     os._exit(3)
                 case "stop":
                     os.kill(os.getpid(), signal.SIGSTOP)
+                case "slow":
+                    time.sleep(1.5)
                 case "hang":
                     time.sleep(600)
                 case "data":
@@ -118,6 +120,24 @@ def test_a_worker_that_ends_once_costs_nothing(tmp_path, what, reason):
     assert [(e.kind, e.index) for e in events] == [("worker_hung" if what == "hang" else "worker_died", 5)]
     assert events[0].reason.startswith(reason)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_slow_worker_is_named_long_before_it_counts_as_hung(tmp_path, workers):
+    """It then goes on and nothing is replaced; said once a sample, and not of those that merely have nothing to do."""
+    plain, _ = run(Stream(), LoaderConfig())
+    config = LoaderConfig(workers=workers, slow_s=0.4)
+    found, events = run(Stream("slow", 5, str(tmp_path / "marker")), config)
+    assert all(same(a, b) for a, b in zip(plain, found, strict=True))
+    assert [(e.kind, e.index, e.reason) for e in events] == [("worker_slow", 5, "for 0.4 s now")]
+    assert describe(events[0]) == f"loading process {events[0].worker} is waited for at sample 5 (for 0.4 s now)"
+    assert LoaderConfig().slow_s <= 10 < LoaderConfig().patience_s
+
+
+def test_a_hung_worker_is_named_first_and_then_replaced(tmp_path):
+    config = LoaderConfig(workers=2, slow_s=0.5, patience_s=2.0)
+    _, events = run(Stream("hang", 5, str(tmp_path / "marker")), config)
+    assert [(e.kind, e.index) for e in events] == [("worker_slow", 5), ("worker_hung", 5)]
 
 
 def test_a_stopped_worker_counts_as_hung(tmp_path):
@@ -184,30 +204,39 @@ def test_a_consumer_that_stops_early_leaves_nothing():
 
 def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     script = """
-        import sys, time
+        import sys, threading, time
+        from pathlib import Path
         sys.path.insert(0, sys.argv[1])
-        from test_loader import Stream, QUICK, batches
-        from voxscale.loader import load
+        from test_loader import Stream, batches
+        from voxscale.loader import LoaderConfig, load
         import psutil
         if __name__ == "__main__":
-            loaded = load(Stream("hang", 0), batches(), QUICK, False, print)
-            import threading
+            loaded = load(Stream("hang", 0, sys.argv[2]), batches(), LoaderConfig(workers=2), False, print)
             threading.Thread(target=lambda: next(loaded), daemon=True).start()
-            time.sleep(3)
+            while not Path(sys.argv[2]).exists():  # until a worker is at its sample
+                time.sleep(0.05)
             print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)
             time.sleep(600)
     """
     (tmp_path / "parent.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, str(tmp_path / "parent.py"), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, tmp_path / "parent.py", Path(__file__).parent, tmp_path / "marker"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        children = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(children) >= 2
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(children) >= 3  # the fork server and two workers
         parent.kill()
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if psutil.pid_exists(pid)]
+    deadline = time.monotonic() + 30
+    while (left := [child for child in children if lives(child)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs: not one that only waits to be collected, nor another one that has its number now."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -242,7 +271,15 @@ def test_incidents_are_kept_and_too_many_stop(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"workers": -1}, {"ahead": 0}, {"patience_s": 0.0}, {"retries": -1}, {"deaths": 0}, {"replaced": 1.5}],
+    [
+        {"workers": -1},
+        {"ahead": 0},
+        {"slow_s": 0.0},
+        {"patience_s": 0.0},
+        {"retries": -1},
+        {"deaths": 0},
+        {"replaced": 1.5},
+    ],
 )
 def test_bad_config_is_refused(values):
     with pytest.raises(ConfigError, match="loader."):

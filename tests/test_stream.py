@@ -2,13 +2,17 @@ import dataclasses
 import itertools
 import pickle
 import shutil
+import sys
+import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from many_tars import write_shards
 from tests_stores import make_store
 
 from data_prep.bricks import PackConfig
@@ -32,6 +36,7 @@ from voxscale.stream import (
     rank_indices,
 )
 from voxscale.stream.crop import cut, on_body, place
+from voxscale.stream.epoch import Order
 
 CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))
 STRIDES = ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
@@ -295,6 +300,63 @@ def test_what_a_stream_opens_does_not_grow_with_the_shards(shards, monkeypatch):
     assert opened == ["manifest.json"]
     stream.sample(0)
     assert len(opened) == 2  # and the index of one tar
+
+
+def started(folder, tars, bricks):
+    """Files opened, and bytes held, by a stream that starts on so many tars and finds its first brick."""
+    groups = [{"main/CT/chest": bricks}] * tars
+    first = Order(groups, 4.0, 4, WeightsConfig(), 0).entry(0, 0).unit
+    write_shards(folder, groups, lambda _: [("0", "1", "main/CT/chest")] * bricks, {first})
+    opened, held = [], [0]
+    listening = [True]
+    sys.addaudithook(lambda event, args: opened.append(args[0]) if listening[0] and event == "open" else None)
+    tracemalloc.start()
+    stream = ShardStream(folder, ShardStreamConfig(mix=4), 0)
+    stream.entry(0)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    stream.brick(stream.entry(0))
+    listening[0] = False
+    return [Path(str(name)).name for name in opened if str(folder) in str(name)], held
+
+
+@pytest.mark.slow
+def test_starting_on_ten_thousand_tars_opens_two_files_and_holds_little(tmp_path):
+    """No file more than with a hundred; the manifest is held, the same whether its tars have 10 bricks or 200."""
+    few, _ = started(tmp_path / "few", 100, 10)
+    many, held = started(tmp_path / "many", 10_000, 10)
+    _, crowded = started(tmp_path / "crowded", 10_000, 200)
+    assert few[0] == many[0] == "manifest.json"
+    assert len(few) == len(many) == 2
+    assert held < 3000 * 10_000
+    assert crowded == pytest.approx(held, rel=0.02)
+
+
+@pytest.mark.parametrize("source", ["shards", "store"])
+def test_crops_lie_on_the_body_as_often_as_the_config_says(tmp_path, source):
+    """The body is one of 27 cells, in a corner; what is counted are voxels above air in the crops that come."""
+    make_store(tmp_path / "store", 2, labelled=False, shape=(96, 96, 96), corner=32)
+    pack(tmp_path / "store", tmp_path / "shards", CONTRACT, (8, 8, 8), STRIDES, PackConfig(factor=20, foreground=0.0))
+    body = {}
+    for share in (1.0, 0.5, 0.0):
+        how = {"views": 2, "repeats": 60, "foreground": share}
+        stream = (
+            store_stream(tmp_path / "store", **how)
+            if source == "store"
+            else ShardStream(tmp_path / "shards", ShardStreamConfig(**how), 0)
+        )
+        (loaded,) = load(stream, iter([list(range(100))]), LoaderConfig(), False, print)
+        inside = [
+            float((voxels[0, : int(z), : int(y), : int(x)] > -600).float().mean())
+            for voxels, (z, y, x) in zip(loaded.voxels, loaded.sizes, strict=True)
+        ]
+        assert len(inside) == 200
+        body[share] = np.array(inside)
+    assert body[1.0].min() > 0.05
+    assert body[1.0].mean() > 0.6
+    assert body[0.0].mean() < 0.1
+    assert (body[0.0] < 0.05).mean() > 0.8  # without the option most show air alone
+    assert abs((body[0.5] > 0.05).mean() - (0.5 + 0.5 * (body[0.0] > 0.05).mean())) < 0.1
 
 
 def test_streams_can_go_to_other_processes(shards, store):

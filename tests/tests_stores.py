@@ -18,12 +18,14 @@ from voxscale.volume import LabelMap, Volume
 CLASSES = {1: "ball", 2: "box"}
 
 
-def scan(seed: int, shape=(20, 24, 22), spacing=(2.0, 1.5, 1.5)) -> tuple[Volume, LabelMap]:
-    """A soft ball and a box in air, as CT."""
+def scan(seed: int, shape=(20, 24, 22), spacing=(2.0, 1.5, 1.5), corner=None) -> tuple[Volume, LabelMap]:
+    """A soft ball and a box in a body in air, as CT; the body is a cube of `corner` voxels at the origin if given."""
     generator = rng(seed, "scan")
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     middle = np.asarray(shape) / 2 + generator.uniform(-1.5, 1.5, 3)
     body = (np.abs((grid - np.asarray(shape) / 2) / (np.asarray(shape) / 2.1)) ** 4).sum(-1) < 1
+    if corner is not None:
+        body = (grid < corner).all(-1)
     ball = ((grid - middle - (0, 4, 0)) ** 2).sum(-1) < 12
     box = (np.abs(grid - middle + (0, 4, 0)) < 2.5).all(-1)
     values = np.where(body, 0, -1000) + 150 * ball + 300 * box + generator.normal(0, 15, shape)

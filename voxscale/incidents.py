@@ -63,5 +63,5 @@ def describe(event: Event) -> str:
     scan = f" of scan {event.volume}" if event.volume else ""
     if event.kind == "replaced":
         return f"{where}{scan} was replaced by another one ({event.reason})"
-    how = "died" if event.kind == "worker_died" else "hung"
+    how = {"worker_died": "died", "worker_hung": "hung", "worker_slow": "is waited for"}[event.kind]
     return f"loading process {event.worker} {how} at {where} ({event.reason})"

@@ -26,14 +26,14 @@ class Event:
     """What happened to a sample while it was loaded.
 
     Attributes:
-        kind: A damaged sample was replaced, or a worker died or hung at it.
+        kind: A damaged sample was replaced, or a worker died or hung at it, or is slow: still at it, and waited for.
         index: Global sample index; -1 if the worker was at none.
         worker: Number of the worker.
         reason: Such as `corrupt`, `SIGKILL` or `no sign of life for 60 s`.
         volume: Anonymous id of the scan, if it is known.
     """
 
-    kind: Literal["replaced", "worker_died", "worker_hung"]
+    kind: Literal["replaced", "worker_died", "worker_hung", "worker_slow"]
     index: int
     worker: int
     reason: str
@@ -47,7 +47,9 @@ class LoaderConfig:
     Attributes:
         workers: Loading processes per rank; 0 loads in the training process, where nobody watches.
         ahead: Batches that each worker may be ahead.
-        patience_s: Seconds after which a worker that is still at the same sample counts as hung.
+        slow_s: Seconds after which a worker that is still at the same sample is named, with the sample.
+        patience_s: Seconds after which it counts as hung and is replaced; an object store that is asked again and
+            again may take most of them.
         retries: How often a sample at which a worker ended is tried again before it is replaced.
         deaths: Workers that may end in a row without a batch in between before the run stops.
         replaced: Share of samples that may be replaced before the run stops; the first ten are free.
@@ -55,6 +57,7 @@ class LoaderConfig:
 
     workers: int = 0
     ahead: int = 2
+    slow_s: float = 5.0
     patience_s: float = 60.0
     retries: int = 1
     deaths: int = 8
@@ -64,6 +67,7 @@ class LoaderConfig:
         """Check ranges; raises `ConfigError`."""
         require(self.workers >= 0, "loader.workers", "at least 0", self.workers)
         require(self.ahead >= 1, "loader.ahead", "at least 1", self.ahead)
+        require(self.slow_s > 0, "loader.slow_s", "positive", self.slow_s)
         require(self.patience_s > 0, "loader.patience_s", "positive", self.patience_s)
         require(self.retries >= 0, "loader.retries", "at least 0", self.retries)
         require(self.deaths >= 1, "loader.deaths", "at least 1", self.deaths)
@@ -122,7 +126,7 @@ class _Task:
 
 @dataclass(slots=True)
 class _Worker:
-    """One process, the tasks that it has, the sample that it is at, and when it was last heard of."""
+    """One process, its tasks, the sample that it is at, when it was last heard of, and if it was named since."""
 
     number: int
     process: Any
@@ -133,6 +137,7 @@ class _Worker:
     ready: bool = False
     ended: bool = False
     heard: float = field(default_factory=time.monotonic)
+    named: bool = False
 
 
 class _Pool:
@@ -192,7 +197,7 @@ class _Pool:
             if task is None:
                 return
             if not worker.tasks:
-                worker.heard = time.monotonic()
+                worker.heard, worker.named = time.monotonic(), False
             worker.tasks.append(task)
             try:
                 worker.pipe.send(json.dumps({"batch": task.batch, "samples": task.samples}).encode())
@@ -211,7 +216,7 @@ class _Pool:
     def _listen(self) -> None:
         """Take all messages there are, after waiting a little for one."""
         pipes = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(pipes), timeout=min(1.0, self._config.patience_s / 4)):
+        for pipe in wait(list(pipes), timeout=min(1.0, self._config.slow_s / 4, self._config.patience_s / 4)):
             worker = pipes[pipe]  # pyright: ignore[reportArgumentType]  # it is one of those waited for
             try:
                 text, memories, _, _ = socket.recv_fds(worker.pipe, MESSAGE, 1)
@@ -223,7 +228,7 @@ class _Pool:
                 self._replace(worker, "worker_died", self._how(worker))
 
     def _hear(self, worker: _Worker, told: dict[str, Any], memories: list[int]) -> None:
-        worker.heard = time.monotonic()
+        worker.heard, worker.named = time.monotonic(), False
         match told["kind"]:
             case "ready":
                 worker.ready = True
@@ -244,7 +249,7 @@ class _Pool:
         self._deaths = 0
 
     def _watch(self) -> None:
-        """Replace workers that ended without a word or show no sign of life."""
+        """Replace workers that ended without a word or show no sign of life; name those that may come to that."""
         for worker in list(self._workers):
             silent = time.monotonic() - worker.heard
             patience = self._config.patience_s if worker.ready else max(START_S, self._config.patience_s)
@@ -252,6 +257,9 @@ class _Pool:
                 self._replace(worker, "worker_died", self._how(worker))
             elif worker.tasks and silent > patience:
                 self._replace(worker, "worker_hung", f"no sign of life for {patience:g} s")
+            elif worker.tasks and worker.ready and not worker.named and silent > self._config.slow_s:
+                worker.named = True
+                self._record(Event("worker_slow", worker.index, worker.number, f"for {self._config.slow_s:g} s now"))
 
     def _how(self, worker: _Worker) -> str:
         """How a process ended."""
