@@ -21,13 +21,13 @@ from tests_stores import make_store
 from configs.pretrain import demo as pretrain_preset
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
-from voxscale.config import save_json
+from voxscale.config import from_dict, save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_weights, manifest_text
 from voxscale.files import sha256_file
 from voxscale.models.released.load import FORMS
+from voxscale.shards import ShardIndex, index_name, open_manifest
 from voxscale.shards import manifest_text as shards_text
-from voxscale.shards import open_manifest
 from voxscale.store_root import stamp_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,6 +209,37 @@ def test_a_run_folder_belongs_to_one_config(world):
 def test_shards_that_are_not_there_are_one_clear_line(world, tmp_path):
     said = launch("pretrain", "configs/pretrain.py:demo", "--shards", tmp_path, "--run", tmp_path / "r", expect=1)
     assert "must hold a manifest.json; run data_prep pack" in said
+
+
+def test_a_run_whose_shards_are_mostly_damaged_ends_and_says_so(world, tmp_path):
+    """Three of five bricks have a flipped bit; ten samples may be replaced, the eleventh is too many."""
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(world / "shards", shards)
+    bricks = [
+        (line.name, sample.voxels[0])
+        for line in open_manifest(shards).shards
+        for sample in json_samples(shards / index_name(line.name))
+    ]
+    assert len(bricks) == 5
+    for name, start in bricks[:3]:
+        data = bytearray((shards / name).read_bytes())
+        data[start + 30] ^= 1
+        (shards / name).write_bytes(data)
+    more = ["--loop.steps", 60, *TINY, "--loader.workers", 1, "--stream.spatial.zoom", 1, 1]
+    said = launch("pretrain", "configs/pretrain.py:demo", "--shards", shards, "--run", run, *more, expect=1)
+    assert said.count("error:") == 1
+    assert re.search(r"error: data must be readable; 11 samples had to be replaced while \d+ were delivered", said)
+    assert "more than loader.replaced=0.01 allows; see incidents-rank0.jsonl, mend the data or raise it" in said
+    rows = [json.loads(line) for line in (run / "incidents-rank0.jsonl").read_text().splitlines()]
+    replaced = [row for row in rows if row["kind"] == "replaced"]
+    assert len(replaced) == 11
+    assert {row["reason"] for row in replaced} == {"corrupt"}
+    assert len({row["volume"] for row in replaced}) <= 3
+    assert (run / "metrics.jsonl").read_text().splitlines()  # it trained on the good ones until then
+
+
+def json_samples(path):
+    return from_dict(ShardIndex, json.loads(path.read_text()), "index").samples
 
 
 def test_blocks_larger_than_the_patch_are_refused(world, tmp_path):
