@@ -197,6 +197,7 @@ class _Ingest:
                 yield pool
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+                self.reading.close()
 
     def _progress(self, total: int, done: int, stage: str = "ingest") -> Progress:
         return Progress(stage, total, unit="scans", done=done)

@@ -1,8 +1,9 @@
-"""Getting what became of a volume: from the ledger, from a worker's log, or by reading it in a process of its own."""
+"""Getting what became of a volume: from the ledger, from a worker's log, or by reading it in another process."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from data_prep.discover import Source
 from data_prep.ids import content_id
@@ -13,8 +14,9 @@ from data_prep.results import Results, state_of
 from data_prep.scan import Job, take_in
 from data_prep.steps import Outcome, holds, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
 from voxscale.errors import DataError
+from voxscale.io import NIFTI_SUFFIXES, suffix_of
 from voxscale.io.dicom import count_volumes
-from voxscale.io.isolate import preload, run_isolated
+from voxscale.io.isolate import Readers, preload, run_isolated
 
 preload("data_prep.scan")  # else each process imports it anew
 
@@ -28,11 +30,16 @@ Taken = list[tuple[str, int, Outcome]]
 
 
 class Reading:
-    """The volumes of a run. Each thread that asks has at most one reader process, which holds at most one volume."""
+    """The volumes of a run. Each thread that asks has at most one reader process at work, which holds one volume."""
 
     def __init__(self, jobs: Jobs, ledger: Ledger, results: Results, mirrors: Mirrors) -> None:
         self.jobs, self.ledger, self.results, self._mirrors = jobs, ledger, results, mirrors
+        self._readers = Readers()
         self._limits = {"seconds": jobs.settings.seconds, "gigabytes": jobs.settings.gigabytes}
+
+    def close(self) -> None:
+        """End the reader processes that are kept."""
+        self._readers.close()
 
     def name(self, source: Source) -> tuple[Source, str | None]:
         """An input and its id, hashing its bytes only if nobody did; None if they cannot be read."""
@@ -126,7 +133,9 @@ class Reading:
         job = replace(job, files=files, label=label)
         for again in (True, False):
             try:
-                told = run_isolated(take_in, (job,), settings.seconds, settings.gigabytes)
+                told = (self._readers.call if _plain(job) else run_isolated)(
+                    take_in, (job,), settings.seconds, settings.gigabytes
+                )
                 break
             except DataError as error:
                 if error.reason != "reader_killed" or not again:
@@ -144,6 +153,20 @@ class Reading:
             return int(run_isolated(count_volumes, (job.files,), settings.seconds, settings.gigabytes))
         except DataError:
             return 1
+
+
+def _plain(job: Job) -> bool:
+    """Whether a volume may be read in a process that reads others after it.
+
+    NIfTI has no decoder but the store's own. Codecs of DICOM and pictures and
+    the readers of ITK are large C libraries, which may do harm without a
+    crash: what they touched reads nothing else.
+    """
+    return not job.dicom and job.label_format == "file" and all(map(_is_nifti, (*job.files, *job.label)))
+
+
+def _is_nifti(path: Path) -> bool:
+    return suffix_of(path) in NIFTI_SUFFIXES
 
 
 def _same_state(source: Source, told: Mapping[str, object]) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from voxscale import files
 from voxscale.errors import DataError
@@ -82,3 +84,17 @@ def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path):
         holder.kill()
     with files.locked(tmp_path):
         pass
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.tuples(inner) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+        ),
+        max_leaves=20,
+    ),
+    st.integers(1, 3),
+)
+def test_indented_is_what_json_writes(value, by):
+    assert files.indented(value, by) == json.dumps(value, indent=by)

@@ -6,7 +6,6 @@ docs/results/chunk_codec.json: bit planes of 16-bit numbers are smaller than
 planes of bytes, and faster to pack and to unpack.
 """
 
-import json
 import math
 import struct
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
+
+from voxscale.files import indented
 
 # It makes a lock on first use, though without threads it never takes it. Made here, the server of reader processes has
 # it before they are forked; made by each of them, a semaphore outlives every reader that is ended by SIGKILL.
@@ -100,7 +101,7 @@ def write_array(folder: Path, voxels: NDArray[Any]) -> None:
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     layout = layout_of(voxels.shape, voxels.dtype.name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "zarr.json").write_text(json.dumps(_metadata(layout, voxels), indent=2))
+    (folder / "zarr.json").write_text(indented(_metadata(layout, voxels), 2))
     colour = voxels.ndim == 4
     _write_shards(folder, layout, voxels[:, 0] if colour else voxels, colour)
 
@@ -147,10 +148,11 @@ def _write_shards(folder: Path, layout: Layout, voxels: NDArray[Any], colour: bo
         with file.open("wb") as out:
             for inner in np.ndindex(*layout.per_shard):
                 begin = [a + k * c for a, k, c in zip(start, inner, layout.chunk, strict=True)]
-                part = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
-                whole = np.zeros(layout.chunk, dtype=voxels.dtype)
-                whole[tuple(slice(n) for n in part.shape)] = part
-                frame = numcodecs.blosc.compress(whole, b"lz4hc", level, planes, 0)
+                whole = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
+                if whole.shape != layout.chunk:
+                    whole, part = np.zeros(layout.chunk, dtype=voxels.dtype), whole
+                    whole[tuple(slice(n) for n in part.shape)] = part
+                frame = numcodecs.blosc.compress(np.ascontiguousarray(whole), b"lz4hc", level, planes, 0)
                 lengths.append(out.write(frame) + out.write(struct.pack("<I", google_crc32c.value(frame))))
             out.write(_index(layout, lengths))
 

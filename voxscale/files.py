@@ -11,10 +11,10 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write plain values as indented JSON, as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def indented(value: object, by: int, depth: int = 0) -> str:
+    """What `json.dumps(value, indent=by)` gives, without Python's slow way there: flat parts go to its compiled one."""
+    if not (isinstance(value, (dict, list, tuple)) and value):
+        return json.dumps(value)
+    parts = cast(Collection[object], value.values() if isinstance(value, dict) else value)
+    gap = "\n" + " " * by * (depth + 1)
+    if any(isinstance(part, (dict, list, tuple)) for part in parts):
+        texts = [indented(part, by, depth + 1) for part in parts]
+        if isinstance(value, dict):
+            texts = [f"{json.dumps(str(key))}: {text}" for key, text in zip(cast(Any, value), texts, strict=True)]
+        inner = f",{gap}".join(texts)
+    else:
+        inner = json.dumps(value, separators=(f",{gap}", ": "))[1:-1]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}{gap}{inner}{gap[: len(gap) - by]}{last}"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxscale.arrays import chunk_bytes, write_array
 from voxscale.entry import Entry
-from voxscale.files import commit_folder, temporary
+from voxscale.files import commit_folder, indented, temporary
 from voxscale.ome import image_label, multiscales
 from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
 from voxscale.volume import LabelMap, Volume
@@ -103,7 +103,7 @@ def _write_label(
 
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
     told = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (folder / "zarr.json").write_text(json.dumps(told, indent=1) + "\n")  # flushed with the whole folder
+    (folder / "zarr.json").write_text(indented(told, 1) + "\n")  # flushed with the whole folder
 
 
 def _count(label: LabelMap) -> dict[str, Any]:

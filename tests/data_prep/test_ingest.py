@@ -497,7 +497,7 @@ def test_failures_are_status_1_and_one_line(tmp_path, capsys, caplog, monkeypatc
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reading, "run_isolated", full)
+    monkeypatch.setattr(reading.Readers, "call", full)
     caplog.clear()
     assert run_main(capsys, tmp_path / "in", tmp_path / "store")[0] == 1
     assert [r.message for r in caplog.records] == [

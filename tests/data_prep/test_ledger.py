@@ -133,7 +133,7 @@ def test_no_more_volumes_are_read_at_once_than_there_are_workers(tmp_path, monke
     for number in range(3 * workers):
         values = np.random.default_rng(number).integers(0, 1000, (12, 14, 16)).astype(np.int16)
         nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0])).to_filename(tmp_path / "in" / f"{number}.nii")
-    alive, most, lock, real = [0], [0], threading.Lock(), reading.run_isolated
+    alive, most, lock, real = [0], [0], threading.Lock(), reading.Readers.call
 
     def counted(*args):
         with lock:
@@ -145,7 +145,7 @@ def test_no_more_volumes_are_read_at_once_than_there_are_workers(tmp_path, monke
             with lock:
                 alive[0] -= 1
 
-    monkeypatch.setattr(reading, "run_isolated", counted)
+    monkeypatch.setattr(reading.Readers, "call", counted)
     settings = IngestConfig(workers=workers, gigabytes=4.0)
     assert ingest([tmp_path / "in"], tmp_path / "store", settings).accepted == 3 * workers
     assert most[0] == workers

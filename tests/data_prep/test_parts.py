@@ -106,7 +106,7 @@ def test_a_poisoned_file_costs_a_worker_nothing_else(tmp_path, monkeypatch):
         nifti(tmp_path / "in" / f"{name}.nii", 10 + number)
     share = ingest_part([tmp_path / "in"], tmp_path / "store", settings, Part(1, 1))
     assert (share.inputs, share.read) == (6, 6)
-    monkeypatch.setattr(reading, "run_isolated", None)  # the gather reads nothing
+    monkeypatch.setattr(reading.Readers, "call", None)  # the gather reads nothing
     counts = ingest([tmp_path / "in"], tmp_path / "store", settings)
     assert (counts.accepted, counts.rejected) == (3, 3)
     lines = [json.loads(line) for line in (tmp_path / "store" / "ledger.jsonl").read_text().splitlines()]
