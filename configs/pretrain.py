@@ -3,6 +3,7 @@
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.mixture import MixtureConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
@@ -67,7 +68,7 @@ def demo() -> PretrainConfig:
     """
     return PretrainConfig(
         model=STUNetConfig(width=8, depth=1),
-        objective=VolumeFusionConfig(block_min=6, block_max=16),
+        objective=MixtureConfig(volume_fusion=VolumeFusionConfig(block_min=6, block_max=16)),
         stream=ShardStreamConfig(repeats=8),
         engine=EngineConfig(zero_stage=1, precision=fast_precision()),
         optim=OptimConfig(lr=3e-3, warmup=0.05),

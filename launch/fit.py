@@ -38,12 +38,18 @@ def fit_blocks(config: PretrainConfig, plan: Plan) -> PretrainConfig:
     half = [max(1, n // 2) for n in plan.patch]
     least, greatest = (
         tuple(min(side, limit) for side, limit in zip(sides(block), half, strict=True))
-        for block in (config.objective.block_min, config.objective.block_max)
+        for block in (config.objective.volume_fusion.block_min, config.objective.volume_fusion.block_max)
     )
-    if (least, greatest) == (sides(config.objective.block_min), sides(config.objective.block_max)):
+    if (least, greatest) == (
+        sides(config.objective.volume_fusion.block_min),
+        sides(config.objective.volume_fusion.block_max),
+    ):
         return config
     log.info("pretrain: blocks of %s to %s voxels, to fit the patch %s", least, greatest, plan.patch)
-    objective = dataclasses.replace(
-        config.objective, block_min=(least[0], least[1], least[2]), block_max=(greatest[0], greatest[1], greatest[2])
+    fusion = dataclasses.replace(
+        config.objective.volume_fusion,
+        block_min=(least[0], least[1], least[2]),
+        block_max=(greatest[0], greatest[1], greatest[2]),
     )
+    objective = dataclasses.replace(config.objective, volume_fusion=fusion)
     return dataclasses.replace(config, objective=objective)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
+from pretrain.mixture import MixtureConfig
 from pretrain.views import ViewsConfig
 from voxscale.config import config
-from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
+from voxscale.engine.config import EmaConfig, EngineConfig, LoopConfig, OptimConfig, TrackerConfig
 from voxscale.loader import LoaderConfig
 from voxscale.models.build import ModelConfig
 from voxscale.models.stunet import STUNetConfig
@@ -24,7 +24,8 @@ class PretrainConfig:
         run: Run folder: metrics, checkpoints, preview. Started again with the same config, a run goes on.
         seed: Of weights, sample order and every augmentation.
         model: Backbone; its classes, heads and strides are set by objective and shards.
-        objective: Pretext task.
+        objective: Pretext tasks.
+        ema: Teacher, if an objective wants one.
         stream: How bricks become samples.
         views: How crops are changed before the objective sees them.
         engine: Precision and sharding.
@@ -38,7 +39,8 @@ class PretrainConfig:
     run: Path = Path("runs/pretrain")
     seed: int = 0
     model: ModelConfig = STUNetConfig(width=32, depth=1)
-    objective: VolumeFusionConfig = VolumeFusionConfig()
+    objective: MixtureConfig = MixtureConfig()
+    ema: EmaConfig = EmaConfig()
     stream: ShardStreamConfig = ShardStreamConfig()
     views: ViewsConfig = ViewsConfig()
     engine: EngineConfig = EngineConfig()

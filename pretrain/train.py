@@ -7,18 +7,19 @@ import numpy as np
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.objectives import volume_fusion as vf
-from pretrain.views import make_views
+from pretrain.mixture import branches
+from pretrain.network import Job, Pictures, Pretraining, costs, wanted
+from pretrain.scene import Scene
 from voxscale import dist
-from voxscale.batch import Batch, Losses, Views
+from voxscale.batch import Batch, Losses
 from voxscale.config import config_hash
 from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
+from voxscale.engine.ema import Teacher
 from voxscale.engine.loop import train
-from voxscale.engine.meter import BACKWARD
-from voxscale.engine.run import about, find_checkpoint, first_weights, network_input, open_run
+from voxscale.engine.run import about, find_checkpoint, first_weights, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
 from voxscale.files import write_arrays
@@ -44,16 +45,20 @@ def pretrain(config: PretrainConfig) -> None:
     """
     dist.start()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
-    stream_config = dataclasses.replace(config.stream, views=config.objective.views_per_sample)
-    stream = ShardStream(config.shards, stream_config, config.seed)
-    vf.check(config.objective, stream.manifest.patch)
+    stream = ShardStream(config.shards, config.stream, config.seed)
+    patch = stream.manifest.patch
     model_config = backbone(config, stream.manifest)
+    network = make_network(config, model_config, patch)
+    crops = max(branch.views_per_sample for branch in network.objectives().values())
+    stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
     with open_run(config.run, config, {"shards": stream.manifest_sha256}):
         found = find_checkpoint(config.run)
-        model = build(model_config)
-        weights = first_weights(model, config.seed) if found is None else checkpoint.load_weights(found)
-        engine = start_engine(model, weights, config.engine, config.optim, micro)
+        weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
+        engine = start_engine(network, weights, config.engine, config.optim, micro)
+        teacher = make_teacher(engine, config, model_config, patch)
         start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+        if found is not None and teacher is not None:
+            teacher.restore(found)
         log.info("pretrain: step %d of %d", start.step, config.loop.steps)
         says = dict(about(config, model_config, stream.manifest.contract))
         tracker = None
@@ -68,11 +73,17 @@ def pretrain(config: PretrainConfig) -> None:
         loaded = load(stream, indices, config.loader, engine.device.type == "cuda", incidents.record)
         batches = incidents.counting(loaded)
 
-        def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
-            views = make_views(batch, stream.manifest.patch, stream_config.views, config.views)
-            return fuse_and_guess(engine, views, config), views.images[:, 0].numel()
+        def see(batch: Batch) -> Scene:
+            progress = batch.indices[0] // config.loop.batch / config.loop.steps
+            return Scene(batch, patch, crops, config.views, stream.manifest.contract.spacing, progress)
 
-        flops = float(BACKWARD * model.flops(stream.manifest.patch))  # one fused image is seen of each sample
+        def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
+            step = batch.indices[0] // config.loop.batch
+            return losses(engine, network, see(batch), config, teacher, step)
+
+        sample = see(next(load(stream, iter([list(range(2))]), LoaderConfig(), False, lambda _: None)))
+        flops, together, alone = costs(network.backbone, network.plans(sample), 2)
+        log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
         train(
             "pretrain",
             engine,
@@ -84,38 +95,75 @@ def pretrain(config: PretrainConfig) -> None:
             start,
             says,
             tracker,
+            follower=teacher,
             flops=flops,
         )
-        save_preview(engine, stream, config)
+        save_preview(engine, network, sample, config, stream.manifest.contract.spacing)
         if tracker is not None:
             tracker.close()
     dist.stop()
 
 
 def backbone(config: PretrainConfig, manifest: Manifest) -> ModelConfig:
-    """The model with the outputs that the objective needs and the strides that the patch allows."""
-    return adapt(config.model, in_channels=1, classes=config.objective.classes, heads=1, strides=manifest.strides)
+    """The model without outputs, as the branches have their own, and with the strides that the patch allows."""
+    return adapt(config.model, in_channels=1, classes=0, heads=0, strides=manifest.strides)
 
 
-def fuse_and_guess(engine: Engine, views: Views, config: PretrainConfig) -> Losses:
-    """Volume Fusion's loss with images in the engine's number type."""
-    return vf.volume_fusion(
-        lambda x: engine(network_input(x, engine, config.engine.channels_last)), views, config.objective
+def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, int, int]) -> Pretraining:
+    """Backbone and branches that fit it and the patch.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    own = build(model)
+    network = Pretraining(own, branches(config.objective, own))
+    for branch in network.objectives().values():
+        branch.check(own, patch)
+    return network
+
+
+def make_teacher(
+    engine: Engine, config: PretrainConfig, model: ModelConfig, patch: tuple[int, int, int]
+) -> Teacher | None:
+    """The average of the network's weights, if a branch wants it."""
+    twin = make_network(config, model, patch)
+    if not any(branch.wants_teacher for branch in twin.objectives().values()):
+        return None
+    return Teacher(engine, config.ema, config.loop.steps, twin)
+
+
+def losses(
+    engine: Engine, network: Pretraining, scene: Scene, config: PretrainConfig, teacher: Teacher | None, step: int
+) -> tuple[Losses, int]:
+    """Losses of all branches and the voxels that the encoder saw."""
+    mixture, twin = config.objective, None
+    if teacher is not None:
+        teacher.refresh()
+        assert isinstance(teacher.module, Pretraining)
+        twin = teacher.module
+    job = Job(
+        plans=network.plans(scene),
+        weights=mixture.weights_at(scene.progress),
+        teacher=twin,
+        measure=mixture.measure_every > 0 and step % mixture.measure_every == 0 and len(mixture.active) > 1,
+        balance=mixture.balance == "gradients",
+        channels_last=config.engine.channels_last,
     )
+    out = engine(job)
+    voxels = sum(one.images.numel() for twin in (False, True) for one in wanted(job.plans, teacher=twin).values())
+    return Losses(out["terms"], out["weights"], out["watched"]), voxels
 
 
 @torch.no_grad()
-def save_preview(engine: Engine, stream: ShardStream, config: PretrainConfig) -> None:
-    """Write one fused volume, its label map and the model's guess for the report; every rank calls."""
-    patch, contract = stream.manifest.patch, stream.manifest.contract
-    samples = -(-2 // stream.config.views)  # two crops: of one scan, or of two
-    batch = next(load(stream, iter([list(range(samples))]), LoaderConfig(), False, lambda _: None)).to(engine.device)
-    views = make_views(batch, patch, stream.config.views, config.views)
-    background, foreground, label, fused = vf.fuse_views(views, config.objective)
+def save_preview(
+    engine: Engine,
+    network: Pretraining,
+    scene: Scene,
+    config: PretrainConfig,
+    spacing: tuple[float, float, float],
+) -> None:
+    """Write what the branches saw and guessed of one sample, for the report; every rank calls."""
     engine.eval()
-    logits = engine(network_input(fused[:1], engine, config.engine.channels_last))[0]
+    arrays = engine(Pictures(network.plans(scene), config.engine.channels_last))["pictures"]
     if dist.rank() == 0:
-        parts = {"background": background, "foreground": foreground, "fused": fused, "label": label}
-        arrays = {name: part[0, 0].float().cpu().numpy() for name, part in parts.items()}
-        arrays["prediction"] = logits[0].float().argmax(0).cpu().numpy()
-        write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(contract.spacing)})
+        write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(spacing)})

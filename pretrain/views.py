@@ -1,6 +1,6 @@
 """From a batch of stored boxes to the network-ready crops of each sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -69,16 +69,27 @@ def make_views(batch: Batch, patch: tuple[int, int, int], views_per_sample: int,
     images, inside, _ = resample(batch, patch)
     seeds = batch.seeds[::views_per_sample]
     if config.intensity:
-        images = contrast.apply(
-            images, contrast.sample(_crop_rngs(batch.seeds, views_per_sample, "contrast"), config.contrast)
-        )
-        images = gamma.apply(images, gamma.sample(_crop_rngs(batch.seeds, views_per_sample, "gamma"), config.gamma))
-        images = _invert(images, inside, seeds, config.invert)
+        images = change_intensity(images, lambda op: _crop_rngs(batch.seeds, views_per_sample, op), config)
+        images = invert(images, inside, seeds, config.invert)
     shape = (len(seeds), views_per_sample, 1, *patch)
     return Views(images=images.view(shape), inside=inside.view(shape), seeds=seeds)
 
 
-def _invert(
+def change_intensity(
+    images: Float[Tensor, "n 1 z y x"], rngs: Callable[[str], list[np.random.Generator]], config: ViewsConfig
+) -> Float[Tensor, "n 1 z y x"]:
+    """Contrast, then gamma.
+
+    Args:
+        images: In 0..1.
+        rngs: Gives the generators of an op, one for each image.
+        config: How values are changed.
+    """
+    images = contrast.apply(images, contrast.sample(rngs("contrast"), config.contrast))
+    return gamma.apply(images, gamma.sample(rngs("gamma"), config.gamma))
+
+
+def invert(
     images: Float[Tensor, "n 1 z y x"], inside: Bool[Tensor, "n 1 z y x"], seeds: Sequence[int], probability: float
 ) -> Float[Tensor, "n 1 z y x"]:
     """Turn x into 1 - x inside the scan, in all crops of a sample or in none."""

@@ -12,21 +12,25 @@ Layout and pairing may be combined freely; the other two combinations are not pu
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.scene import Scene
 from voxscale.batch import Losses, Views
 from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
+from voxscale.models.interface import Backbone
+from voxscale.models.layers import initialise_layers
 from voxscale.seed import rng
 
 Size = tuple[int, int, int]
@@ -272,9 +276,6 @@ def _pair(crops: Shaped[Tensor, "b v 1 z y x"]) -> tuple[Shaped[Tensor, "b 1 z y
 def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) -> Losses:
     """Fuse the crops of each sample, let the network classify every voxel, and measure how well it did.
 
-    Voxels outside the scan in both crops are 0 whatever the label, so they do
-    not count. The published versions never see such voxels: they crop inside.
-
     Args:
         network: From images (b, 1, z, y, x) to logits with `config.classes` channels, see `loss`.
         views: `config.views_per_sample` crops per sample.
@@ -285,5 +286,51 @@ def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) ->
         DataError: As `fuse_views` does.
     """
     *_, label, fused = fuse_views(views, config)
+    return loss(network(fused), label, _nowhere(views))
+
+
+def _nowhere(views: Views) -> Bool[Tensor, "b 1 z y x"]:
+    """Voxels outside the scan in both crops: they are 0 whatever the label, so they do not count.
+
+    The published versions never see such voxels: they crop inside.
+    """
     here, there = _pair(views.inside)
-    return loss(network(fused), label, ~(here | there))
+    return ~(here | there)
+
+
+class VolumeFusion(Objective):
+    """Volume Fusion as a branch: a pointwise head on the finest features of the decoder."""
+
+    def __init__(self, config: VolumeFusionConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config, self.views_per_sample = config, config.views_per_sample
+        self.head = nn.Conv3d(backbone.levels[0].channels, config.classes, 1)
+
+    def check(self, backbone: Backbone, patch: Size) -> None:
+        """See `Objective.check`."""
+        require(backbone.decoder_levels > 0, "model", "one with a decoder for Volume Fusion", type(backbone).__name__)
+        check(self.config, patch)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """See `Objective.initialise`."""
+        initialise_layers(self, generator)
+
+    def plan(self, scene: Scene) -> Plan:
+        """Fuse the crops."""
+        views = scene.all_crops(self.views_per_sample)
+        parts = fuse_views(views, self.config)
+        return Plan({"fused": Pass(parts[3], decoder=True)}, (*parts, _nowhere(views)))
+
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+        """See `loss`."""
+        *_, label, _, ignored = plan.targets
+        return loss(self.head(seen["fused"].decoded[0]), label, ignored)
+
+    @torch.no_grad()
+    def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:
+        """Both crops, the fused image, its label and the guess."""
+        names = ("background", "foreground", "label", "fused")
+        parts = dict(zip(names, plan.targets, strict=False))
+        arrays = {name: part[0, 0].float().cpu().numpy() for name, part in parts.items()}
+        guess = self.head(seen["fused"].decoded[0][:1])[0].float().argmax(0)
+        return arrays | {"prediction": guess.cpu().numpy()}

@@ -21,9 +21,9 @@ from voxscale.models.build import build, read_config
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--patch-voxels", "4096", "--pretrain.model.width", "2", "--pretrain.loop.steps", "8"]
 SMALL += ["--pretrain.loop.checkpoint-every", "3", "--finetune.folds", "2", "--finetune.loop.steps", "4"]
-SMALL += ["--finetune.loop.checkpoint-every", "2", "--pretrain.objective.block-min", "2"]
+SMALL += ["--finetune.loop.checkpoint-every", "2", "--pretrain.objective.volume-fusion.block-min", "2"]
 SMALL += [
-    "--pretrain.objective.block-max",
+    "--pretrain.objective.volume-fusion.block-max",
     "8",
     "--finetune.inference.overlap",
     "0.0",

@@ -29,8 +29,8 @@ def test_one_labelled_subject_is_refused_before_hours_of_training(tmp_path):
 def test_blocks_fit_any_planned_patch(shape):
     patch, strides = plan_patch(shape, 48**3)
     fitted = fit_blocks(pretrain.demo(), Plan(contract=InputContract(), patch=patch, strides=strides))
-    check(fitted.objective, patch)
+    check(fitted.objective.volume_fusion, patch)
     if min(patch) >= 32:
         assert fitted == pretrain.demo()
     else:
-        assert fitted.objective != VolumeFusionConfig()
+        assert fitted.objective.volume_fusion != VolumeFusionConfig()

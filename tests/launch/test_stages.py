@@ -32,7 +32,16 @@ from voxscale.store_root import stamp_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
-TINY = ["--model.width", "2", "--objective.block-min", "2", "--objective.block-max", "6", "--loop.batch", "2"]
+TINY = [
+    "--model.width",
+    "2",
+    "--objective.volume-fusion.block-min",
+    "2",
+    "--objective.volume-fusion.block-max",
+    "6",
+    "--loop.batch",
+    "2",
+]
 TINY += ["--loop.log-every", "1", "--loop.checkpoint-every", "2", "--tracker.no-wandb", "--engine.precision", "bf16"]
 TUNE = ["--folds", "2", "--loop.steps", "3", "--loop.batch", "2", "--tracker.no-wandb", "--loop.checkpoint-every", "2"]
 TUNE += ["--loop.log-every", "1"]
@@ -90,7 +99,7 @@ def test_pretraining_leaves_metrics_checkpoints_and_a_preview(world):
     state = json.loads((world / "pre" / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert state["contract"]["spacing"] == [2.0, 1.5, 1.5]
     assert state["model"]["width"] == 2
-    assert state["model"]["heads"] == 1
+    assert state["model"]["heads"] == 0  # the objective has its own
     assert (state["position"]["step"], state["position"]["samples"]) == (6, 12)
     assert len(state["position"]["extra"]["guard"]["losses"]) == 6  # all steps were good
     assert state["config"]["optim"]["lr"] == pretrain_preset().optim.lr
@@ -243,7 +252,7 @@ def json_samples(path):
 
 
 def test_blocks_larger_than_the_patch_are_refused(world, tmp_path):
-    tiny = [*TINY, "--objective.block-max", "40", "--shards", world / "shards", "--run", tmp_path / "r"]
+    tiny = [*TINY, "--objective.volume-fusion.block-max", "40", "--shards", world / "shards", "--run", tmp_path / "r"]
     said = launch("pretrain", "configs/pretrain.py:demo", *tiny, expect=1)
     assert "objective.block_max must be at most the patch" in said
 

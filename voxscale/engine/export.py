@@ -17,10 +17,13 @@ from voxscale.engine import checkpoint
 from voxscale.engine.pieces import header
 from voxscale.errors import CheckpointError
 from voxscale.files import commit_folder
+from voxscale.models.transfer import BACKBONE
 
 
 def export(source: Path, out: Path, kind: str = "weights") -> None:
     """Write whole tensors of a checkpoint into one file, one tensor in memory at a time; buffers are part of weights.
+
+    Of a pretraining network the backbone is written, by the names that it has alone.
 
     Args:
         source: Checkpoint folder, not verified here.
@@ -37,11 +40,14 @@ def export(source: Path, out: Path, kind: str = "weights") -> None:
     buffers = checkpoint.load_buffers(source) if kind == "weights" else {}
     shapes |= {name: (value.dtype, tuple(value.shape)) for name, value in buffers.items()}
     about = checkpoint.read_about(source)
+    shapes = {name: shapes[name] for name in shapes if name.startswith(BACKBONE)} or shapes
     says = {key: json.dumps(about[key]) for key in ("position", "model", "contract", "config") if key in about}
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            file.write(header([(n, *shapes[n]) for n in shapes], {"format": "pt", "kind": kind} | says))
+            file.write(
+                header([(n.removeprefix(BACKBONE), *shapes[n]) for n in shapes], {"format": "pt", "kind": kind} | says)
+            )
             for name in shapes:
                 value = buffers[name] if name in buffers else tensors[name].float()
                 file.write(value.reshape(-1).view(torch.uint8).numpy().data)

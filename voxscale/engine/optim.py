@@ -44,7 +44,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig, heads: tuple[str, ..
         layers, still, heads = model.parameter_layers(), model.no_decay(), heads or model.head_prefixes
     else:
         layers = layers_by_name(model)
-        still = frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
+        own = getattr(model, "no_decay", None)  # of a network that is not a backbone itself but has one
+        still = own() if own else frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
     scales = _scales(layers, config, heads)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():

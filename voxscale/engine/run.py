@@ -4,10 +4,10 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxscale import dist
 from voxscale.config import save_json, to_dict
@@ -15,7 +15,6 @@ from voxscale.engine import checkpoint
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ConfigError, DataError, system_error_text
 from voxscale.files import locked, write_json
-from voxscale.models.interface import Backbone
 from voxscale.seed import torch_generator
 
 
@@ -94,7 +93,19 @@ def find_checkpoint(run: Path) -> Path | None:
     return run / "checkpoints" / name if name else None
 
 
-def first_weights(model: Backbone, seed: int) -> dict[str, Tensor]:
+class Seeded(Protocol):
+    """A network that draws its weights from one generator."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights afresh and set all buffers."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As `nn.Module` has it."""
+        ...
+
+
+def first_weights(model: Seeded, seed: int) -> dict[str, Tensor]:
     """Initialise a model from a seed and return its weights by name."""
     model.initialise(torch_generator(seed, "weights"))
     return {name: p.detach().clone() for name, p in model.named_parameters()}

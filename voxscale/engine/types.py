@@ -26,8 +26,8 @@ class Engine(Protocol):
     global_rank: int
     dp_world_size: int
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Forward pass."""
+    def __call__(self, inputs: Any) -> Any:
+        """Forward pass of the module, which knows what it takes and returns."""
         ...
 
     def train(self) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 from voxscale.errors import CheckpointError
 from voxscale.models.interface import Backbone
 
+BACKBONE = "backbone."
+"""What the names of a backbone's weights start with inside a pretraining network."""
+
 NAMED = 5
 """How many weights an error names; the rest are counted."""
 
@@ -54,7 +57,8 @@ def transfer(model: Backbone, weights: Mapping[str, Tensor], *, fresh: tuple[str
 
     Args:
         model: Receives the weights, in its own number type and on its own device.
-        weights: Pretrained tensors by name; a `module.` prefix on all of them is ignored.
+        weights: Pretrained tensors by name; a `module.` prefix on all of them is ignored, and of a pretraining
+            network only the backbone is taken.
         fresh: Prefixes of names that are not copied even where they fit, such as `seg_outputs.`.
 
     Raises:
@@ -88,8 +92,14 @@ def transfer(model: Backbone, weights: Mapping[str, Tensor], *, fresh: tuple[str
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in weights):
-        return {key.removeprefix("module."): tensor for key, tensor in weights.items()}
-    return dict(weights)
+        weights = {key.removeprefix("module."): tensor for key, tensor in weights.items()}
+    return backbone_only(weights)
+
+
+def backbone_only(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a pretraining network's weights, those of its backbone, by the names that they have there; else all."""
+    own = [key for key in weights if key.startswith(BACKBONE)]
+    return {key.removeprefix(BACKBONE): weights[key] for key in own} if own else dict(weights)
 
 
 def _can_repeat(own: Tensor, given: Tensor) -> bool:

@@ -1,0 +1,81 @@
+"""Which objectives are trained together, and with what weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from pretrain.objectives.interface import Objective
+from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
+from voxscale.config import config, require
+from voxscale.models.interface import Backbone
+
+
+@config
+class WeightsConfig:
+    """Weight of each objective's loss; one with weight 0 is not built.
+
+    Attributes:
+        volume_fusion: Of Volume Fusion.
+    """
+
+    volume_fusion: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError` with the dotted name."""
+        for name, value in self.each().items():
+            require(value >= 0, f"objective.weights.{name}", "at least 0", value)
+
+    def each(self) -> dict[str, float]:
+        """Weights by the objectives' names."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@config
+class MixtureConfig:
+    """One objective or several over one backbone.
+
+    Attributes:
+        weights: At the start of the run.
+        last_weights: At its end, linearly from `weights`; None to keep them.
+        moving: Share of the run at which weights begin to move, and at which they have arrived.
+        balance: `gradients`: each loss is scaled besides so that its gradient at the backbone's features is as
+            large as the others', and the weights are shares of the gradient; `none`: weights are those of the losses.
+        measure_every: Steps between measurements of each objective's gradient; 0 for none. A measurement costs a
+            backward pass through the heads and the decoder.
+        volume_fusion: Volume Fusion.
+    """
+
+    weights: WeightsConfig = WeightsConfig()
+    last_weights: WeightsConfig | None = None
+    moving: tuple[float, float] = (0.0, 1.0)
+    balance: Literal["none", "gradients"] = "none"
+    measure_every: int = 50
+    volume_fusion: VolumeFusionConfig = VolumeFusionConfig()
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError` with the dotted name."""
+        start, end = self.moving
+        require(0 <= start <= end <= 1, "objective.moving", "two rising shares", self.moving)
+        require(self.measure_every >= 0, "objective.measure_every", "at least 0", self.measure_every)
+        counted = self.balance == "none" or self.measure_every > 0
+        require(counted, "objective.measure_every", "positive to balance by gradients", self.measure_every)
+        require(bool(self.active), "objective.weights", "positive for at least one objective", self.weights.each())
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the objectives that count at some time."""
+        last = (self.last_weights or self.weights).each()
+        return tuple(name for name, weight in self.weights.each().items() if weight > 0 or last[name] > 0)
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Weights of the active objectives when a share of the run is done."""
+        start, end = self.moving
+        done = min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)
+        first, last = self.weights.each(), (self.last_weights or self.weights).each()
+        return {name: first[name] + done * (last[name] - first[name]) for name in self.active}
+
+
+def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objective]:
+    """Make the active objectives, whose names are those of the config's fields."""
+    makers = {"volume_fusion": lambda: VolumeFusion(config.volume_fusion, backbone)}
+    return {name: makers[name]() for name in config.active}

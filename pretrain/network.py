@@ -1,0 +1,215 @@
+"""A backbone with the branches that train it, as one network: one forward is one step's losses."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.scene import Scene
+from voxscale import dist
+from voxscale.batch import Losses
+from voxscale.engine.meter import BACKWARD
+from voxscale.models.interface import Backbone
+
+SLOWNESS = 0.9
+"""Share of the old balance that a measurement leaves."""
+
+MOST = 100.0
+"""Greatest factor by which a loss is scaled up or down for balance."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A step of the network.
+
+    Attributes:
+        plans: What each branch wants, by its name.
+        weights: Weight of each branch.
+        teacher: The network whose weights are averages, if a branch wants one.
+        measure: Whether the branches' gradients are measured.
+        balance: Whether the measurements change the weights.
+        channels_last: Memory layout of the images.
+    """
+
+    plans: Mapping[str, Plan]
+    weights: Mapping[str, float]
+    teacher: "Pretraining | None" = None
+    measure: bool = False
+    balance: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """A wish for the branches' pictures instead of their losses.
+
+    Attributes:
+        plans: What each branch wants, by its name.
+        channels_last: Memory layout of the images.
+    """
+
+    plans: Mapping[str, Plan]
+    channels_last: bool = False
+
+
+class Pretraining(nn.Module):
+    """Backbone and branches.
+
+    Attributes:
+        backbone: What the training is for.
+        branches: Objectives by name.
+        balances: (branches,) factor of each loss, from its gradient.
+        norms: (branches,) norm of each branch's gradient at the backbone's features, as last measured.
+    """
+
+    balances: Tensor
+    norms: Tensor
+
+    def __init__(self, backbone: Backbone, branches: Mapping[str, Objective]) -> None:
+        super().__init__()
+        self.backbone, self.branches = backbone, nn.ModuleDict(dict(branches))
+        self.register_buffer("balances", torch.ones(len(branches)))
+        self.register_buffer("norms", torch.zeros(len(branches)))
+
+    def objectives(self) -> dict[str, Objective]:
+        """The branches, typed."""
+        return {name: branch for name, branch in self.branches.items() if isinstance(branch, Objective)}
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights afresh; those of the backbone first, so that they do not depend on the branches."""
+        self.backbone.initialise(generator)
+        for branch in self.objectives().values():
+            branch.initialise(generator)
+        self.balances.fill_(1.0)
+        self.norms.zero_()
+
+    def no_decay(self) -> frozenset[str]:
+        """Names of parameters that weight decay should leave alone."""
+        own = {name for name, p in self.branches.named_parameters(prefix="branches") if p.ndim <= 1}
+        return frozenset(own | {f"backbone.{name}" for name in self.backbone.no_decay()})
+
+    @torch.no_grad()
+    def plans(self, scene: Scene) -> dict[str, Plan]:
+        """What each branch wants of a scene."""
+        return {name: branch.plan(scene) for name, branch in self.objectives().items()}
+
+    def forward(self, job: Job | Pictures) -> dict[str, dict[str, Any]]:
+        """Make all passes, each once, and compute every branch's losses.
+
+        Returns:
+            `terms`: each loss term by `branch/term`, or by its own name if there is one branch, without the weights;
+            `weights`: of each term, a number; `watched`: other scalars. Asked for pictures: `pictures`, volumes of
+            the first sample.
+        """
+        if isinstance(job, Pictures):
+            return {"pictures": self._pictures(job)}
+        seen = look(self.backbone, wanted(job.plans, teacher=False), job.channels_last)
+        if job.teacher is not None:
+            with torch.no_grad():
+                seen |= look(job.teacher.backbone, wanted(job.plans, teacher=True), job.channels_last)
+        found: dict[str, Losses] = {}
+        for name, branch in self.objectives().items():
+            plan = job.plans[name]
+            own = {key: seen[_key(one)] for key, one in plan.passes.items()}
+            teacher = None if job.teacher is None else job.teacher.objectives()[name]
+            found[name] = branch.losses(own, plan, teacher)
+        if job.measure:
+            self._measure(found, list(seen.values()), job)
+        return self._gather(found, job)
+
+    def _pictures(self, job: Pictures) -> dict[str, NDArray[Any]]:
+        seen = look(self.backbone, wanted(job.plans, teacher=False), job.channels_last)
+        out: dict[str, NDArray[Any]] = {}
+        for name, branch in self.objectives().items():
+            plan = job.plans[name]
+            own = {key: seen[_key(one)] for key, one in plan.passes.items() if not one.teacher}
+            out |= branch.pictures(own, plan)
+        return out
+
+    def _gather(self, found: Mapping[str, Losses], job: Job) -> dict[str, dict[str, Any]]:
+        out: dict[str, dict[str, Any]] = {"terms": {}, "weights": {}, "watched": {}}
+        for place, (name, losses) in enumerate(found.items()):
+            start = f"{name}/" if len(found) > 1 else ""
+            factor = job.weights[name] * (float(self.balances[place]) if job.balance else 1.0)
+            for term, value in losses.terms.items():
+                out["terms"][f"{start}{term}"] = value
+                out["weights"][f"{start}{term}"] = factor * losses.weights[term]
+            out["watched"] |= {f"{start}{key}": value for key, value in losses.watched.items()}
+            if len(found) > 1:
+                out["watched"][f"{name}/gradient"] = self.norms[place].clone()
+            if job.balance:
+                out["watched"][f"{name}/balance"] = self.balances[place].clone()
+        return out
+
+    def _measure(self, found: Mapping[str, Losses], seen: Sequence[Seen], job: Job) -> None:
+        """Norm of each branch's gradient with respect to the encoder's features, equal on all ranks."""
+        features = [f for one in seen for f in one.features if f.requires_grad]
+        squares: list[float] = []
+        for losses in found.values():
+            grads = torch.autograd.grad(losses.total, features, retain_graph=True, allow_unused=True)
+            squares.append(float(sum(g.float().square().sum() for g in grads if g is not None)))
+        mean = [value / dist.world_size() for value in dist.total(squares)]
+        norms = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
+        self.norms.copy_(norms)
+        if job.balance and bool((norms > 0).all()) and bool(norms.isfinite().all()):
+            target = (norms.log().mean() - norms.log()).clamp(-math.log(MOST), math.log(MOST))
+            self.balances.copy_((SLOWNESS * self.balances.log() + (1 - SLOWNESS) * target).exp())
+
+
+def _key(one: Pass) -> tuple[int, bool]:
+    """Passes of the same tensor by the same network are one pass."""
+    return id(one.images), one.teacher
+
+
+def wanted(plans: Mapping[str, Plan], *, teacher: bool) -> dict[tuple[int, bool], Pass]:
+    """The different passes of one of the two networks; a pass has a decoder if any branch wants one."""
+    merged: dict[tuple[int, bool], Pass] = {}
+    for plan in plans.values():
+        for one in plan.passes.values():
+            if one.teacher == teacher:
+                have = merged.get(_key(one))
+                merged[_key(one)] = Pass(one.images, one.decoder or (have is not None and have.decoder), teacher)
+    return merged
+
+
+def look(
+    backbone: Backbone, passes: Mapping[tuple[int, bool], Pass], channels_last: bool
+) -> dict[tuple[int, bool], Seen]:
+    """Show images to a network."""
+    dtype = next(backbone.parameters()).dtype
+    out: dict[tuple[int, bool], Seen] = {}
+    for key, one in passes.items():
+        images = one.images.to(dtype)
+        if backbone.dims == 2:
+            images = images.squeeze(2)
+        if channels_last:
+            layout = torch.channels_last_3d if backbone.dims == 3 else torch.channels_last
+            images = images.contiguous(memory_format=layout)
+        # Copies without data, so that a gradient with respect to them is that of the branches alone.
+        features = [f.view_as(f) for f in backbone.features(images)]
+        decoded = backbone.up(features) if one.decoder else []
+        out[key] = Seen(_deep(features, backbone), _deep(decoded, backbone))
+    return out
+
+
+def _deep(features: Sequence[Tensor], backbone: Backbone) -> list[Tensor]:
+    return [f.unsqueeze(2) for f in features] if backbone.dims == 2 else list(features)
+
+
+def costs(backbone: Backbone, plans: Mapping[str, Plan], samples: int) -> tuple[float, int, int]:
+    """Operations of a step per sample, and the voxels that the encoder sees, shared and if each branch were alone."""
+    flops, together, alone = 0.0, 0, 0
+    for teacher in (False, True):
+        for one in wanted(plans, teacher=teacher).values():
+            size = tuple(one.images.shape[2:] if backbone.dims == 3 else one.images.shape[3:])
+            each = backbone.flops(size) if one.decoder else backbone.encoder_flops(size)
+            flops += each * len(one.images) * (1 if teacher else BACKWARD)
+            together += one.images.numel()
+        for plan in plans.values():
+            alone += sum(one.images.numel() for one in wanted({"": plan}, teacher=teacher).values())
+    return flops / samples, together, alone

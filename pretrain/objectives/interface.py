@@ -1,0 +1,99 @@
+"""The one interface of pretraining objectives: what a branch wants to see, and what it makes of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pretrain.scene import Scene
+from voxscale.batch import Losses
+from voxscale.models.interface import Backbone
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """One trip of images through the network.
+
+    Attributes:
+        images: (n, 1, z, y, x) in 0..1; passes of the same tensor are made once, however many branches want them.
+        decoder: Whether the decoder's features are wanted too.
+        teacher: Whether it is the teacher that looks, without gradients.
+    """
+
+    images: Float[Tensor, "n 1 z y x"]
+    decoder: bool = False
+    teacher: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What a network made of the images of a pass; of images of two dimensions z is 1.
+
+    Attributes:
+        features: Encoder features (n, channels, z, y, x), finest first.
+        decoded: Decoder features on the first of these grids; empty if they were not wanted.
+    """
+
+    features: list[Tensor]
+    decoded: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a branch wants of a step; made without weights, so that branches can share.
+
+    Attributes:
+        passes: Trips through the network by name.
+        targets: Whatever the branch compares with, its own affair.
+    """
+
+    passes: Mapping[str, Pass]
+    targets: Any
+
+
+class Objective(nn.Module, ABC):
+    """A branch of the training: its heads, and the loss computed with them.
+
+    Attributes:
+        views_per_sample: Independent crops of each scan that it looks at.
+        wants_teacher: Whether some passes are the teacher's.
+    """
+
+    views_per_sample: int = 1
+    wants_teacher: bool = False
+
+    def check(self, backbone: Backbone, patch: Size) -> None:  # most objectives take any
+        """Refuse a backbone or patch that the objective cannot use.
+
+        Raises:
+            ConfigError: Naming the dotted key.
+        """
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the heads' weights afresh and set their buffers."""
+
+    @abstractmethod
+    def plan(self, scene: Scene) -> Plan:
+        """Choose views, draw targets; called without gradients."""
+
+    @abstractmethod
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: "Objective | None") -> Losses:
+        """Compute the loss.
+
+        Args:
+            seen: What became of each pass of the plan.
+            plan: What `plan` returned.
+            teacher: The same branch of the teacher, if there is one.
+        """
+
+    def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Volumes (z, y, x) of the first sample, for the report."""
+        return {}

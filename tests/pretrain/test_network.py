@@ -1,0 +1,172 @@
+"""Several branches over one backbone: passes are shared, losses are those of each alone, gradients are balanced."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretrain.mixture import MixtureConfig, WeightsConfig, branches
+from pretrain.network import Job, Pretraining, costs, wanted
+from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.objectives.volume_fusion import VolumeFusionConfig, volume_fusion
+from pretrain.scene import Scene
+from pretrain.views import ViewsConfig
+from voxscale.batch import Batch, Losses
+from voxscale.errors import ConfigError
+from voxscale.models.build import build
+from voxscale.models.stunet import STUNetConfig
+from voxscale.seed import torch_generator
+
+PATCH = (16, 16, 16)
+STRIDES = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+MODEL = STUNetConfig(width=2, depth=1, strides=STRIDES)
+FUSION = VolumeFusionConfig(block_min=2, block_max=6)
+
+
+class Brightness(Objective):
+    """Tells the mean of the first crop from the deepest features."""
+
+    def __init__(self, channels: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.head, self.scale = nn.Linear(channels, 1), scale
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw."""
+        for p in self.parameters():
+            p.data.copy_(torch.randn(p.shape, generator=generator))
+
+    def plan(self, scene: Scene) -> Plan:
+        """Look at the first crop."""
+        images = scene.crop(0).images
+        return Plan({"crop": Pass(images)}, images.mean((1, 2, 3, 4)))
+
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
+        """Squared error."""
+        guess = self.head(seen["crop"].features[-1].mean((2, 3, 4)))[:, 0]
+        return Losses({"error": self.scale * (guess - plan.targets).square().mean()}, {"error": 1.0}, {})
+
+
+def a_scene(samples: int = 2, crops: int = 2) -> Scene:
+    n = samples * crops
+    batch = Batch(
+        voxels=torch.rand(n, 1, 20, 20, 20, generator=torch_generator(3, "scene")),
+        label=None,
+        sizes=torch.full((n, 3), 20.0),
+        matrix=torch.tensor([[1.0, 0, 0, 2], [0, 1, 0, 2], [0, 0, 1, 2]]).repeat(n, 1, 1),
+        scale=torch.tensor([[1.0, 0.0]]).repeat(n, 1),
+        seeds=tuple(range(n)),
+        indices=tuple(i // crops for i in range(n)),
+    )
+    return Scene(batch, PATCH, crops, ViewsConfig(intensity=False))
+
+
+def a_network(*scales: float) -> Pretraining:
+    backbone = build(MODEL)
+    made: dict[str, Objective] = dict(branches(MixtureConfig(volume_fusion=FUSION), backbone))
+    made |= {f"brightness{n}": Brightness(backbone.levels[-1].channels, scale) for n, scale in enumerate(scales)}
+    network = Pretraining(backbone, made)
+    network.initialise(torch_generator(0, "weights"))
+    return network
+
+
+def run(network: Pretraining, scene: Scene, **job: bool) -> dict[str, dict[str, Tensor]]:
+    plans = network.plans(scene)
+    return network(Job(plans, dict.fromkeys(plans, 1.0), **job))
+
+
+def test_each_loss_is_that_of_the_branch_alone():
+    network, scene = a_network(1.0), a_scene()
+    out = run(network, scene)
+    head = network.objectives()["volume_fusion"].head
+    alone = volume_fusion(lambda x: head(network.backbone.decode(x)[0]), scene.all_crops(2), FUSION)
+    for term, value in alone.terms.items():
+        assert out["terms"][f"volume_fusion/{term}"].item() == pytest.approx(value.item(), abs=1e-6)
+    branch = network.objectives()["brightness0"]
+    features = network.backbone.features(scene.crop(0).images)[-1].mean((2, 3, 4))
+    error = (branch.head(features)[:, 0] - scene.crop(0).images.mean((1, 2, 3, 4))).square().mean()
+    assert out["terms"]["brightness0/error"].item() == pytest.approx(error.item(), abs=1e-6)
+
+
+def test_a_pass_that_two_branches_want_is_made_once():
+    network, scene = a_network(1.0, 2.0), a_scene()
+    plans, counts = network.plans(scene), []
+    own = network.backbone.features
+
+    def counting(x: Tensor) -> list[Tensor]:
+        counts.append(len(x))
+        return own(x)
+
+    network.backbone.features = counting
+    network(Job(plans, dict.fromkeys(plans, 1.0)))
+    assert counts == [2, 2]  # the fused images, and the first crops for both others
+    assert len(wanted(plans, teacher=False)) == 2
+    flops, together, alone = costs(network.backbone, plans, 2)
+    assert (together, alone) == (4 * 16**3, 6 * 16**3)
+    assert flops == 3 * (network.backbone.flops(PATCH) + network.backbone.encoder_flops(PATCH))
+
+
+def test_gradients_of_the_sum_are_the_sum_of_gradients_also_when_they_are_measured():
+    scene = a_scene()
+
+    def gradients(**job: bool) -> list[Tensor]:
+        network = a_network(1.0)
+        terms = run(network, scene, **job)["terms"]
+        torch.stack(list(terms.values())).sum().backward()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    for plain, measured in zip(gradients(), gradients(measure=True), strict=True):
+        torch.testing.assert_close(plain, measured)
+
+
+def test_a_measured_norm_is_that_of_the_gradient_at_the_features_and_is_balanced():
+    network, scene = a_network(0.01, 0.1), a_scene()
+    out = run(network, scene, measure=True, balance=True)
+    features = network.backbone.features(scene.crop(0).images)[-1].detach().requires_grad_()
+    branch = network.objectives()["brightness0"]
+    target = scene.crop(0).images.mean((1, 2, 3, 4))
+    (0.01 * (branch.head(features.mean((2, 3, 4)))[:, 0] - target).square().mean()).backward()
+    assert features.grad is not None
+    assert out["watched"]["brightness0/gradient"].item() == pytest.approx(features.grad.norm().item(), rel=1e-4)
+    for _ in range(100):
+        out = run(network, scene, measure=True, balance=True)
+    norms = np.array([out["watched"][f"{name}/gradient"].item() for name in network.branches])
+    terms = ("volume_fusion/ce", "brightness0/error", "brightness1/error")
+    factors = np.array([out["weights"][term] for term in terms])
+    factors[0] *= 2  # cross-entropy counts half
+    balanced = norms * factors
+    assert balanced.max() / balanced.min() < 1.01
+
+
+def test_weights_move_over_the_run_and_0_leaves_an_objective_out():
+    config = MixtureConfig(last_weights=WeightsConfig(volume_fusion=0.0), moving=(0.25, 0.75))
+    assert [config.weights_at(p)["volume_fusion"] for p in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 0.5, 0, 0]
+    with pytest.raises(ConfigError, match=r"objective.weights must be positive for at least one"):
+        MixtureConfig(weights=WeightsConfig(volume_fusion=0.0))
+    with pytest.raises(ConfigError, match=r"objective.weights.volume_fusion must be at least 0"):
+        WeightsConfig(volume_fusion=-1.0)
+    with pytest.raises(ConfigError, match=r"objective.moving"):
+        dataclasses.replace(config, moving=(0.8, 0.2))
+    with pytest.raises(ConfigError, match=r"objective.measure_every must be positive"):
+        dataclasses.replace(config, balance="gradients", measure_every=0)
+
+
+def test_a_near_view_of_the_whole_crop_is_the_crop_and_a_central_half_its_middle():
+    scene = a_scene()
+    assert scene.near("a", (1.0, 1.0)) is scene.near("a", (1.0, 1.0))
+    torch.testing.assert_close(scene.near("a", (1.0, 1.0)).images, scene.crop(0).images)
+    half = scene.near("b", (0.5, 0.5), central=True, size=(8, 8, 8))
+    torch.testing.assert_close(half.images, scene.crop(0).images[..., 4:12, 4:12, 4:12])
+    torch.testing.assert_close(half.place[0], torch.tensor([[1.0, 0, 0, 4], [0, 1, 0, 4], [0, 0, 1, 4]]))
+
+
+def test_near_views_stay_in_the_crop_and_their_places_say_where_they_are():
+    scene = a_scene()
+    view = scene.near("c", (0.3, 0.9))
+    for corner in (torch.zeros(3), torch.full((3,), 15.0)):
+        places = view.place[:, :, :3] @ corner + view.place[:, :, 3]
+        assert float(places.min()) >= -0.5
+        assert float(places.max()) <= 15.5
+    assert not torch.equal(view.place[0], view.place[1])
