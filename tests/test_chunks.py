@@ -63,6 +63,35 @@ def test_any_box_is_what_zarr_python_reads(written, blob, as_float, box):
     assert np.array_equal(wanted, voxels[tuple(slice(a, b) for a, b in box)])
 
 
+@pytest.mark.parametrize("blob", [Mapped, Ranged])
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(spans, min_size=1, max_size=3))
+def test_parts_of_a_box_are_what_was_written(written, blob, parts):
+    folder, layout, voxels = written
+    around = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*parts, strict=True)]
+    found = read_box(layout, opener(folder, layout, blob), around, parts=parts)
+    assert found.shape == tuple(b - a for a, b in around)
+    for part in parts:
+        inside = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(part, around, strict=True))
+        assert np.array_equal(found[inside], voxels[tuple(slice(a, b) for a, b in part)])
+
+
+def test_only_chunks_that_parts_touch_are_decoded(written, tmp_path, engine):
+    """Damage elsewhere is not met; damage to any chunk that a part touches is."""
+    folder, layout, voxels = written
+    shutil.copytree(folder, tmp_path / "a")
+    file = tmp_path / "a" / "c" / "0" / "0" / "0"
+    data = bytearray(file.read_bytes())
+    data[30] ^= 1  # in the first chunk
+    file.write_bytes(data)
+    around, part = [(0, 60), (0, 10), (0, 60)], [(32, 60), (0, 10), (5, 60)]
+    found = read_box(layout, opener(tmp_path / "a", layout), around, parts=[part])
+    assert np.array_equal(found[32:60, :10, 5:60], voxels[32:60, :10, 5:60])
+    for parts in (None, [part, [(31, 40), (0, 10), (31, 40)]]):
+        with pytest.raises(DataError):
+            read_box(layout, opener(tmp_path / "a", layout), around, parts=parts)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("blob", [Mapped, Ranged])
 def test_every_number_type(tmp_path, engine, kind, blob):

@@ -87,6 +87,40 @@ def test_nobody_can_write_to_a_brick_that_crops_share(shards):
             patch.voxels[...] = 0
 
 
+@pytest.mark.parametrize(("views", "patches"), [(1, 1), (2, 1), (1, 4), (2, 3)])
+def test_crops_are_those_of_the_whole_brick_whoever_reads_their_neighbours(shards, views, patches):
+    config = ShardStreamConfig(views=views, patches=patches)
+    stream = ShardStream(shards, config, seed=2)
+    for index in range(13):
+        crops = stream.sample(index)[0]
+        whole = stream._reader.open(*stream.brick(stream.entry(index))).read()
+        alone = ShardStream(shards, config, seed=2).sample(index)[0]
+        for view, (crop, other) in enumerate(zip(crops, alone, strict=True)):
+            assert np.array_equal(crop.voxels, whole[stream._held.draws[index, view].box])
+            assert same(crop, other)
+
+
+def test_damage_counts_alike_for_whoever_reads_a_brick(shards, tmp_path):
+    """A changed byte of a brick that samples share: read in a row, backwards or alone, the same are replaced."""
+    shutil.copytree(shards, tmp_path / "broken")
+    config = ShardStreamConfig(views=1, patches=3, repeats=1)
+
+    def made():
+        return ShardStream(tmp_path / "broken", config, seed=1)
+
+    tar = tmp_path / "broken" / "shard-00001.tar"
+    flip(tar, made()._reader.index(tar.name).samples[0].voxels[0] + 30)
+    one, two = made(), made()
+    forth = [one.sample(index) for index in range(len(one))]
+    back = [two.sample(index) for index in reversed(range(len(two)))][::-1]
+    assert sum(bool(bad) for _, bad in forth) == 3
+    for index, (((a,), bad), ((b,), bad_too)) in enumerate(zip(forth, back, strict=True)):
+        ((c,), bad_alone) = made().sample(index)
+        assert bad == bad_too == bad_alone
+        assert same(a, b)
+        assert same(a, c)
+
+
 @pytest.mark.parametrize("patches", [1, 3])
 def test_every_brick_comes_as_often_as_planned_in_every_epoch(shards, patches):
     stream = ShardStream(shards, ShardStreamConfig(repeats=3, patches=patches, mix=2), seed=0)

@@ -51,7 +51,11 @@ def open_shard(blob: Blob, layout: Layout) -> Shard:
 
 
 def read_box(
-    layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], box: Box, as_float: bool = False
+    layout: Layout,
+    shard: Callable[[tuple[int, int, int]], Shard],
+    box: Box,
+    as_float: bool = False,
+    parts: Sequence[Box] | None = None,
 ) -> NDArray[Any]:
     """Decode a box.
 
@@ -60,9 +64,10 @@ def read_box(
         shard: Opens the shard at a place of the grid of shards.
         box: Half-open index ranges along three axes, inside the array and not empty.
         as_float: Whether to convert 8- and 16-bit numbers to float32 on the way.
+        parts: Boxes inside the box that are all that will be looked at; None means all of it.
 
     Returns:
-        The box in the array's number type, or float32.
+        The box in the array's number type, or float32; of any content where no part is.
 
     Raises:
         DataError: With reason `corrupt` if a byte that is needed is missing or differs from what was written.
@@ -71,7 +76,9 @@ def read_box(
     spans = [range(a // s, (b - 1) // s + 1) for (a, b), s in zip(box, layout.shard, strict=True)]
     for place in itertools.product(*spans):
         opened = shard((place[0], place[1], place[2]))
-        places = _places(layout, opened.index, place, box)
+        places = _places(layout, opened.index, place, box, parts)
+        if not len(places):
+            continue
         # A missing chunk has -1 for both; beyond the array's end that is how it must be, inside it is damage.
         ends = places["offset"] + places["bytes"]
         size = opened.blob.size
@@ -83,7 +90,9 @@ def read_box(
     return out
 
 
-def _places(layout: Layout, index: NDArray[np.int64], shard: Sequence[int], box: Box) -> NDArray[np.void]:
+def _places(
+    layout: Layout, index: NDArray[np.int64], shard: Sequence[int], box: Box, parts: Sequence[Box] | None
+) -> NDArray[np.void]:
     """Of each chunk of one shard that a box touches: where it is, and which part of it goes where in the box."""
     axes: list[tuple[NDArray[np.int64], ...]] = []
     for (low, high), edge, chunk, place, n in zip(
@@ -105,7 +114,21 @@ def _places(layout: Layout, index: NDArray[np.int64], shard: Sequence[int], box:
         for number, axis in enumerate(axes):
             along = axis[column].reshape([-1 if number == k else 1 for k in range(3)])
             places[name][:, number] = np.broadcast_to(along, shape).reshape(-1)
-    return places
+    return places if parts is None else places[_touched(layout, shard, [axis[0] for axis in axes], parts)]
+
+
+def _touched(
+    layout: Layout, shard: Sequence[int], numbers: Sequence[NDArray[np.int64]], parts: Sequence[Box]
+) -> NDArray[np.bool_]:
+    """Which chunks of a shard, given by their numbers along each axis, any of the boxes touches."""
+    touched = np.zeros([len(axis) for axis in numbers], dtype=bool)
+    for part in parts:
+        spans: list[slice] = []
+        for (low, high), edge, chunk, place, axis in zip(part, layout.shard, layout.chunk, shard, numbers, strict=True):
+            first, last = (low - place * edge) // chunk, (high - 1 - place * edge) // chunk
+            spans.append(slice(max(first - int(axis[0]), 0), max(last + 1 - int(axis[0]), 0)))
+        touched[tuple(spans)] = True
+    return touched.reshape(-1)
 
 
 def _decode(layout: Layout, blob: Blob, places: NDArray[np.void], out: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,18 +42,20 @@ class Brick:
         """How its arrays are cut."""
         return one_shard(self.info.shape, self.info.chunk, dtype or self.info.dtype)
 
-    def read(self, box: Box | None = None, as_float: bool = False) -> NDArray[Any]:
+    def read(self, box: Box | None = None, as_float: bool = False, parts: Sequence[Box] | None = None) -> NDArray[Any]:
         """Stored numbers, (z, y, x); see `voxscale.chunks.read_box`, None reads all.
 
         Raises:
             DataError: With reason `corrupt`.
         """
-        return read_box(self.layout(), lambda _: self.voxels, box or self._all, as_float)
+        return read_box(self.layout(), lambda _: self.voxels, box or self._all, as_float, parts)
 
-    def read_mask(self, box: Box | None = None) -> NDArray[np.uint8] | None:
+    def read_mask(self, box: Box | None = None, parts: Sequence[Box] | None = None) -> NDArray[np.uint8] | None:
         """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if it blanked none in the brick."""
         mask = self.mask
-        return None if mask is None else read_box(self.layout("uint8"), lambda _: mask, box or self._all)
+        if mask is None:
+            return None
+        return read_box(self.layout("uint8"), lambda _: mask, box or self._all, False, parts)
 
     @property
     def _all(self) -> Box:

@@ -1,6 +1,6 @@
 """Unlabelled samples from shards: a few tars at a time, a few crops from each brick that is read."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxscale.augment import spatial
-from voxscale.augment.spatial import SpatialConfig
+from voxscale.augment.spatial import Spatial, SpatialConfig
 from voxscale.batch import Patch
 from voxscale.config import config, require
 from voxscale.errors import DataError
@@ -21,8 +21,31 @@ from voxscale.stream.crop import Box, cut, intensity_scale, matrix, on_body, pla
 from voxscale.stream.epoch import Entry, Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
+from voxscale.volume import Triple
 
-_Read = Callable[[Box], tuple[NDArray[Any], NDArray[np.uint8] | None]]
+_Key = tuple[str, str, int]
+"""Tar, brick, and number of the run of samples that share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """One crop: how it is transformed, its centre and its box in the brick."""
+
+    drawn: Spatial
+    centre: Triple
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class _Crops:
+    """All crops of the samples that share a brick: voxels are known where crops are, from a corner on."""
+
+    key: _Key
+    info: BrickInfo
+    draws: dict[tuple[int, int], _Draw]
+    corner: tuple[int, int, int]
+    voxels: NDArray[Any]
+    mask: NDArray[np.uint8] | None
 
 
 @config
@@ -79,11 +102,11 @@ class ShardStream:
         self._start()
 
     def _start(self) -> None:
-        self._whole: Any = lru_cache(maxsize=1)(self._read_whole)
+        self._held: _Crops | None = None
         self._places: Any = lru_cache(maxsize=max(16, self.config.mix))(self._find_places)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_whole", "_places")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -158,30 +181,37 @@ class ShardStream:
 
     def _patches(self, entry: Entry, index: int) -> list[Patch]:
         name, where = self.brick(entry)
-        if self.config.views * self.config.patches > 1:
-            info, voxels, mask = self._whole(name, where)
+        key = (name, where.key, index // self.config.patches)
+        if self._held is None or self._held.key != key:
+            self._held = None  # so that the next ones can have its memory
+            self._held = self._read(key, name, where)
+        return [self._patch(self._held, index, view) for view in range(self.config.views)]
 
-            def read(box: Box) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-                return voxels[box], None if mask is None else mask[box]
-        else:
-            brick = self._reader.open(name, where)
-            info = brick.info
+    def _read(self, key: _Key, name: str, where: SampleIndex) -> _Crops:
+        """Draw all crops of a brick's samples and read what they show together, whoever asks for which of them.
 
-            def read(box: Box) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-                return brick.read(spans(box)), brick.read_mask(spans(box))
-
-        return [self._view(info, read, index, view) for view in range(self.config.views)]
-
-    def _read_whole(self, name: str, where: SampleIndex) -> tuple[BrickInfo, NDArray[Any], NDArray[np.uint8] | None]:
-        """All of a brick, kept for the crops to come, which share its memory: so nobody may write to it."""
+        So whether a damaged byte matters to a sample does not depend on who reads its neighbours.
+        """
         brick = self._reader.open(name, where)
-        voxels, mask = brick.read(), brick.read_mask()
+        first, each = key[2] * self.config.patches, self.config.patches
+        draws = {
+            (index, view): self._draw(brick.info, index, view)
+            for index in range(first, first + each)
+            for view in range(self.config.views)
+        }
+        parts = [spans(drawn.box) for drawn in draws.values()]
+        around = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*parts, strict=True)]
+        # Whole chunks along x: their rows are lines of the cache, which are written faster than parts of them.
+        chunk, (low, high) = brick.info.chunk[2], around[2]
+        around[2] = (low // chunk * chunk, min(-(-high // chunk) * chunk, brick.info.shape[2]))
+        voxels, mask = brick.read(around, parts=parts), brick.read_mask(around, parts)
         for part in (voxels, mask):
             if part is not None:
-                part.flags.writeable = False
-        return brick.info, voxels, mask
+                part.flags.writeable = False  # crops share it
+        z, y, x = (low for low, _ in around)
+        return _Crops(key, brick.info, draws, (z, y, x), voxels, mask)
 
-    def _view(self, info: BrickInfo, read: _Read, index: int, view: int) -> Patch:
+    def _draw(self, info: BrickInfo, index: int, view: int) -> _Draw:
         contract, patch = self.manifest.contract, self.manifest.patch
         generator = rng(self.seed, "crop", index, view)
         drawn = spatial.sample(generator, self.config.spatial)
@@ -189,15 +219,19 @@ class ShardStream:
         centre = place(generator, info.shape, size)
         if info.occupancy is not None and generator.random() < self.config.foreground:
             centre = on_body(generator, info.occupancy, info.shape, size, info.lead)
-        box = cut(info.shape, size, centre)
-        voxels, removed = read(box)
+        return _Draw(drawn, centre, cut(info.shape, size, centre))
+
+    def _patch(self, crops: _Crops, index: int, view: int) -> Patch:
+        info, draw = crops.info, crops.draws[index, view]
+        z, y, x = (slice(s.start - a, s.stop - a) for s, a in zip(draw.box, crops.corner, strict=True))
+        patch, contract = self.manifest.patch, self.manifest.contract
         return Patch(
-            voxels=voxels,
+            voxels=crops.voxels[z, y, x],
             label=None,
-            matrix=matrix(drawn, patch, contract, info.spacing, centre, box),
+            matrix=matrix(draw.drawn, patch, contract, info.spacing, draw.centre, draw.box),
             scale=intensity_scale(info, contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
-            removed=removed,
+            removed=None if crops.mask is None else crops.mask[z, y, x],
         )
