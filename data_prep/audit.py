@@ -3,8 +3,10 @@
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from data_prep.similar import LEAST, Table, find_pairs, make_table
 from voxscale.config import config, parse, require
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import write_json
+from voxscale.files import json_bytes
+from voxscale.folder import open_folder, url_of
 from voxscale.store import Store, open_store
 
 log = logging.getLogger("voxscale")
@@ -23,6 +26,8 @@ log = logging.getLogger("voxscale")
 DESCRIPTOR = "descriptor.bin"
 """File of each scan's folder that holds its descriptor."""
 DUPLICATES, AUDIT = "duplicates.json", "audit.json"
+AT_ONCE = 256
+"""Descriptors that are asked for at the same time."""
 LEAK = 3
 """Exit status if the task shares scans with the store."""
 
@@ -50,15 +55,24 @@ def table_of(store: Store, folder: Path) -> Table:
         folder: Where the large arrays are kept while they are needed; memory then holds 60 bytes a scan.
     """
     folder.mkdir(parents=True)
-    return make_table((_descriptor(store, key) for key in store.entries), len(store.entries), folder)
+    return make_table(_descriptors(store), len(store.entries), folder)
 
 
-def _descriptor(store: Store, key: str) -> Descriptor:
-    known = read_descriptor(store.path / key / DESCRIPTOR)
-    if known is not None:
-        return known
-    volume = store.volume(key)
-    return describe(volume.values(), volume.spacing)
+def _descriptors(store: Store) -> Iterator[Descriptor]:
+    folder, keys = open_folder(store.path), iter(store.entries)
+    while some := list(islice(keys, AT_ONCE)):
+        for key, data in zip(some, folder.read_some([f"{key}/{DESCRIPTOR}" for key in some]), strict=True):
+            known = None if data is None else read_descriptor(data)
+            volume = store.volume(key) if known is None else None
+            yield known if volume is None else describe(volume.values(), volume.spacing)  # type: ignore[misc]
+
+
+@contextmanager
+def _scratch(path: Path) -> Generator[Path]:
+    """A folder that is gone afterwards: in a local store, else on this machine."""
+    beside = path if url_of(path) is None else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".", suffix=".tmp") as folder:
+        yield Path(folder)
 
 
 def near_duplicates(path: Path, least: int = LEAST) -> tuple[list[Twin], list[str]]:
@@ -73,8 +87,8 @@ def near_duplicates(path: Path, least: int = LEAST) -> tuple[list[Twin], list[st
     """
     store = open_store(path)
     keys = list(store.entries)
-    with tempfile.TemporaryDirectory(dir=path, prefix=".", suffix=".tmp") as scratch:
-        table = table_of(store, Path(scratch) / "all")
+    with _scratch(path) as scratch:
+        table = table_of(store, scratch / "all")
         pairs = find_pairs(table, least=least)
         little = [key for key, count in zip(keys, table.counts.tolist(), strict=True) if count < 2 * least]
     twins = [Twin(keys[pair.a], keys[pair.b], pair.score) for pair in pairs]
@@ -94,8 +108,8 @@ def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
         least: Fewest places that must agree.
     """
     mine, theirs = open_store(path), open_store(task)
-    with tempfile.TemporaryDirectory(dir=path, prefix=".", suffix=".tmp") as scratch:
-        asked, known = table_of(theirs, Path(scratch) / "task"), table_of(mine, Path(scratch) / "store")
+    with _scratch(path) as scratch:
+        asked, known = table_of(theirs, scratch / "task"), table_of(mine, scratch / "store")
         pairs = find_pairs(asked, known, least)
     a, b = list(mine.entries), list(theirs.entries)
     return [Twin(a[pair.b], b[pair.a], pair.score) for pair in pairs]
@@ -105,7 +119,7 @@ def write_duplicates(path: Path) -> list[Twin]:
     """Find copies within a store and write them to `duplicates.json`."""
     twins, little = near_duplicates(path)
     told = {"least": LEAST, "pairs": [asdict(twin) for twin in twins], "too_little": little}
-    write_json(path / DUPLICATES, told)
+    open_folder(path).write(DUPLICATES, json_bytes(told))
     return twins
 
 
@@ -117,8 +131,8 @@ def audit(path: Path, against: Path, least: int = LEAST) -> list[Twin]:
         against: A store, or a folder of scans, which is read into a store that is thrown away.
         least: Fewest places that must agree.
     """
-    require(against.is_dir(), "audit.against", "a folder that exists", against.name)
-    if (against / "zarr.json").is_file():
+    require(url_of(against) is not None or against.is_dir(), "audit.against", "a folder that exists", against.name)
+    if open_folder(against).size("zarr.json") is not None:
         twins = shared(path, against, least)
     else:
         from data_prep.config import IngestConfig
@@ -130,7 +144,7 @@ def audit(path: Path, against: Path, least: int = LEAST) -> list[Twin]:
             if not counts.accepted:
                 raise DataError("audit.against must hold at least one readable scan", "empty_store")
             twins = shared(path, store, least)
-    write_json(path / AUDIT, {"least": least, "pairs": [asdict(twin) for twin in twins]})
+    open_folder(path).write(AUDIT, json_bytes({"least": least, "pairs": [asdict(twin) for twin in twins]}))
     return twins
 
 

@@ -9,7 +9,6 @@ between them agree. Distances do not change under cropping or mirroring either.
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,12 +62,8 @@ class Descriptor:
         return head + self.points.astype("<f2").tobytes() + self.looks.tobytes()
 
 
-def read_descriptor(path: Path) -> Descriptor | None:
-    """A descriptor written by `to_bytes`; None if there is none, or one of another recipe."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
+def read_descriptor(data: bytes) -> Descriptor | None:
+    """A descriptor from `to_bytes`; None if it is none, or one of another recipe."""
     if len(data) < HEAD.size:
         return None
     mark, recipe, count = HEAD.unpack_from(data)

@@ -17,7 +17,8 @@ from data_prep.audit import DUPLICATES, write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
-from data_prep.ids import keyed_hash, load_key, load_subjects, private_folder
+from data_prep.home import Home, open_home
+from data_prep.ids import keyed_hash, load_key, load_subjects
 from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
 from data_prep.lookup import key_of
@@ -30,12 +31,11 @@ from data_prep.structures import load_table
 from data_prep.sweep import clear_left_over, sweep
 from voxscale.config import config, parse, require
 from voxscale.errors import DataError
-from voxscale.files import locked
 from voxscale.folder import open_folder, url_of
-from voxscale.index import INDEX, write_index
+from voxscale.index import INDEX
+from voxscale.index_write import label_values, publish_index, take_away, write_parts
 from voxscale.io.isolate import FULL
 from voxscale.progress import Progress
-from voxscale.store import accepted
 from voxscale.store_root import create_store, read_root, with_classes
 
 log = logging.getLogger("voxscale")
@@ -46,25 +46,26 @@ AHEAD = 16
 """Inputs for each worker thread that may be finished before an earlier one is."""
 
 
-def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig) -> Counts:
+def ingest(roots: Sequence[Path], store: Path, settings: IngestConfig, work: Path | None = None) -> Counts:
     """Read, check and write every scan below the given folders; goes on where earlier runs and workers ended.
 
     Args:
         roots: Source folders, or URLs of such.
-        store: The store's folder; secrets go into a folder beside it.
+        store: The store's folder, or its URL; secrets go into a folder beside it.
         settings: How to read and what to accept.
+        work: Local folder for what is unfinished if the store has a URL, see `data_prep.home`.
 
     Raises:
         ConfigError: If a source folder is missing or a setting is wrong.
         DataError: If the store is in use or cannot be written, or classes conflict.
-        StorageError: If a service that holds sources does not answer.
+        StorageError: If a service that holds sources or the store does not answer.
     """
-    with _mirrored(roots, store) as mirrors:
-        found = _discover(mirrors, store, settings)
+    with open_home(store, work) as home, Mirrors(roots, home.cache) as mirrors:
+        found = _discover(roots, mirrors, home, settings)
         if not found.sources:
             return Counts(others=found.others, files=found.counts)
-        with _told(), locked(store.resolve()):
-            return _Ingest(store.resolve(), settings, found, mirrors).gather()
+        with _told(), home.held():
+            return _Ingest(home, settings, found, mirrors).gather()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ class Share:
     taken: int
 
 
-def ingest_part(roots: Sequence[Path], store: Path, settings: IngestConfig, part: Part) -> Share:
+def ingest_part(
+    roots: Sequence[Path], store: Path, settings: IngestConfig, part: Part, work: Path | None = None
+) -> Share:
     """Read, check and write one worker's share of the scans; `ingest` then takes all shares together.
 
     Workers of one store need no lock and do not talk to each other: an input
@@ -92,34 +95,34 @@ def ingest_part(roots: Sequence[Path], store: Path, settings: IngestConfig, part
 
     Args:
         roots: Source folders, the same for all workers and for `ingest`.
-        store: The store's folder.
+        store: The store's folder, or its URL.
         settings: As for `ingest`.
         part: Which worker of how many this is.
+        work: As for `ingest`.
 
     Raises:
         ConfigError: If a source folder is missing or a setting is wrong.
         DataError: If the store cannot be written, or classes conflict.
-        StorageError: If a service that holds sources does not answer.
+        StorageError: If a service that holds sources or the store does not answer.
     """
-    with _mirrored(roots, store) as mirrors:
-        found = _discover(mirrors, store, settings)
+    with open_home(store, work) as home, Mirrors(roots, home.cache) as mirrors:
+        found = _discover(roots, mirrors, home, settings)
         with _told():
-            return _Ingest(store.resolve(), settings, found, mirrors, part).work(part)
+            return _Ingest(home, settings, found, mirrors, part).work(part)
 
 
-def _mirrored(roots: Sequence[Path], store: Path) -> Mirrors:
-    require(url_of(store) is None, "store", "a local folder, whose files can be copied to a URL later", "a URL")
-    return Mirrors(roots, store.resolve())
-
-
-def _discover(mirrors: Mirrors, store: Path, settings: IngestConfig) -> Discovery:
-    home, roots = store.resolve(), mirrors.roots
-    outside = not any(root.resolve() in (home, *home.parents) or home in root.resolve().parents for root in roots)
-    require(outside, "store", "a folder outside the sources", store.name)
+def _discover(roots: Sequence[Path], mirrors: Mirrors, home: Home, settings: IngestConfig) -> Discovery:
+    place, given = _absolute(home.place), [_absolute(root) for root in roots]
+    outside = not any(root in (place, *place.parents) or place in root.parents for root in given)
+    require(outside, "store", "a folder outside the sources", place.name)
     load_subjects(settings.subject)  # a wrong setting is told before the walk
-    found = discover(roots, settings.seconds, settings.gigabytes, settings.labels)
+    found = discover(mirrors.roots, settings.seconds, settings.gigabytes, settings.labels)
     found.count("unusable_names", mirrors.unusable)
     return found
+
+
+def _absolute(path: Path) -> Path:
+    return path.resolve() if url_of(path) is None else path
 
 
 @contextmanager
@@ -137,31 +140,32 @@ class _Ingest:
     """One run on one store."""
 
     def __init__(
-        self, store: Path, settings: IngestConfig, found: Discovery, mirrors: Mirrors, part: Part | None = None
+        self, home: Home, settings: IngestConfig, found: Discovery, mirrors: Mirrors, part: Part | None = None
     ) -> None:
-        private = private_folder(store)
+        home.open()
+        store, private = home.store, home.private
         key, names = load_key(private), load_table(settings.structures)
-        self.store, self.settings, self.found, self.key = store, settings, found, key
-        known = with_classes(store, found.classes, found.image_classes)["classes"]
+        self.home, self.place, self.settings, self.found, self.key = home, home.place, settings, found, key
+        known = with_classes(self.place, found.classes, found.image_classes)["classes"]
         self.values = structure_values(found, {int(value): name for value, name in known.items()}, key, names)
         name = GATHER if part is None else part.name
-        self.results = Results(store, private, name, settings.seconds)
+        self.results = Results(store, private, name, settings.seconds, home.note)
         self.ledger = Ledger(store, private, self._before_change if part is None else None)
         subjects = load_subjects(settings.subject)
         jobs = Jobs(store, self.results.scratch, settings, key, subjects, names, self.values)
-        self.reading = Reading(jobs, self.ledger, self.results, mirrors)
+        self.reading = Reading(jobs, self.ledger, self.results, mirrors, home)
         self.workers = settings.workers or len(os.sched_getaffinity(0))
 
     def _before_change(self) -> None:
         """What is made from the ledger goes before the ledger changes, so that what is there is valid."""
-        for name in (INDEX, DUPLICATES):
-            (self.store / name).unlink(missing_ok=True)
+        take_away(self.place)
+        open_folder(self.place).remove(DUPLICATES)
 
     def gather(self) -> Counts:
         """Settle every source that is not settled, in the order of discovery."""
-        create_store(self.store, self.found.classes, self.found.image_classes)
-        create_store(self.store, {value: name for name, value in self.values.items()})
-        clear_left_over(self.store)
+        create_store(self.place, self.found.classes, self.found.image_classes)
+        create_store(self.place, {value: name for name, value in self.values.items()})
+        clear_left_over(self.home.store)
         sources = self.found.sources
         todo = [source for source in sources if not self.reading.settled(source)]
         self.ledger.find_ownerless(sources)
@@ -204,18 +208,22 @@ class _Ingest:
 
     def _finish(self) -> None:
         """Bring what is made from the ledger up to date."""
-        marked = self.settings.duplicates == "off" or (self.store / DUPLICATES).exists()
-        whole = marked and (self.store / INDEX).exists()
+        folder = open_folder(self.place)
+        marked = self.settings.duplicates == "off" or folder.size(DUPLICATES) is not None
+        whole = marked and folder.size(INDEX) is not None
+        self.home.settle(self.ledger.changed)
         if self.ledger.changed or not whole or not self.results.empty:
-            sweep(self.store, self.ledger.rows)
+            sweep(self.place, self.ledger.rows)
         if self.ledger.changed or not whole:
-            self._name_classes()
-            write_index(self.store, accepted(self.store))
+            lines = write_parts(self.place, self.home.store)
+            self._name_classes(label_values(lines))
+            publish_index(self.place, lines)
             if self.settings.duplicates == "mark":
-                twins = write_duplicates(self.store)
+                twins = write_duplicates(self.place)
                 if twins:
                     log.info("ingest: %d pairs of scans show the same, see duplicates.json", len(twins))
         self.results.clear()
+        self.home.clear()
 
     def _claim(self, named: Iterable[tuple[Source, str | None]], todo: Sequence[Source]) -> Iterator["_Claim"]:
         """Say in order of discovery which inputs need reading; of equal ones the first does."""
@@ -273,11 +281,10 @@ class _Ingest:
                 return source, None, self._unread(source, LOST)
         return source, key, taken
 
-    def _name_classes(self) -> None:
+    def _name_classes(self, values: set[int]) -> None:
         """Give label values that no task declares their number as a name."""
-        values = {int(value) for _, entry in accepted(self.store) for value in entry.label or {}}
-        known = {int(value): name for value, name in read_root(self.store)["classes"].items()}
-        create_store(self.store, {value: str(value) for value in values} | known)
+        known = {int(value): name for value, name in read_root(self.place)["classes"].items()}
+        create_store(self.place, {value: str(value) for value in values} | known)
 
 
 _Claim = tuple[Source, str | None, Taken | None]
@@ -291,11 +298,13 @@ class IngestArgs:
     Attributes:
         paths: One or more source folders, then the store.
         part: K/N makes this worker K of N, which only reads its share; run once more without it to gather them.
+        work: Local folder for what is unfinished where the store has a URL; None takes the system's temporary one.
         settings: How to read and what to accept.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     part: str | None = None
+    work: Path | None = None
     settings: Annotated[IngestConfig, tyro.conf.arg(name="")] = field(default_factory=IngestConfig)
 
     def __post_init__(self) -> None:
@@ -321,9 +330,9 @@ def main(args: Sequence[str]) -> int:
     given = read_arguments(args)
     sources, store = given.paths[:-1], given.paths[-1]
     if given.part is not None:
-        print(json.dumps(asdict(ingest_part(sources, store, given.settings, parse_part(given.part)))))
+        print(json.dumps(asdict(ingest_part(sources, store, given.settings, parse_part(given.part), given.work))))
         return 0
-    counts = ingest(sources, store, given.settings)
+    counts = ingest(sources, store, given.settings, given.work)
     print(json.dumps(asdict(counts)))
     if counts.accepted:
         return 0

@@ -11,7 +11,7 @@ from data_prep.discover import Source
 from data_prep.results import state_of
 from data_prep.rows import Row, Rows, digest_of, line_of, lines_of
 from data_prep.steps import Outcome, holds, verdict
-from voxscale.store import LEDGER
+from voxscale.ledger import LEDGER
 
 SOURCES = "sources.jsonl"
 STALE = "not_taken"

@@ -16,26 +16,24 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from data_prep.files import starts_as_dicom
-from data_prep.ids import private_folder
+from data_prep.heads import HEADS, is_dicom_cut, usable
 from voxscale.config import require
 from voxscale.errors import ConfigError, DataError
 from voxscale.files import is_left_over, temporary
-from voxscale.folder import RemoteFolder, Stamp, url_of
+from voxscale.folder import url_of
 from voxscale.io import suffix_of
 from voxscale.io.isolate import FULL
+from voxscale.remote import RemoteFolder, Stamp
 
 log = logging.getLogger("voxscale")
 
 FOLDER = "mirror"
-HEADS = (1 << 16, 1 << 20, 1 << 24)
-"""Bytes fetched for discovery: the first of all objects, the others only of DICOM whose pixels do not begin before."""
 WHOLE = (".json", ".csv", ".tsv", ".txt")
 """Endings of files that discovery may read to their end."""
 WHOLE_BYTES = 1 << 24
@@ -44,9 +42,6 @@ BATCH_BYTES = 1 << 25
 """Heads that are in memory at once."""
 ABANDONED_S = 86400.0
 """Seconds after which copies of a process of another machine are given up."""
-PIXELS = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00")
-ICON = b"\x88\x00\x00\x02"
-"""Sequence with a small picture, whose own pixels come before the object's."""
 
 
 class LostError(OSError):
@@ -72,7 +67,7 @@ class _Mirror:
         listed = {name: stamp for name, stamp in listed.items() if not (name.endswith("/") and stamp.size == 0)}
         if not listed:
             raise ConfigError("source behind a URL must hold at least one object; see that its address is right")
-        names = _usable(listed)
+        names = usable(listed)
         self._prune(names)
         small = [name for name in names if suffix_of(Path(name)) in WHOLE and listed[name].size <= WHOLE_BYTES]
         self._take(small, listed, WHOLE_BYTES)
@@ -127,7 +122,7 @@ class _Mirror:
         with beside.open("wb") as handle:
             handle.write(head)
             handle.truncate(stamp.size)
-        short = complete and stamp.size > length and _is_dicom_cut(path, head, stamp.size)
+        short = complete and stamp.size > length and is_dicom_cut(path, head, stamp.size)
         mtime_ns = stamp.mtime_ns if complete and not short else 0
         os.utime(beside, ns=(mtime_ns, mtime_ns))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,12 +149,12 @@ class Mirrors:
         unusable: Objects whose names cannot be names of files below a folder.
     """
 
-    def __init__(self, roots: Sequence[Path], store: Path) -> None:
+    def __init__(self, roots: Sequence[Path], private: Path) -> None:
         """Bring the mirrors up to date.
 
         Args:
             roots: Folders and URLs.
-            store: The store's folder.
+            private: The folder that they are in, open to its owner alone; made if there is a URL.
 
         Raises:
             ConfigError: If a URL holds nothing, lies in another, or is of an unknown kind.
@@ -170,13 +165,13 @@ class Mirrors:
         _check_apart([url.rstrip("/") for url in urls if url is not None])
         self.roots, self.unusable = list[Path](), 0
         self._mirrors: dict[Path, _Mirror] = {}
-        folder = store.with_name(f"{store.name}.private") / FOLDER
+        folder = private / FOLDER
         self._copies = temporary(folder / "copies")
         for root, url in zip(roots, urls, strict=True):
             if url is None:
                 self.roots.append(root)
                 continue
-            private_folder(store)
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
             home = folder / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
             mirror = _Mirror(RemoteFolder(url), home)
             try:
@@ -254,50 +249,6 @@ class Mirrors:
         for path in [*folder.iterdir(), *(each for home in self._mirrors for each in home.iterdir())]:
             if is_left_over(path, ABANDONED_S, now):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_dicom_cut(path: Path, head: bytes, size: int) -> bool:
-    """Whether a file is DICOM by its name or first bytes, and its header goes on behind them.
-
-    It ends within them if pixel data begin there that reach to the end of the
-    file (within the shortest head), or whose length is not told. What is
-    compressed as a whole, big-endian or holds an icon is taken for cut.
-    """
-    if starts_as_dicom(path, head[:132]) is False:
-        return False
-    return ICON in head or not any(_reaches_end(head, place, size) for place in _places(head))
-
-
-def _places(head: bytes) -> Iterator[int]:
-    for tag in PIXELS:
-        place = head.find(tag)
-        while place >= 0:
-            yield place
-            place = head.find(tag, place + 1)
-
-
-def _reaches_end(head: bytes, place: int, size: int) -> bool:
-    """Whether the element at a place is pixel data up to the end of the file."""
-    explicit = head[place + 4 : place + 6] in (b"OW", b"OB", b"OF", b"OD")
-    begin = place + (12 if explicit else 8)
-    length = int.from_bytes(head[begin - 4 : begin], "little")
-    if begin > len(head):
-        return False
-    return (explicit and length == 0xFFFFFFFF) or size - HEADS[0] <= begin + length <= size
-
-
-def _usable(listed: Mapping[str, Stamp]) -> list[str]:
-    """Names that can be files below a folder: relative, without `..`, and none is the folder of another."""
-    good = [name for name in listed if _is_file_name(name)]
-    folders = {name[:place] for name in good for place in range(len(name)) if name[place] == "/"}
-    return [name for name in good if name not in folders]
-
-
-def _is_file_name(name: str) -> bool:
-    parts = name.split("/")
-    if "\0" in name or len(name.encode(errors="surrogatepass")) > 3000:
-        return False
-    return all(part not in ("", ".", "..") and len(part.encode(errors="surrogatepass")) <= 255 for part in parts)
 
 
 def _check_apart(urls: Sequence[str]) -> None:

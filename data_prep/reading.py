@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.discover import Source
+from data_prep.home import Home
 from data_prep.ids import content_id
 from data_prep.jobs import Jobs
 from data_prep.ledger import Ledger
@@ -32,8 +33,8 @@ Taken = list[tuple[str, int, Outcome]]
 class Reading:
     """The volumes of a run. Each thread that asks has at most one reader process at work, which holds one volume."""
 
-    def __init__(self, jobs: Jobs, ledger: Ledger, results: Results, mirrors: Mirrors) -> None:
-        self.jobs, self.ledger, self.results, self._mirrors = jobs, ledger, results, mirrors
+    def __init__(self, jobs: Jobs, ledger: Ledger, results: Results, mirrors: Mirrors, home: Home) -> None:
+        self.jobs, self.ledger, self.results, self._mirrors, self._home = jobs, ledger, results, mirrors, home
         self._readers = Readers()
         self._limits = {"seconds": jobs.settings.seconds, "gigabytes": jobs.settings.gigabytes}
 
@@ -85,7 +86,7 @@ class Reading:
 
     def _intact(self, job: Job, now: Mapping[str, str], writes: bool, status: str) -> bool:
         """Whether the files of a volume are there, and nobody may have written others over them."""
-        there = status != "accepted" or (self.jobs.store / job.key / "zarr.json").exists()
+        there = status != "accepted" or self._home.has(job.key)
         return there and not (writes and self.results.mixed(job.key, made_of(now)))
 
     def volumes(self, source: Source, key: str) -> Taken:
@@ -123,6 +124,8 @@ class Reading:
             return found
         self.results.begin(job.key, now)
         found = self._read(job, now)
+        if found.writes:
+            self._home.take(job.key)
         self.results.end(job.key, now, found)
         self.results.read += 1
         return found

@@ -13,7 +13,7 @@ from data_prep.report_ledger import ADVICE, MOST_ROWS, Tally, tally
 from data_prep.report_scans import Entries, by_kind, composition, intensities, samples
 from data_prep.sweep import THUMBNAILS
 from voxscale.config import config, parse
-from voxscale.files import write_text
+from voxscale.folder import open_folder
 from voxscale.report.page import (
     Section,
     folded,
@@ -30,6 +30,8 @@ from voxscale.store import Store, open_store
 
 MOST_SHOWN = 24
 """Thumbnails of one rule, pairs of duplicates, dots of a chart times ten."""
+MOST_TARS = 100
+"""Tars that the page lists."""
 MOST_ENTRIES = 20_000
 """Scans that tables and charts tell of; of more, every nth."""
 
@@ -59,7 +61,8 @@ def write_report(path: Path, shards: Path | None = None, out: Path | None = None
     ]
     page = out or path / "report" / "index.html"
     footer = "Made by VoxScale from the store alone; it names no file and no person. Not for clinical use."
-    write_text(page, render_page("VoxScale: what the store holds", sections, footer=footer))
+    html = render_page("VoxScale: what the store holds", sections, footer=footer)
+    open_folder(page.parent).write(page.name, html.encode())
     return page
 
 
@@ -133,17 +136,16 @@ def _rule(found: Sequence[dict[str, Any]], total: int, store: Path) -> str:
 
 
 def _thumbnail(store: Path, key: str) -> bytes | None:
-    path = store / THUMBNAILS / f"{key}.png"
-    return path.read_bytes() if path.is_file() else None
+    return open_folder(store / THUMBNAILS).read_some([f"{key}.png"])[0]
 
 
 def _duplicates(store: Path) -> Section:
     html, leads = "", []
     for name, what in (("duplicates.json", "within the store"), ("audit.json", "shared with a task")):
-        path = store / name
-        if not path.is_file():
+        (found,) = open_folder(store).read_some([name])
+        if found is None:
             continue
-        told = json.loads(path.read_text())
+        told = json.loads(found)
         pairs = told["pairs"]
         leads.append(f"{len(pairs)} pairs {what}")
         if little := len(told.get("too_little", ())):
@@ -172,13 +174,14 @@ def _disk(entries: Entries, shards: Path | None) -> Section:
     html = table("Disk use", ["Modality", "Voxels", "Stored", "Ratio"], rows) if rows else ""
     if shards is not None:
         manifest = open_manifest(shards)
-        reader = ShardReader(shards, manifest)
-        indexes = [reader.index(line.name) for line in manifest.shards]
-        lines = [
-            [index.name, str(len(index.samples)), _bytes(index.bytes), str(index.skipped_air)] for index in indexes
-        ]
-        html += table("Shards", ["Tar", "Bricks", "Size", "Left out as air"], lines[:100])
-        subjects = Counter(sample.subject for index in indexes for sample in index.samples)
+        lines, subjects = list[list[str]](), Counter[str]()
+        reader = ShardReader(shards, manifest, keep=1)
+        for line in manifest.shards:  # one index at a time: a large one is megabytes
+            index = reader.index(line.name)
+            if len(lines) < MOST_TARS:
+                lines.append([index.name, str(len(index.samples)), _bytes(index.bytes), str(index.skipped_air)])
+            subjects.update(sample.subject for sample in index.samples)
+        html += table("Shards", ["Tar", "Bricks", "Size", "Left out as air"], lines)
         most = max(subjects.values()) / sum(subjects.values())
         text = f"{manifest.samples} bricks of {manifest.volumes} scans and {len(subjects)} subjects; "
         html += paragraph(text + f"the subject with most holds {100 * most:.1f} % of them.")

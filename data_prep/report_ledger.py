@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxscale.store import LEDGER
+from voxscale.ledger import lines
 
 MOST_ROWS = 200
 """Rows of one rule that a page lists; more are counted only."""
@@ -85,10 +85,7 @@ class Tally:
 
 def read_rows(store: Path) -> Iterator[dict[str, Any]]:
     """Rows of a ledger, one at a time."""
-    path = store / LEDGER
-    if path.is_file():
-        with path.open() as lines:
-            yield from (json.loads(line) for line in lines if line.endswith("\n"))
+    yield from map(json.loads, lines(store))
 
 
 def tally(store: Path) -> Tally:

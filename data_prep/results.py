@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ class Results:
         taken: Volumes that were taken from a log.
     """
 
-    def __init__(self, store: Path, private: Path, name: str, longest_s: float) -> None:
+    def __init__(
+        self,
+        store: Path,
+        private: Path,
+        name: str,
+        longest_s: float,
+        written: Callable[[Path, bytes], None] | None = None,
+    ) -> None:
         """Read all logs.
 
         Args:
@@ -44,6 +51,7 @@ class Results:
             private: The folder of its secrets.
             name: Of this worker.
             longest_s: Seconds that reading one volume takes at most.
+            written: Told of every line that was written to a log.
         """
         self._store, self._private, self._longest_s = store, private, longest_s
         self.scratch = store / PARTS / name
@@ -51,7 +59,7 @@ class Results:
         (private / PARTS / name).mkdir(parents=True, exist_ok=True)
         own = f"{HOST}-{os.getpid()}-{time.time_ns()}.jsonl"
         self._log, self._inputs = self.scratch / own, private / PARTS / name / own
-        self._lock = threading.Lock()
+        self._lock, self._written = threading.Lock(), written
         self.read = self.taken = 0
         self._clear_left_over(self.scratch)
         self._files = [*_logs(store), *_logs(private)]
@@ -131,7 +139,9 @@ class Results:
     def _append(self, path: Path, row: dict[str, Any]) -> None:
         with self._lock:
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, row)
+            line = append_line(path, row)
+            if self._written is not None:
+                self._written(path, line)
 
     def clear(self) -> None:
         """Remove what the dead left, and the logs that were read and have not grown: the ledger holds all of it."""

@@ -5,13 +5,19 @@ import shutil
 from pathlib import Path
 
 from data_prep.rows import Rows
+from voxscale.folder import open_folder
 
 THUMBNAILS = "thumbnails"
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
 def sweep(store: Path, rows: Rows) -> None:
-    """Remove scan folders without an accepted row and pictures without a row that has one."""
+    """Remove scan folders without an accepted row and pictures without a row that has one.
+
+    Args:
+        store: The store, or its URL.
+        rows: The ledger.
+    """
     accepted: set[int] = set()
     shown: set[int] = set()
     for place in range(len(rows)):
@@ -20,14 +26,15 @@ def sweep(store: Path, rows: Rows) -> None:
             accepted.add(int(rows.key(place), 16))
         if verdict.thumbnail:
             shown.add(int(rows.key(place), 16))
-    for folder in store.iterdir():
-        if _ID.fullmatch(folder.name) and int(folder.name, 16) not in accepted:
-            gone = folder.with_name(f".{folder.name}.old")
-            folder.rename(gone)
-            shutil.rmtree(gone)
-    for picture in (store / THUMBNAILS).glob("*.png"):
-        if _ID.fullmatch(picture.stem) and int(picture.stem, 16) not in shown:
-            picture.unlink()
+    folder = open_folder(store)
+    for name in list(folder.folders()):
+        if _ID.fullmatch(name) and int(name, 16) not in accepted:
+            folder.drop(name)
+    pictures = open_folder(store / THUMBNAILS)
+    for name in list(pictures.names()):
+        key = name.removesuffix(".png")
+        if _ID.fullmatch(key) and int(key, 16) not in shown:
+            pictures.remove(name)
 
 
 def clear_left_over(store: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from object_store import SECRET, inside, requests
 
 from voxscale.errors import ConfigError, StorageError
-from voxscale.folder import LocalFolder, RemoteFolder, open_folder, url_of
+from voxscale.folder import LocalFolder, open_folder, url_of
+from voxscale.remote import RemoteFolder
 
 
 def test_urls_are_told_from_paths():

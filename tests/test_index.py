@@ -10,14 +10,16 @@ import pytest
 from tests_stores import make_store
 
 from data_prep.plan import plan_task
-from voxscale import index
+from voxscale import index, index_write
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
-from voxscale.index import INDEX, Index, write_index
+from voxscale.index import INDEX, Index
 from voxscale.index_table import SCHEMA
+from voxscale.index_write import write_index
+from voxscale.ledger import accepted
 from voxscale.seed import rng
-from voxscale.store import accepted, open_store
+from voxscale.store import open_store
 from voxscale.stream import StoreStream, StoreStreamConfig, WeightsConfig
 
 
@@ -59,7 +61,8 @@ def test_statistics_of_each_modality_are_those_of_all_bodies_together(tmp_path):
 def many(tmp_path, monkeypatch):
     """A store whose index has parts of 8 rows in groups of 4, and its 21 rows, of two data sets and with images."""
     monkeypatch.setattr(index, "ROWS", 4)
-    monkeypatch.setattr(index, "PART", 8)
+    monkeypatch.setattr(index_write, "ROWS", 4)
+    monkeypatch.setattr(index_write, "PART", 8)
     monkeypatch.setattr("voxscale.stream.scans.ROWS", 4)
     make_store(tmp_path / "store", 1, labelled=True)
     ((_, entry),) = accepted(tmp_path / "store")
@@ -183,7 +186,7 @@ def test_the_order_of_a_stream_does_not_depend_on_the_parts(many, monkeypatch):
     shown, length = order_of(store)
     assert length == 4 * len(volumes)
     assert set(order_of(store, length)[0]) == volumes
-    monkeypatch.setattr(index, "PART", 12)
+    monkeypatch.setattr(index_write, "PART", 12)
     write_index(store, rows)
     assert len(list((store / "index").glob("*.parquet"))) == 2
     assert order_of(store)[0] == shown

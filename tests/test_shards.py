@@ -311,8 +311,8 @@ def test_blanked_voxels_travel_with_their_bricks(tmp_path):
 
     from voxscale.entry import Privacy
     from voxscale.files import write_text
+    from voxscale.ledger import LEDGER
     from voxscale.scan_folder import write_volume
-    from voxscale.store import LEDGER
     from voxscale.stream import ShardStream, ShardStreamConfig
 
     (key,) = make_store(tmp_path / "store", 1, labelled=False)
@@ -352,7 +352,7 @@ def test_bricks_that_the_index_knows_as_air_are_left_out_unread(tmp_path):
 
     from voxscale.entry import Occupancy
     from voxscale.files import write_text
-    from voxscale.store import LEDGER
+    from voxscale.ledger import LEDGER
 
     ids = make_store(tmp_path / "store", 2, labelled=False)
     lines = [json.loads(line) for line in (tmp_path / "store" / LEDGER).read_text().splitlines()]

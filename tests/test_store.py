@@ -12,8 +12,9 @@ from voxscale.contract import PERCENTILES, InputContract
 from voxscale.entry import Entry, Privacy
 from voxscale.errors import DataError
 from voxscale.files import append_line
+from voxscale.ledger import LEDGER
 from voxscale.scan_folder import write_volume
-from voxscale.store import LEDGER, open_store
+from voxscale.store import open_store
 from voxscale.store_root import create_store, stamp_contract
 from voxscale.volume import LabelMap, Volume
 

@@ -244,7 +244,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import test_urls as t
-from voxscale.folder import RemoteFolder
+from voxscale.remote import RemoteFolder
 
 left = int(sys.argv[3])
 

@@ -9,9 +9,9 @@ from scipy import ndimage
 from voxscale.contract import PERCENTILES, InputContract
 from voxscale.entry import Entry, Occupancy, Privacy
 from voxscale.files import append_line
+from voxscale.ledger import LEDGER
 from voxscale.scan_folder import write_volume
 from voxscale.seed import rng
-from voxscale.store import LEDGER
 from voxscale.store_root import create_store, stamp_contract
 from voxscale.volume import LabelMap, Volume
 

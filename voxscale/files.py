@@ -111,7 +111,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write plain values as indented JSON, as `write_bytes` does."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Plain values as `write_json` writes them."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def indented(value: object, by: int, depth: int = 0) -> str:
@@ -165,12 +170,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to disk."""
-    with path.open("a") as handle:
-        handle.write(json.dumps(row) + "\n")
+def append_line(path: Path, row: dict[str, Any]) -> bytes:
+    """Append one JSON line and flush it to disk; returns it."""
+    line = json.dumps(row).encode() + b"\n"
+    with path.open("ab") as handle:
+        handle.write(line)
         handle.flush()
         os.fsync(handle.fileno())
+    return line
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

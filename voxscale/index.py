@@ -1,19 +1,14 @@
 """The index of a store: a table of all accepted scans in Parquet parts, opened without reading them.
 
-The ledger is the truth; the index is made from it at the end of every ingest.
-`index.json` is written last and taken away before the ledger changes, so what
-it names is valid. A part is left untouched where it would come out the same,
-so scans that are added change the last part only and add new ones.
+The ledger is the truth; the index is made from it at the end of every ingest,
+see `voxscale.index_write`.
 """
 
 import bisect
 import io
 import json
-from collections import Counter
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import asdict
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,67 +21,14 @@ from numpy.typing import NDArray
 from voxscale.blobs import Blob
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import sha256_file, sync, write_json
 from voxscale.folder import Folder, open_folder
-from voxscale.index_table import SCHEMA, VERSION, Statistics, from_row, to_table
+from voxscale.index_table import VERSION, Statistics, from_row
 
 INDEX = "index/index.json"
 ROWS = 1024
 """Rows of a row group: the unit that is read, and that streams shuffle as one."""
-PART = 64 * ROWS
-"""Rows of a part."""
 KEPT = 16
 """Row groups kept in memory once read."""
-
-
-def write_index(store: Path, entries: Iterable[tuple[str, Entry]]) -> None:
-    """Write the index of a store; each part and then `index.json` appear whole or not at all."""
-    folder, waiting = store / "index", iter(entries)
-    folder.mkdir(exist_ok=True)
-    (store / INDEX).unlink(missing_ok=True)
-    lines: list[dict[str, Any]] = []
-    while first := list(islice(waiting, ROWS)):
-        lines.append(_write_part(folder, f"part-{len(lines):05d}.parquet", first, waiting))
-    write_json(store / INDEX, {"version": VERSION, "rows": sum(line["rows"] for line in lines), "parts": lines})
-    named = {line["name"] for line in lines} | {Path(INDEX).name}
-    for leftover in folder.iterdir():
-        if leftover.name not in named:
-            leftover.unlink()
-
-
-def _write_part(
-    folder: Path, name: str, some: list[tuple[str, Entry]], waiting: Iterator[tuple[str, Entry]]
-) -> dict[str, Any]:
-    """Write one part, unless the same is there; returns its line in `index.json`."""
-    beside = folder / f".{name}.tmp"
-    rows, groups, statistics = 0, list[dict[str, int]](), dict[str, Statistics]()
-    with pq.ParquetWriter(
-        beside, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True
-    ) as writer:
-        while some:
-            table = to_table(some)
-            writer.write_table(table, row_group_size=ROWS)
-            groups.append(dict(sorted(Counter(n for n in table.column("group").to_pylist() if n).items())))
-            for _, entry in some:
-                statistics.setdefault(entry.modality, Statistics()).add(entry)
-            rows += len(some)
-            some = list(islice(waiting, min(ROWS, PART - rows)))
-        told = {modality: asdict(found) for modality, found in sorted(statistics.items())}
-        writer.add_key_value_metadata({"voxscale.statistics": json.dumps(told), "voxscale.groups": json.dumps(groups)})
-    size = beside.stat().st_size
-    with beside.open("rb") as handle:
-        handle.seek(size - 8)
-        footer = int.from_bytes(handle.read(4), "little") + 8
-        handle.seek(size - footer)
-        crc = google_crc32c.value(handle.read())
-    line = {"name": name, "rows": rows, "bytes": size, "sha256": sha256_file(beside), "footer": [footer, crc]}
-    if (folder / name).is_file() and sha256_file(folder / name) == line["sha256"]:
-        beside.unlink()
-    else:
-        sync(beside)
-        beside.replace(folder / name)
-        sync(folder)
-    return line
 
 
 class _Part:

@@ -1,9 +1,8 @@
 """The store, for reading: one OME-Zarr image per accepted scan, with its labels, exact values and geometry."""
 
-import io
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,14 @@ from voxscale.config import from_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.folder import Access, Folder, open_folder, url_of
+from voxscale.folder import Access, Folder, open_folder
 from voxscale.index import INDEX, Index
+from voxscale.ledger import accepted
 from voxscale.pyramid import Level, levels
 from voxscale.scan_folder import attributes_crc
 from voxscale.store_root import read_root
 from voxscale.volume import Volume
 
-LEDGER = "ledger.jsonl"
 OPEN = 64
 """Shards kept open by a store."""
 
@@ -227,26 +226,3 @@ def open_store(path: Path, access: Access = "map") -> Store:
         image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
         access=access,
     )
-
-
-def accepted(path: Path) -> Iterator[tuple[str, Entry]]:
-    """Id and entry of every accepted scan, from the ledger.
-
-    Raises:
-        DataError: With reason `corrupt`.
-    """
-    try:
-        ledger = path / LEDGER if url_of(path) is None else io.BytesIO(open_folder(path).read(LEDGER))
-        opened = ledger.open("rb") if isinstance(ledger, Path) else ledger
-    except FileNotFoundError:
-        return
-    with opened as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break  # the writer is not done with it
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise DataError(f"{LEDGER} line {number} must be JSON", "corrupt") from None
-            if row["status"] == "accepted":
-                yield row["id"], from_dict(Entry, row["entry"], "entry")

@@ -17,7 +17,7 @@ def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[
     """Make an empty store, or add classes to the one that is there.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its URL.
         classes: Names of the label values, background left out. A value
             named by its own number may be renamed later.
         image_classes: Names of the classes of whole images.
@@ -26,7 +26,7 @@ def create_store(path: Path, classes: Mapping[int, str], image_classes: Mapping[
         DataError: With reason `class_conflict` if a value has another name in the store.
     """
     merged = with_classes(path, classes, image_classes)
-    if not (path / "zarr.json").exists() or merged != read_root(path):
+    if open_folder(path).size("zarr.json") is None or merged != read_root(path):
         write_root(path, merged)
 
 
@@ -35,7 +35,7 @@ def with_classes(
 ) -> dict[str, Any]:
     """The attributes that `create_store` gives a store, without writing them; arguments and errors as there."""
     fresh: dict[str, Any] = {"schema": SCHEMA, "kind": "store", "classes": {}}
-    root = read_root(path) if (path / "zarr.json").exists() else fresh
+    root = read_root(path) if open_folder(path).size("zarr.json") is not None else fresh
     return root | {
         "classes": _merged(root["classes"], classes, "classes"),
         "image_classes": _merged(root.get("image_classes", {}), image_classes or {}, "image_classes"),

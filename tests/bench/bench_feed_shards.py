@@ -34,8 +34,8 @@ from voxscale.config import to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Privacy
 from voxscale.files import append_line
+from voxscale.ledger import LEDGER
 from voxscale.scan_folder import write_volume
-from voxscale.store import LEDGER
 from voxscale.store_root import create_store
 from voxscale.stream import ShardStream, ShardStreamConfig
 from voxscale.volume import Volume

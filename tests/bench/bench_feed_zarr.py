@@ -25,8 +25,9 @@ from voxscale.config import to_dict
 from voxscale.contract import PERCENTILES
 from voxscale.entry import Entry
 from voxscale.files import append_line
+from voxscale.ledger import LEDGER
 from voxscale.scan_folder import write_volume
-from voxscale.store import LEDGER, open_store
+from voxscale.store import open_store
 from voxscale.store_root import create_store
 from voxscale.volume import Volume
 

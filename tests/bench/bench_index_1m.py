@@ -23,7 +23,7 @@ from harness import ROOT, finish
 
 from voxscale.contract import PERCENTILES
 from voxscale.entry import Entry, Occupancy, Privacy
-from voxscale.index import write_index
+from voxscale.index_write import write_index
 from voxscale.store_root import create_store
 
 COUNTS = (10_000, 100_000, 1_000_000)

@@ -21,8 +21,9 @@ from data_prep import mirror, reading
 from data_prep.__main__ import main
 from data_prep.config import IngestConfig
 from data_prep.discover import discover
+from data_prep.heads import HEADS
 from data_prep.ingest import ingest, ingest_part
-from data_prep.mirror import HEADS, Mirrors
+from data_prep.mirror import Mirrors
 from data_prep.part import Part
 from voxscale.errors import ConfigError, StorageError
 
@@ -156,7 +157,7 @@ def test_dicom_headers_of_any_length_are_found(s3, tmp_path):
     dicom(folder / "c" / "cut.dcm", 6)
     data = (folder / "c" / "cut.dcm").read_bytes()
     (folder / "c" / "cut.dcm").write_bytes(data[:100])
-    with Mirrors([s3.upload(folder)], tmp_path / "store") as mirrors:
+    with Mirrors([s3.upload(folder)], private_of(tmp_path / "store")) as mirrors:
         there = discover(mirrors.roots)
     here = discover([folder])
     assert discovered(there, mirrors.roots[0]) == discovered(here, folder)
@@ -255,7 +256,7 @@ def test_a_server_that_goes_away_ends_the_run_with_one_line_and_it_goes_on(s3, c
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from voxscale.folder import RemoteFolder
+from voxscale.remote import RemoteFolder
 from data_prep.__main__ import main
 
 left, fetch = int(sys.argv[1]), RemoteFolder.fetch
@@ -291,8 +292,12 @@ def test_wrong_urls_are_refused(s3, scans, calm, tmp_path, capsys):
         ingest([s3.folder()], tmp_path / "store", SMALL)
     with pytest.raises(ConfigError, match="none holds another"):
         ingest([scans, Path(f"{scans}/task")], tmp_path / "store", SMALL)
-    with pytest.raises(ConfigError, match="store must be a local folder"):
-        ingest([calm / "in"], s3.folder(), SMALL)
+    for wrong in (scans, scans / "task" / "store"):
+        with pytest.raises(ConfigError, match="store must be a folder outside the sources"):
+            ingest([scans], wrong, SMALL)
+    for wrong in ("s3://bucket", "s3://bucket/store?version=1"):
+        with pytest.raises(ConfigError, match="store must be a folder of a bucket"):
+            ingest([calm / "in"], Path(wrong), SMALL)
     with pytest.raises(ConfigError, match="of a kind that fsspec can open"):
         ingest([Path("nosuch://bucket/folder")], tmp_path / "store", SMALL)
     with pytest.raises(SystemExit):

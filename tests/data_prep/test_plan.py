@@ -9,8 +9,9 @@ from voxscale.config import from_dict, save_json, to_dict
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError, DataError
 from voxscale.files import append_line
+from voxscale.ledger import LEDGER
 from voxscale.patches import Plan
-from voxscale.store import LEDGER, open_store
+from voxscale.store import open_store
 from voxscale.store_root import create_store
 
 SCANS = [((35, 50, 35), (1.0, 1.0, 1.0)), ((70, 50, 35), (0.5, 1.0, 1.00004)), ((35, 100, 18), (1.0, 0.5, 2.0))]
