@@ -46,6 +46,7 @@ def _stage(name: str, arguments: Sequence[str]) -> None:
 
 def _parts(name: str, arguments: Sequence[str]) -> None:
     from data_prep import ingest, pack
+    from data_prep.home import work_folder
     from data_prep.ids import private_folder
     from launch.parts import run_parts
 
@@ -57,8 +58,10 @@ def _parts(name: str, arguments: Sequence[str]) -> None:
     cluster = parse(Cluster, None, own, f"python -m launch {name}")
     # A wrong command line is told here, not by each job.
     if name == "ingest":
-        store = ingest.read_arguments(rest).paths[-1]
-        logs = private_folder(store.resolve()) / "logs"  # the command line names folders of patients
+        given = ingest.read_arguments(rest)
+        store, remote = given.paths[-1], url_of(given.paths[-1]) is not None
+        # The command line names folders of patients.
+        logs = (work_folder(store, given.work) if remote else private_folder(store.resolve())) / "logs"
     else:
         shards = pack.read_arguments(rest)[0].shards
         require(known.logs is not None or url_of(shards) is None, "logs", "given where shards have a URL", known.logs)
