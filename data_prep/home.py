@@ -6,6 +6,9 @@ may cut anywhere: that a volume is begun, its objects with the one that names
 them whole last, what became of it. Logs go up in segments that are replaced
 whole; ledger and index once, by the run that gathers. Nothing that matters is
 local only: a run on another machine goes on from the objects alone.
+
+Above 300 lines because both homes stand side by side: each method of one says
+what it is in the other.
 """
 
 import hashlib

@@ -20,6 +20,7 @@ from data_prep.ingest import ingest, ingest_part
 from data_prep.part import Part
 from data_prep.report import write_report
 from voxscale.errors import DataError, StorageError
+from voxscale.ledger import lines
 from voxscale.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,3 +239,11 @@ def test_every_command_takes_a_url(s3, calm, tmp_path, capsys):
     assert str(page) == str(url / "report" / "index.html")
     local = write_report(calm / "store", Path(shards), tmp_path / "page.html")
     assert s3.objects(url)["report/index.html"] == local.read_bytes()
+
+
+def test_a_ledger_is_read_in_pieces_as_a_whole(s3, calm, monkeypatch):
+    url = s3.upload(calm / "store")
+    for piece in (500, 4096, len((calm / "store" / "ledger.jsonl").read_bytes()), 1 << 24):
+        monkeypatch.setattr("voxscale.ledger.PIECE", piece)
+        assert list(lines(url)) == list(lines(calm / "store"))
+    assert list(lines(s3.folder())) == []
