@@ -60,8 +60,9 @@ audit: install
 	@test -n "$(STORE)" -a -n "$(TASK)" || { echo "error: STORE and TASK must be given"; exit 2; }
 	$(PY) -m data_prep audit "$(STORE)" --against "$(TASK)"
 
+# Two files at a time: half of the tests wait for processes of their own.
 test: install-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: install-dev
 	$(VENV)/bin/ruff format --check .
