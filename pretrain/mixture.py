@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig
 from pretrain.objectives.interface import Objective
 from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
 from voxscale.config import config, require
@@ -16,9 +17,11 @@ class WeightsConfig:
 
     Attributes:
         volume_fusion: Of Volume Fusion.
+        graph_matching: Of second-order graph matching.
     """
 
     volume_fusion: float = 1.0
+    graph_matching: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -41,8 +44,9 @@ class MixtureConfig:
         balance: `gradients`: each loss is scaled besides so that its gradient at the backbone's features is as
             large as the others', and the weights are shares of the gradient; `none`: weights are those of the losses.
         measure_every: Steps between measurements of each objective's gradient; 0 for none. A measurement costs a
-            backward pass through the heads and the decoder.
+            backward pass through the heads and the decoder. There is none at ZeRO stage 3.
         volume_fusion: Volume Fusion.
+        graph_matching: Second-order graph matching.
     """
 
     weights: WeightsConfig = WeightsConfig()
@@ -51,6 +55,7 @@ class MixtureConfig:
     balance: Literal["none", "gradients"] = "none"
     measure_every: int = 50
     volume_fusion: VolumeFusionConfig = VolumeFusionConfig()
+    graph_matching: GraphMatchingConfig = GraphMatchingConfig()
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -77,5 +82,8 @@ class MixtureConfig:
 
 def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objective]:
     """Make the active objectives, whose names are those of the config's fields."""
-    makers = {"volume_fusion": lambda: VolumeFusion(config.volume_fusion, backbone)}
+    makers = {
+        "volume_fusion": lambda: VolumeFusion(config.volume_fusion, backbone),
+        "graph_matching": lambda: GraphMatching(config.graph_matching, backbone),
+    }
     return {name: makers[name]() for name in config.active}

@@ -12,7 +12,7 @@ from pretrain.network import Job, Pictures, Pretraining, costs, wanted
 from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.batch import Batch, Losses
-from voxscale.config import config_hash
+from voxscale.config import config_hash, require
 from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
@@ -81,8 +81,8 @@ def pretrain(config: PretrainConfig) -> None:
             step = batch.indices[0] // config.loop.batch
             return losses(engine, network, see(batch), config, teacher, step)
 
-        sample = see(next(load(stream, iter([list(range(2))]), LoaderConfig(), False, lambda _: None)))
-        flops, together, alone = costs(network.backbone, network.plans(sample), 2)
+        sample = see(next(load(stream, iter([list(range(micro))]), LoaderConfig(), False, lambda _: None)))
+        flops, together, alone = costs(network.backbone, network.plans(sample), micro)
         log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
         train(
             "pretrain",
@@ -119,6 +119,9 @@ def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, i
     network = Pretraining(own, branches(config.objective, own))
     for branch in network.objectives().values():
         branch.check(own, patch)
+    balanced = config.objective.balance == "gradients"
+    # A backward pass within a step finds weights that DeepSpeed has given back already.
+    require(not balanced or config.engine.zero_stage < 3, "objective.balance", "'none' at ZeRO stage 3", "gradients")
     return network
 
 
@@ -141,11 +144,12 @@ def losses(
         teacher.refresh()
         assert isinstance(teacher.module, Pretraining)
         twin = teacher.module
+    measured = mixture.measure_every > 0 and len(mixture.active) > 1 and config.engine.zero_stage < 3
     job = Job(
         plans=network.plans(scene),
         weights=mixture.weights_at(scene.progress),
         teacher=twin,
-        measure=mixture.measure_every > 0 and step % mixture.measure_every == 0 and len(mixture.active) > 1,
+        measure=measured and step % mixture.measure_every == 0,
         balance=mixture.balance == "gradients",
         channels_last=config.engine.channels_last,
     )

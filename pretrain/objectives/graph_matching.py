@@ -3,12 +3,15 @@
 Written from the paper's equations (Nguyen et al., NeurIPS 2023, arXiv 2306.11925, section 3 and supplement A).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.scene import Scene, View
 from voxscale.batch import Losses
 from voxscale.config import config, require
 from voxscale.errors import DataError
@@ -23,7 +26,9 @@ from voxscale.matching.perturbed import draw_noise, perturbed_loss
 from voxscale.matching.problem import Problem
 from voxscale.matching.solver import SolverConfig, solve
 from voxscale.matching.vertex_affinity import cosines, vertex_affinity
+from voxscale.models.interface import Backbone
 from voxscale.models.layers import draw_truncated
+from voxscale.seed import torch_generator
 
 
 @config
@@ -34,6 +39,7 @@ class GraphMatchingConfig:
         kind: Tells objectives apart in a saved config.
         mode: `image`: nodes are samples; `sub_volume`: nodes are crops of several scans, and edges also join
             crops of one scan, with their offsets in mm.
+        shares: Least and greatest side of each of the two views, as a share of the crop's.
         group: Nodes of a graph, consecutive samples.
         k: Edges from each node to the nearest by features.
         spatial_k: Further edges to the nearest crops of the same scan (`sub_volume` only).
@@ -60,6 +66,7 @@ class GraphMatchingConfig:
 
     kind: Literal["graph_matching"] = "graph_matching"
     mode: Literal["image", "sub_volume"] = "image"
+    shares: tuple[float, float] = (0.6, 1.0)
     group: int = 16
     k: int = 5
     spatial_k: int = 2
@@ -130,6 +137,7 @@ class GraphMatchingHeads(nn.Module):
 
     def forward(self, values: Float[Tensor, "b n f"], edges: Int64[Tensor, "b n k"]) -> Float[Tensor, "b n f"]:
         """Pass messages along the edges; no activation after the last layer."""
+        values = values.to(self.projector.weight.dtype)
         for number, layer in enumerate(self.layers):
             values = layer(values if number == 0 else values.relu(), edges)
         return values
@@ -207,7 +215,7 @@ def build_problem(
     u = [heads(part, edge).float() for part, edge in zip(z, edges, strict=True)]
     local = None
     if config.alpha < 1:
-        grouped = [part.view(*shape, *part.shape[1:]) for part in (*maps, *positions)]
+        grouped = [part.float().view(*shape, *part.shape[1:]) for part in (*maps, *positions)]
         local = local_affinity(grouped[0], grouped[1], grouped[2], grouped[3], config.gamma or None)
     edge = edge_affinity(u[0], u[1], edges[0], edges[1])
     if groups is not None:
@@ -235,3 +243,59 @@ def _check(first: Tensor, second: Tensor, config: GraphMatchingConfig, scans: Te
         raise DataError(f"views must be two times whole groups of {config.group} samples, {said}", "bad_batch")
     if config.mode == "sub_volume" and (scans is None or scans.shape != first.shape[:1]):
         raise DataError("scans must name the scan of each sample for sub-volumes, not be missing", "bad_batch")
+
+
+class GraphMatching(Objective):
+    """Graph matching as a branch: two near views of each sample are nodes, seen by the deepest encoder stage."""
+
+    def __init__(self, config: GraphMatchingConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = GraphMatchingHeads(backbone.levels[-1].channels, config)
+
+    def check(self, backbone: Backbone, patch: tuple[int, int, int]) -> None:  # noqa: ARG002
+        """See `Objective.check`; crops of one scan do not come together from the stream yet."""
+        mode = self.config.mode
+        require(mode == "image", "objective.graph_matching.mode", "one that a stream serves", mode, ("image",))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """See `Objective.initialise`."""
+        self.heads.initialise(generator)
+
+    def plan(self, scene: Scene) -> Plan:
+        """Two near views, and where their voxels lie.
+
+        Raises:
+            ConfigError: If the samples are no whole groups.
+        """
+        count, group = len(scene.seeds), self.config.group
+        require(count % group == 0, "objective.graph_matching.group", f"a divisor of a micro-batch's {count}", group)
+        views = [scene.near(name, self.config.shares) for name in ("s", "t")]
+        generator = torch_generator(scene.seeds[0], "matching", device=views[0].images.device)
+        passes = {name: Pass(view.images) for name, view in zip(("s", "t"), views, strict=True)}
+        return Plan(passes, (views, scene.spacing, generator))
+
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+        """See `graph_matching`."""
+        views, spacing, generator = plan.targets
+        maps = [seen[name].features[-1] for name in ("s", "t")]
+        places = [positions_mm(view, spacing, one.shape[2:]) for view, one in zip(views, maps, strict=True)]
+        return graph_matching(maps[0], maps[1], (places[0], places[1]), self.heads, self.config, generator)
+
+
+def positions_mm(view: View, spacing: tuple[float, float, float], grid: torch.Size) -> Float[Tensor, "b 3 z y x"]:
+    """Centre of each cell of a feature map in the first crop, in mm before zoom.
+
+    Args:
+        view: The view that the features are of.
+        spacing: (z, y, x) of the crop's voxels in mm.
+        grid: Cells of the map along z, y, x.
+    """
+    size = view.images.shape[2:]
+    axes = [
+        (torch.arange(cells, device=view.place.device) + 0.5) * (voxels / cells) - 0.5
+        for cells, voxels in zip(grid, size, strict=True)
+    ]
+    cells = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(view.place)
+    voxels = torch.einsum("bij,jzyx->bizyx", view.place[:, :, :3], cells) + view.place[:, :, 3, None, None, None]
+    return voxels * torch.tensor(spacing).to(voxels).view(1, 3, 1, 1, 1)

@@ -175,6 +175,41 @@ def test_another_number_of_processes_reads_the_same_samples(world, tmp_path):
     assert one == pytest.approx(two, rel=0.03)  # bf16: sums over the batch are split differently
 
 
+def mix(world, run, *more, expect=0):
+    flags = ["--objective.weights.graph-matching", "1", "--objective.measure-every", "2"]
+    flags += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2", "--loop.steps", "4", *more]
+    where = ["--shards", world / "shards", "--run", run]
+    preset = "configs/pretrain.py:demo"
+    tiny = [*TINY, "--loop.batch", "8"]
+    return launch("pretrain", preset, "--cluster", "local", "--processes", 2, *where, *tiny, *flags, expect=expect)
+
+
+def test_two_objectives_are_trained_at_once_and_finetuning_takes_the_backbone(world, tmp_path):
+    """Gradients that are measured in the middle of a step do not disturb it."""
+    mix(world, tmp_path / "both", "--objective.balance", "gradients", "--engine.zero-stage", "2")
+    rows = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
+    names = {f"graph_matching/{name}" for name in ("matching", "variance", "map_accuracy", "gradient", "balance")}
+    assert names | {"volume_fusion/dice", "volume_fusion/gradient"} <= rows[0].keys()
+    assert all(row["volume_fusion/gradient"] > 0 and row["graph_matching/gradient"] > 0 for row in rows)
+    assert rows[1]["volume_fusion/balance"] == rows[0]["volume_fusion/balance"] != rows[2]["volume_fusion/balance"]
+    finetune(world, tmp_path / "tuned", checkpoint=tmp_path / "both")
+    report = json.loads((tmp_path / "tuned" / "transfer.json").read_text())
+    assert len(report["loaded"]) > 50
+    assert not [name for name in report["loaded"] + report["unused"] if "branches." in name]
+
+
+def test_two_objectives_in_slices_give_the_same_losses_and_cannot_be_balanced(world, tmp_path):
+    losses = []
+    for stage in ("1", "3"):
+        mix(world, tmp_path / stage, "--engine.zero-stage", stage, "--engine.precision", "fp32", "--loop.steps", "2")
+        rows = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    more = ["--engine.zero-stage", "3", "--objective.balance", "gradients"]
+    said = mix(world, tmp_path / "refused", *more, expect=1)
+    assert "objective.balance must be 'none' at ZeRO stage 3" in said
+
+
 def test_finetuning_starts_from_a_released_file(world, tmp_path):
     net = STUNet(
         num_classes=5,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pretraining, costs, wanted
+from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig, positions_mm
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.objectives.volume_fusion import VolumeFusionConfig, volume_fusion
 from pretrain.scene import Scene
@@ -151,6 +152,38 @@ def test_weights_move_over_the_run_and_0_leaves_an_objective_out():
         dataclasses.replace(config, moving=(0.8, 0.2))
     with pytest.raises(ConfigError, match=r"objective.measure_every must be positive"):
         dataclasses.replace(config, balance="gradients", measure_every=0)
+
+
+def test_graph_matching_is_a_branch_beside_volume_fusion():
+    backbone = build(MODEL)
+    matching = GraphMatchingConfig(group=4, k=2, width=8)
+    config = MixtureConfig(weights=WeightsConfig(graph_matching=2.0), volume_fusion=FUSION, graph_matching=matching)
+    network = Pretraining(backbone, branches(config, backbone))
+    network.initialise(torch_generator(0, "weights"))
+    scene = a_scene(samples=4)
+    for branch in network.objectives().values():
+        branch.check(backbone, PATCH)
+    plans = network.plans(scene)
+    out = network(Job(plans, config.weights_at(0.0)))
+    assert {"volume_fusion/dice", "graph_matching/matching", "graph_matching/variance"} <= out["terms"].keys()
+    assert out["weights"]["graph_matching/matching"] == 2.0
+    again = network(Job(network.plans(a_scene(samples=4)), config.weights_at(0.0)))
+    assert [float(v.detach()) for v in out["terms"].values()] == [float(v.detach()) for v in again["terms"].values()]
+    sum(out["terms"].values()).backward()
+    assert all(p.grad is not None for p in network.branches.parameters())
+    with pytest.raises(ConfigError, match=r"objective.graph_matching.group must be a divisor of a micro-batch's 2"):
+        network.plans(a_scene(samples=2))
+    refused = GraphMatching(dataclasses.replace(matching, mode="sub_volume", k=1), backbone)
+    with pytest.raises(ConfigError, match=r"objective.graph_matching.mode must be one that a stream serves"):
+        refused.check(backbone, PATCH)
+
+
+def test_places_of_features_are_centres_of_their_cells_in_mm():
+    view = a_scene().near("half", (0.5, 0.5), central=True, size=(8, 8, 8))
+    found = positions_mm(view, (2.0, 1.0, 1.0), torch.Size((4, 4, 4)))
+    # Voxels 4 to 11 of the crop are seen; cells are two voxels wide.
+    assert found[0, 0, :, 0, 0].tolist() == pytest.approx([9.0, 13.0, 17.0, 21.0])
+    assert found[0, 2, 0, 0, :].tolist() == pytest.approx([4.5, 6.5, 8.5, 10.5])
 
 
 def test_a_near_view_of_the_whole_crop_is_the_crop_and_a_central_half_its_middle():
