@@ -9,6 +9,7 @@ Two algorithms were published under this name, and both are here:
   for 64x128x128 crops with `block_min` 8 and `block_max` (40, 80, 80).
 
 Layout and pairing may be combined freely; the other two combinations are not published.
+One file beyond the usual length: painting, fusion, loss and branch are read together.
 """
 
 import math
