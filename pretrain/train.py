@@ -83,7 +83,8 @@ def pretrain(config: PretrainConfig) -> None:
 
         sample = see(next(load(stream, iter([list(range(micro))]), LoaderConfig(), False, lambda _: None)))
         flops, together, alone = costs(network.backbone, network.plans(sample), micro)
-        log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
+        if together < alone:
+            log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
         train(
             "pretrain",
             engine,
