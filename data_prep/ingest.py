@@ -1,4 +1,7 @@
-"""Raw scans to a store: `python -m data_prep ingest SRC [SRC ...] STORE [--part K/N]`."""
+"""Raw scans to a store: `python -m data_prep ingest SRC [SRC ...] STORE [--part K/N]`.
+
+One file beyond the usual length: the order of finding, claiming, reading and writing is read in one place.
+"""
 
 import json
 import logging

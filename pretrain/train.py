@@ -26,7 +26,7 @@ from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
 from voxscale.models.build import ModelConfig, adapt, build
-from voxscale.shards import Manifest
+from voxscale.shards import Manifest, read_manifest
 from voxscale.stream import ShardStream, rank_indices, shuffle_quality
 from voxscale.stream.quality import describe
 
@@ -45,9 +45,9 @@ def pretrain(config: PretrainConfig) -> None:
     """
     dist.start()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
-    stream = ShardStream(config.shards, config.stream, config.seed)
-    patch = stream.manifest.patch
-    model_config = backbone(config, stream.manifest)
+    manifest, _ = read_manifest(config.shards, config.stream.access)
+    patch = manifest.patch
+    model_config = backbone(config, manifest)
     network = make_network(config, model_config, patch)
     crops = max(branch.views_per_sample for branch in network.objectives().values())
     stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
@@ -55,12 +55,12 @@ def pretrain(config: PretrainConfig) -> None:
         found = find_checkpoint(config.run)
         weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
         engine = start_engine(network, weights, config.engine, config.optim, micro)
-        teacher = make_teacher(engine, config, model_config, patch)
+        teacher = make_teacher(engine, network, config, model_config, patch)
         start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
         if found is not None and teacher is not None:
             teacher.restore(found)
         log.info("pretrain: step %d of %d", start.step, config.loop.steps)
-        says = dict(about(config, model_config, stream.manifest.contract))
+        says = dict(about(config, model_config, manifest.contract))
         tracker = None
         if dist.rank() == 0:
             public = {"config_hash": config_hash(config), "model": says["model"], "contract": says["contract"]}
@@ -73,16 +73,19 @@ def pretrain(config: PretrainConfig) -> None:
         loaded = load(stream, indices, config.loader, engine.device.type == "cuda", incidents.record)
         batches = incidents.counting(loaded)
 
-        def see(batch: Batch) -> Scene:
+        def see(batch: Batch) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
-            return Scene(batch, patch, crops, config.views, stream.manifest.contract.spacing, progress)
+            return Scene(batch, patch, crops, config.views, manifest.contract.spacing, progress)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step = batch.indices[0] // config.loop.batch
             return losses(engine, network, see(batch), config, teacher, step)
 
-        sample = see(next(load(stream, iter([list(range(micro))]), LoaderConfig(), False, lambda _: None)))
-        flops, together, alone = costs(network.backbone, network.plans(sample), micro)
+        def first_scene() -> Scene:
+            batch = next(load(stream, iter([list(range(micro))]), LoaderConfig(), False, lambda _: None))
+            return see(batch.to(engine.device))
+
+        flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:
             log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
         train(
@@ -99,7 +102,7 @@ def pretrain(config: PretrainConfig) -> None:
             follower=teacher,
             flops=flops,
         )
-        save_preview(engine, network, sample, config, stream.manifest.contract.spacing)
+        save_preview(engine, network, first_scene(), config, manifest.contract.spacing)
         if tracker is not None:
             tracker.close()
     dist.stop()
@@ -127,13 +130,12 @@ def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, i
 
 
 def make_teacher(
-    engine: Engine, config: PretrainConfig, model: ModelConfig, patch: tuple[int, int, int]
+    engine: Engine, network: Pretraining, config: PretrainConfig, model: ModelConfig, patch: tuple[int, int, int]
 ) -> Teacher | None:
     """The average of the network's weights, if a branch wants it."""
-    twin = make_network(config, model, patch)
-    if not any(branch.wants_teacher for branch in twin.objectives().values()):
+    if not any(branch.wants_teacher for branch in network.objectives().values()):
         return None
-    return Teacher(engine, config.ema, config.loop.steps, twin)
+    return Teacher(engine, config.ema, config.loop.steps, make_network(config, model, patch))
 
 
 def losses(

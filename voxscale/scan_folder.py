@@ -33,7 +33,7 @@ def write_volume(
     beside_it: Mapping[str, bytes] | None = None,
     scratch: Path | None = None,
 ) -> Entry:
-    """Write one scan so that it appears whole or not at all.
+    """Write one scan so that it appears whole or not at all; longer than others for its many arguments.
 
     Args:
         store: The store's folder.

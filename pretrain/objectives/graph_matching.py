@@ -181,22 +181,30 @@ def graph_matching(
     watched = {"retrieval": _share(alike, truth), "embedding_std": z[0].detach().flatten(0, 1).std(dim=0).mean()}
     if "matching" in weights:
         problem = build_problem(z, (features_s, features_t), positions, heads, config, scans)
-        noise = draw_noise(problem, config.num_samples, config.gumbel_scale, generator)
-
-        def solver(case: Problem) -> Tensor:
-            known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
-            return solve(case, config.solver, generator, known)
-
-        found = perturbed_loss(problem, truth, noise, solver, margin=config.margin, lambda_=config.lambda_)
-        terms["matching"] = found.loss.mean() / config.group
-        watched["match_accuracy"] = _share(found.match, truth)
-        if config.watch_map:
-            watched["map_accuracy"] = _share(solver(problem), truth)
+        terms["matching"], accuracies = _match(problem, truth, config, generator)
+        watched |= accuracies
     if "variance" in weights:
         terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1)) for part in z]).mean()
     if "info_nce" in weights:
         terms["info_nce"] = info_nce(z[0], z[1], config.temperature)
     return Losses(terms=terms, weights=weights, watched=watched)
+
+
+def _match(
+    problem: Problem, truth: Int64[Tensor, "b n"], config: GraphMatchingConfig, generator: torch.Generator
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The matching term, and how often the match is true."""
+    noise = draw_noise(problem, config.num_samples, config.gumbel_scale, generator)
+
+    def solver(case: Problem) -> Tensor:
+        known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
+        return solve(case, config.solver, generator, known)
+
+    found = perturbed_loss(problem, truth, noise, solver, margin=config.margin, lambda_=config.lambda_)
+    watched = {"match_accuracy": _share(found.match, truth)}
+    if config.watch_map:
+        watched["map_accuracy"] = _share(solver(problem), truth)
+    return found.loss.mean() / config.group, watched
 
 
 def build_problem(

@@ -141,6 +141,53 @@ def test_a_measured_norm_is_that_of_the_gradient_at_the_features_and_is_balanced
     assert balanced.max() / balanced.min() < 1.01
 
 
+class Follower(Brightness):
+    """Compares deepest features with those that the teacher has of the same images."""
+
+    wants_teacher = True
+
+    def plan(self, scene: Scene) -> Plan:
+        """Both look at the first crop."""
+        images = scene.crop(0).images
+        return Plan({"own": Pass(images), "other": Pass(images, teacher=True)}, None)
+
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+        """Squared difference; also of the heads' weights, to see that the teacher's branch is given."""
+        assert isinstance(teacher, Follower)
+        own, other = seen["own"].features[-1], seen["other"].features[-1]
+        assert own.requires_grad
+        assert not other.requires_grad
+        terms = {
+            "features": (own - other).square().mean(),
+            "head": (self.head.weight - teacher.head.weight).abs().sum(),
+        }
+        return Losses(terms, dict.fromkeys(terms, 1.0), {})
+
+
+def test_a_teacher_sees_the_same_images_with_its_own_weights_and_learns_nothing():
+    def follower(seed: int) -> Pretraining:
+        backbone = build(MODEL)
+        network = Pretraining(backbone, {"follower": Follower(backbone.levels[-1].channels)})
+        network.initialise(torch_generator(seed, "weights"))
+        return network
+
+    network, scene = follower(0), a_scene()
+    plans, weights = network.plans(scene), {"follower": 1.0}
+    assert len(wanted(plans, teacher=True)) == len(wanted(plans, teacher=False)) == 1
+    same = network(Job(plans, weights, teacher=follower(0)))["terms"]
+    assert {name: float(value.detach()) for name, value in same.items()} == {"features": 0.0, "head": 0.0}
+    teacher = follower(1)
+    other = network(Job(plans, weights, teacher=teacher))["terms"]
+    images = scene.crop(0).images
+    theirs = teacher.backbone.features(images)[-1]
+    error = (network.backbone.features(images)[-1] - theirs).square().mean()
+    assert other["features"].item() == pytest.approx(error.item(), rel=1e-6)
+    other["features"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    flops, *_ = costs(network.backbone, plans, 2)
+    assert flops == 4 * network.backbone.encoder_flops(PATCH)  # three to train, one for the teacher
+
+
 def test_weights_move_over_the_run_and_0_leaves_an_objective_out():
     config = MixtureConfig(last_weights=WeightsConfig(volume_fusion=0.0), moving=(0.25, 0.75))
     assert [config.weights_at(p)["volume_fusion"] for p in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 0.5, 0, 0]

@@ -67,8 +67,7 @@ def perturbed_loss(
             "bad_graph",
         )
     samples = len(noise.vertex) // len(truth)
-    copies = problem.repeat(samples)
-    wanted = truth.repeat(samples, 1)
+    copies, wanted = problem.repeat(samples), truth.repeat(samples, 1)
     with torch.no_grad():
         true = torch.zeros_like(copies.vertex).scatter(2, wanted.unsqueeze(2), 1.0)
         vertex = copies.vertex + noise.vertex - margin * true
