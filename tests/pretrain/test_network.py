@@ -151,7 +151,7 @@ class Follower(Brightness):
         images = scene.crop(0).images
         return Plan({"own": Pass(images), "other": Pass(images, teacher=True)}, None)
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
         """Squared difference; also of the heads' weights, to see that the teacher's branch is given."""
         assert isinstance(teacher, Follower)
         own, other = seen["own"].features[-1], seen["other"].features[-1]
