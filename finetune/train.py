@@ -37,9 +37,8 @@ from voxscale.errors import CheckpointError, ContractError, DataError
 from voxscale.files import sha256_file, write_arrays, write_json
 from voxscale.incidents import Incidents
 from voxscale.loader import load
-from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
-from voxscale.losses.dice import soft_dice_loss
+from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.models.build import ModelConfig, adapt, build, read_config
 from voxscale.models.interface import Backbone
 from voxscale.models.released.load import Released, read_released, transfer_released
@@ -227,13 +226,11 @@ def segmentation_loss(
     images = change_intensity(images, batch.seeds, config.intensity)
     outputs = engine(network_input(images, engine, config.engine.channels_last))
 
-    def dice(logits: Tensor, target: Tensor) -> Tensor:
-        return soft_dice_loss(logits, target, pooled=True, background=False)
+    def both(logits: Tensor, target: Tensor) -> Tensor:
+        return torch.stack(dice_and_cross_entropy(logits, target, pooled=True, background=False))
 
-    terms = {
-        "dice": deep_supervision(dice, outputs, label[:, 0]),
-        "cross_entropy": deep_supervision(cross_entropy, outputs, label[:, 0]),
-    }
+    dice, cross_entropy = deep_supervision(both, outputs, label[:, 0])
+    terms = {"dice": dice, "cross_entropy": cross_entropy}
     return Losses(terms, dict.fromkeys(terms, 1.0), {}), images.numel()
 
 

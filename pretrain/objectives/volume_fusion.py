@@ -27,9 +27,8 @@ from pretrain.scene import Scene
 from voxscale.batch import Losses, Views
 from voxscale.config import config, require
 from voxscale.errors import DataError
-from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
-from voxscale.losses.dice import soft_dice_loss
+from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.seed import rng
@@ -210,8 +209,10 @@ def loss(
     """
     heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     target = (label if ignored is None else label.masked_fill(ignored, IGNORED)).squeeze(1)
-    terms = {"dice": deep_supervision(_dice, heads, target), "ce": deep_supervision(_ce, heads, target)}
-    return Losses(terms=terms, weights={"dice": 0.5, "ce": 0.5}, watched=_watch(heads[0].detach(), target))
+    dice, ce = deep_supervision(_dice_and_ce, heads, target)
+    return Losses(
+        terms={"dice": dice, "ce": ce}, weights={"dice": 0.5, "ce": 0.5}, watched=_watch(heads[0].detach(), target)
+    )
 
 
 def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], Bool[Tensor, "b z y x"]]:
@@ -220,14 +221,9 @@ def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], 
     return target * counted, counted
 
 
-def _dice(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, ""]:
+def _dice_and_ce(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, "2"]:
     labels, counted = _split(target)
-    return soft_dice_loss(logits, labels, pooled=True, background=True, eps=1e-5, mask=counted)
-
-
-def _ce(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, ""]:
-    labels, counted = _split(target)
-    return cross_entropy(logits, labels, mask=counted)
+    return torch.stack(dice_and_cross_entropy(logits, labels, pooled=True, background=True, mask=counted))
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """One training step of STU-Net-B against the reference class of medim: `make bench ONLY=step_stunet_b`.
 
-Forward, backward from given gradients of the four weighted outputs, SGD; 105
-classes, 96^3, batch 1, one thread. Ours holds bf16 weights, the reference runs under
-bf16 autocast; `ratio` is the reference's CPU seconds in its better memory layout over
-ours in our better one, medians of steps in alternation, each cell in a process of its
-own. First both must give equal outputs in fp32. Then the better layouts are timed once
-more with the same real loss on both sides (cross-entropy and soft Dice at four resolutions).
+Forward, cross-entropy and soft Dice at four resolutions, backward, SGD; 105 classes,
+96^3, batch 1, one thread. Ours holds bf16 weights, the reference runs under bf16
+autocast; `ratio` is the reference's CPU seconds in its better memory layout over ours in
+our better one, medians of steps in alternation, each cell in a process of its own. First
+both must give equal outputs in fp32. Both take our fused loss; the same is measured without
+a loss, from given gradients of the outputs, and the better layouts once more with plain losses.
 """
 
 import json
@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice import soft_dice_loss
+from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.seed import torch_generator
 
 GOAL = 1.5
-ROUNDS, LOSS_ROUNDS = 5, 3
+ROUNDS, MORE_ROUNDS = 5, 3
 SIDE = 96
 HEADS = 4
 SIDES = ("ours", "reference")
 Cell = tuple[str, str, str]
-"""Whose network, memory layout, and `gradients` or `loss`."""
+"""Whose network, memory layout, and `loss`, `plain` (the loss by separate functions) or `gradients`."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
@@ -57,13 +58,19 @@ def check_equal() -> float:
     return difference
 
 
-def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+def fused(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy and soft Dice, halves of the loss."""
+    dice, cross = dice_and_cross_entropy(logits, target, pooled=True, background=True)
+    return 0.5 * cross + 0.5 * dice
+
+
+def plain(logits: Tensor, target: Tensor) -> Tensor:
+    """The same by one function for each."""
     dice = soft_dice_loss(logits, target, pooled=True, background=True)
     return 0.5 * cross_entropy(logits, target) + 0.5 * dice
 
 
-def step(ours: bool, layout: str, with_loss: bool = False) -> Callable[[], float]:
+def step(ours: bool, layout: str, kind: str) -> Callable[[], float]:
     """A training step that returns its CPU seconds."""
     form = LAYOUTS[layout]
     model = make(ours).to(memory_format=form)
@@ -72,17 +79,17 @@ def step(ours: bool, layout: str, with_loss: bool = False) -> Callable[[], float
     x = torch.randn(1, 1, SIDE, SIDE, SIDE, generator=torch_generator(1)).contiguous(memory_format=form)
     x = x.bfloat16() if ours else x
     gradients = [torch.full((1, 105, *[SIDE >> n] * 3), 1e-6).bfloat16() for n in range(HEADS)]
-    gradients = [] if with_loss else [g.contiguous(memory_format=form) for g in gradients]
+    gradients = [] if kind != "gradients" else [g.contiguous(memory_format=form) for g in gradients]
     target = torch.randint(0, 105, (1, SIDE, SIDE, SIDE), generator=torch_generator(2), dtype=torch.uint8)
 
     def run() -> float:
         began = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=not ours):
             outputs = list(model(x)[:HEADS])
-        if with_loss:
-            deep_supervision(loss_of, outputs, target).backward()
-        else:
+        if kind == "gradients":
             torch.autograd.backward(outputs, gradients)
+        else:
+            deep_supervision(fused if kind == "loss" else plain, outputs, target).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return time.process_time() - began
@@ -132,15 +139,18 @@ def compare(found: dict[Cell, dict[str, Any]]) -> tuple[float, bool, dict[str, s
 def measure() -> None:
     """Time all cells and write the result."""
     difference = check_equal()
-    found = alternate_cells([(name, layout, "gradients") for layout in LAYOUTS for name in SIDES], ROUNDS)
+    every = [(name, layout) for layout in LAYOUTS for name in SIDES]
+    found = alternate_cells([(*cell, "loss") for cell in every], ROUNDS)
     ratio, less, best = compare(found)
-    losses = alternate_cells([(name, best[name], "loss") for name in SIDES], LOSS_ROUNDS)
-    loss_ratio, loss_less, _ = compare(losses)
-    table = {f"{name} {layout} {kind}": values for (name, layout, kind), values in (found | losses).items()}
+    bare = alternate_cells([(*cell, "gradients") for cell in every], MORE_ROUNDS)
+    bare_ratio, bare_less, bare_best = compare(bare)
+    separate = alternate_cells([(name, best[name], "plain") for name in SIDES], MORE_ROUNDS)
+    plain_ratio, _, _ = compare(separate)
+    table = {f"{name} {layout} {kind}": values for (name, layout, kind), values in (found | bare | separate).items()}
     finish(
         "step_stunet_b", ratio, GOAL, ratio >= GOAL and less,
-        cells=table, best=best, less_memory=less, with_loss=round(loss_ratio, 4), with_loss_less_memory=loss_less,
-        fp32_difference=difference, threads=1,
+        cells=table, best=best, less_memory=less, from_gradients=round(bare_ratio, 4), from_gradients_best=bare_best,
+        from_gradients_less_memory=bare_less, plain_loss=round(plain_ratio, 4), fp32_difference=difference, threads=1,
     )  # fmt: skip
 
 
@@ -150,7 +160,7 @@ def main() -> None:
         measure()
         return
     torch.set_num_threads(1)
-    once = step(sys.argv[1] == "ours", sys.argv[2], sys.argv[3] == "loss")
+    once = step(sys.argv[1] == "ours", sys.argv[2], sys.argv[3])
     for _ in sys.stdin:
         seconds = once()
         print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9]), flush=True)
