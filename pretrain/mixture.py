@@ -6,6 +6,8 @@ from typing import Literal
 
 from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig
 from pretrain.objectives.interface import Objective
+from pretrain.objectives.part_whole import PartWhole
+from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
 from voxscale.config import config, require
 from voxscale.models.interface import Backbone
@@ -18,10 +20,12 @@ class WeightsConfig:
     Attributes:
         volume_fusion: Of Volume Fusion.
         graph_matching: Of second-order graph matching.
+        part_whole: Of self-distillation, composing and decomposing.
     """
 
     volume_fusion: float = 1.0
     graph_matching: float = 0.0
+    part_whole: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -47,6 +51,7 @@ class MixtureConfig:
             backward pass through the heads and the decoder. There is none at ZeRO stage 3.
         volume_fusion: Volume Fusion.
         graph_matching: Second-order graph matching.
+        part_whole: Self-distillation, composing and decomposing.
     """
 
     weights: WeightsConfig = WeightsConfig()
@@ -56,6 +61,7 @@ class MixtureConfig:
     measure_every: int = 50
     volume_fusion: VolumeFusionConfig = VolumeFusionConfig()
     graph_matching: GraphMatchingConfig = GraphMatchingConfig()
+    part_whole: PartWholeConfig = PartWholeConfig()
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -85,5 +91,6 @@ def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objectiv
     makers = {
         "volume_fusion": lambda: VolumeFusion(config.volume_fusion, backbone),
         "graph_matching": lambda: GraphMatching(config.graph_matching, backbone),
+        "part_whole": lambda: PartWhole(config.part_whole, backbone),
     }
     return {name: makers[name]() for name in config.active}

@@ -65,16 +65,22 @@ class Pretraining(nn.Module):
         branches: Objectives by name.
         balances: (branches,) factor of each loss, from its gradient.
         norms: (branches,) norm of each branch's gradient at the backbone's features, as last measured.
+        weighed: Branch and name of terms that are measured one by one.
+        term_norms: (terms,) norm of each of their gradients, without weight; absent if there are none.
     """
 
     balances: Tensor
     norms: Tensor
+    term_norms: Tensor
 
     def __init__(self, backbone: Backbone, branches: Mapping[str, Objective]) -> None:
         super().__init__()
         self.backbone, self.branches = backbone, nn.ModuleDict(dict(branches))
         self.register_buffer("balances", torch.ones(len(branches)))
         self.register_buffer("norms", torch.zeros(len(branches)))
+        self.weighed = [(name, term) for name, branch in branches.items() for term in branch.weighed]
+        if self.weighed:
+            self.register_buffer("term_norms", torch.zeros(len(self.weighed)))
 
     def objectives(self) -> dict[str, Objective]:
         """The branches, typed."""
@@ -87,6 +93,8 @@ class Pretraining(nn.Module):
             branch.initialise(generator)
         self.balances.fill_(1.0)
         self.norms.zero_()
+        if self.weighed:
+            self.term_norms.zero_()
 
     def no_decay(self) -> frozenset[str]:
         """Names of parameters that weight decay should leave alone."""
@@ -140,22 +148,35 @@ class Pretraining(nn.Module):
                 out["terms"][f"{start}{term}"] = value
                 out["weights"][f"{start}{term}"] = factor * losses.weights[term]
             out["watched"] |= {f"{start}{key}": value for key, value in losses.watched.items()}
+            out["watched"] |= {f"{start}{key}": value for key, value in self._shares(name, losses).items()}
             if len(found) > 1:
                 out["watched"][f"{name}/gradient"] = self.norms[place].clone()
             if job.balance:
                 out["watched"][f"{name}/balance"] = self.balances[place].clone()
         return out
 
+    def _shares(self, branch: str, losses: Losses) -> dict[str, Tensor]:
+        """Gradient of each term of a branch that is weighed, and its share of their weighted sum."""
+        terms = {term: self.term_norms[at] for at, (name, term) in enumerate(self.weighed) if name == branch}
+        parts = {term: losses.weights.get(term, 0.0) * norm for term, norm in terms.items()}
+        whole = sum(parts.values(), torch.zeros(())).clamp(min=1e-30) if parts else None
+        out = {f"{term}_gradient": norm.clone() for term, norm in terms.items()}
+        return out | {f"{term}_share": part / whole for term, part in parts.items()}
+
     def _measure(self, found: Mapping[str, Losses], seen: Sequence[Seen], job: Job) -> None:
         """Norm of each branch's gradient with respect to the encoder's features, equal on all ranks."""
         features = [f for one in seen for f in one.features if f.requires_grad]
+        terms = [found[name].terms.get(term) for name, term in self.weighed]
         squares: list[float] = []
-        for losses in found.values():
-            grads = torch.autograd.grad(losses.total, features, retain_graph=True, allow_unused=True)
+        for loss in [*(losses.total for losses in found.values()), *terms]:
+            grads = () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
             squares.append(float(sum(g.float().square().sum() for g in grads if g is not None)))
         mean = [value / dist.world_size() for value in dist.total(squares)]
-        norms = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
+        every = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
+        norms = every[: len(found)]
         self.norms.copy_(norms)
+        if terms:
+            self.term_norms.copy_(every[len(found) :])
         if job.balance and bool((norms > 0).all()) and bool(norms.isfinite().all()):
             target = (norms.log().mean() - norms.log()).clamp(-math.log(MOST), math.log(MOST))
             self.balances.copy_((SLOWNESS * self.balances.log() + (1 - SLOWNESS) * target).exp())

@@ -147,7 +147,8 @@ def losses(
         teacher.refresh()
         assert isinstance(teacher.module, Pretraining)
         twin = teacher.module
-    measured = mixture.measure_every > 0 and len(mixture.active) > 1 and config.engine.zero_stage < 3
+    several = len(mixture.active) > 1 or bool(network.weighed)
+    measured = mixture.measure_every > 0 and several and config.engine.zero_stage < 3
     job = Job(
         plans=network.plans(scene),
         weights=mixture.weights_at(scene.progress),

@@ -88,6 +88,15 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over all ranks, on its device and without gradient."""
+    value = tensor.detach().clone()
+    if td.is_initialized():
+        td.all_reduce(value)
+        value /= world_size()
+    return value
+
+
 def largest(values: list[float]) -> list[float]:
     """The largest of each value over all ranks."""
     if not td.is_initialized():

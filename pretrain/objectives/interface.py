@@ -64,10 +64,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         views_per_sample: Independent crops of each scan that it looks at.
         wants_teacher: Whether some passes are the teacher's.
+        weighed: Terms of its loss whose gradients are measured and logged one by one.
     """
 
     views_per_sample: int = 1
     wants_teacher: bool = False
+    weighed: tuple[str, ...] = ()
 
     def check(self, backbone: Backbone, patch: Size) -> None:  # most objectives take any
         """Refuse a backbone or patch that the objective cannot use.

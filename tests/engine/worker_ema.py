@@ -66,7 +66,7 @@ for case in cases:
         "steps": steps,
         "error": max(float((found[name] - expected[name]).abs().max()) for name in expected),
         "rounded": all(torch.equal(working[name], found[name].to(working[name].dtype)) for name in found),
-        "frozen": not any(p.requires_grad for p in teacher.module.parameters()),
+        "frozen": not any(p.requires_grad for p in teacher.module.parameters()) and not teacher.module.training,
         "dtype": str(next(teacher.module.parameters()).dtype),
     }
     print(json.dumps(row), flush=True)

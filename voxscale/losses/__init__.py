@@ -1,1 +1,1 @@
-"""Loss functions of supervised segmentation, each a pure function of logits and labels."""
+"""Loss functions, each a pure function of what a network says and what is true."""

@@ -1,0 +1,136 @@
+"""Config of the part-whole objective, and what it says of a step."""
+
+from typing import Literal
+
+from voxscale.config import config, require
+from voxscale.parts import Splits
+
+
+@config
+class PartWholeConfig:
+    """What wholes and parts are, and how they are compared.
+
+    Attributes:
+        kind: Tells objectives apart in a saved config.
+        parts: How many; the longest axes in mm are halved. 8 needs three axes: images have 4 or 2.
+        splits: Parts along z, y, x instead.
+        part_views: `crops`: each part is an image of its own, at the whole's own resolution; `grid`: parts are regions
+            of the feature map of the whole, and the whole is seen at the size of a part (ACE, 2025).
+        slots: `view`: a part's slot is its place in what is seen; `body`: its place before the crop was mirrored.
+        levels: Sizes of the whole: the crop, half its side, a quarter, and so on.
+        budget: Share of the run for each level, from coarse to fine.
+        blend: Share of the run over which one level gives way to the next.
+        least_voxels: Stored voxels along a part's edge (geometric mean); a sample with fewer stays at a coarser level.
+        tries: Places drawn for the whole, of which that with most body is taken.
+        air: Network input up to which a voxel is air; by default -900 HU, or a twentieth of the brightest in MR.
+        least_body: Share of body below which a part is air: it is not predicted, and counts as nothing for its whole.
+        whole_share: Least and greatest volume of the student's central view, as a share of the whole's.
+        local_views: Further, smaller concentric views of the student.
+        local_shares: Least volume of the smallest and greatest of the largest of these, in equal steps between.
+        hidden: Width of the heads' hidden layers in self-distillation.
+        bottleneck: Width before the prototypes.
+        prototypes: Outputs of self-distillation.
+        frozen: Share of the run in which the prototypes stand still.
+        student_temperature: Of the student.
+        teacher_temperature: Of the teacher at the start, and from `temperature_warmup` on.
+        temperature_warmup: Share of the run.
+        centre_momentum: Of the teacher's centre.
+        localise: Weight of self-distillation.
+        compose: Weight of the whole predicted from its parts.
+        decompose: Weight of the parts predicted from their whole.
+        ramp: Share of the run over which the last two rise from 0.
+    """
+
+    kind: Literal["part_whole"] = "part_whole"
+    parts: Literal[2, 4, 8] = 8
+    splits: Splits | None = None
+    part_views: Literal["crops", "grid"] = "crops"
+    slots: Literal["view", "body"] = "view"
+    levels: int = 3
+    budget: tuple[float, ...] = (0.2, 0.3, 0.5)
+    blend: float = 0.1
+    least_voxels: float = 32.0
+    tries: int = 4
+    air: float = 0.05
+    least_body: float = 0.1
+    whole_share: tuple[float, float] = (0.8, 1.0)
+    local_views: int = 4
+    local_shares: tuple[float, float] = (0.05, 0.8)
+    hidden: int = 1024
+    bottleneck: int = 256
+    prototypes: int = 8192
+    frozen: float = 0.01
+    student_temperature: float = 0.1
+    teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    temperature_warmup: float = 0.0
+    centre_momentum: float = 0.9
+    localise: float = 1.0
+    compose: float = 1.0
+    decompose: float = 1.0
+    ramp: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check ranges; raises `ConfigError` with the dotted name."""
+
+        def check(ok: bool, name: str, condition: str) -> None:
+            require(ok, f"objective.part_whole.{name}", condition, getattr(self, name))
+
+        check(self.splits is None or min(self.splits) >= 1, "splits", "three numbers from 1")
+        check(self.splits is None or max(self.splits) > 1, "splits", "more than one part")
+        check(len(self.budget) == self.levels >= 1, "budget", f"one share for each of {self.levels} levels")
+        check(min(self.budget) >= 0 and abs(sum(self.budget) - 1) < 1e-6, "budget", "shares that sum to 1")
+        for name in ("blend", "frozen", "temperature_warmup", "ramp", "least_body", "centre_momentum"):
+            check(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        for name in ("whole_share", "local_shares"):
+            low, high = getattr(self, name)
+            check(0 < low <= high <= 1, name, "two rising shares up to 1")
+        for name in ("tries", "hidden", "bottleneck"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.prototypes >= 2, "prototypes", "at least 2")
+        check(self.local_views >= 0, "local_views", "at least 0")
+        check(self.least_voxels >= 0, "least_voxels", "at least 0")
+        check(self.student_temperature > 0, "student_temperature", "above 0")
+        check(min(self.teacher_temperature) > 0, "teacher_temperature", "above 0")
+        weights = ("localise", "compose", "decompose")
+        for name in weights:
+            check(getattr(self, name) >= 0, name, "at least 0")
+        check(any(getattr(self, name) for name in weights), "localise", "above 0 where the other weights are 0")
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weight of each term that counts at some time, when a share of the run is done."""
+        risen = 1.0 if self.ramp == 0 else min(progress / self.ramp, 1.0)
+        every = {"localise": self.localise, "compose": risen * self.compose, "decompose": risen * self.decompose}
+        return {name: weight for name, weight in every.items() if getattr(self, name) > 0}
+
+
+def level_shares(config: PartWholeConfig, progress: float) -> list[float]:
+    """How likely each level is when a share of the run is done; a pure function of it.
+
+    Around the end of a level's budget the next one takes over linearly.
+    """
+    reached = [1.0]
+    end = 0.0
+    for share in config.budget[:-1]:
+        end += share
+        since = progress - end
+        reached.append(min(max(since / config.blend + 0.5, 0.0), 1.0) if config.blend else float(since >= 0))
+    # A level whose budget is small is passed over, not counted twice.
+    for number in range(len(reached) - 2, 0, -1):
+        reached[number] = max(reached[number], reached[number + 1])
+    return [a - b for a, b in zip(reached, [*reached[1:], 0.0], strict=True)]
+
+
+def level_of(config: PartWholeConfig, progress: float, draw: float) -> int:
+    """The level of a sample.
+
+    Args:
+        config: Levels and their budget.
+        progress: Share of the run that is done.
+        draw: The sample's own number in 0..1.
+    """
+    passed = 0.0
+    for level, share in enumerate(level_shares(config, progress)):
+        passed += share
+        if draw < passed:
+            return level
+    return config.levels - 1

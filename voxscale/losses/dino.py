@@ -1,0 +1,52 @@
+"""Self-distillation: the student's distribution over prototypes follows the teacher's centred, sharper one."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def teacher_probabilities(
+    logits: Float[Tensor, "b k"], centre: Float[Tensor, " k"], temperature: float
+) -> Float[Tensor, "b k"]:
+    """What the student is to say: `softmax((logits - centre) / temperature)`, without gradient."""
+    return ((logits.detach().float() - centre) / temperature).softmax(dim=1)
+
+
+def dino_loss(student: Float[Tensor, "v b k"], teacher: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, ""]:
+    """Mean cross-entropy of every view of the student with the teacher (Caron et al. 2021, Eq. 2).
+
+    Args:
+        student: Logits of each view of each sample.
+        teacher: Probabilities, see `teacher_probabilities`.
+        temperature: Of the student.
+    """
+    return -(teacher * (student.float() / temperature).log_softmax(dim=2)).sum(dim=2).mean()
+
+
+@torch.no_grad()
+def entropies(probabilities: Float[Tensor, "b k"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Signs of collapse, both as a share of the greatest entropy, ln k.
+
+    Returns:
+        Mean entropy of each sample's distribution (1: the teacher says nothing) and entropy of the batch's mean
+        distribution (0: it says the same of every sample).
+    """
+
+    def entropy(p: Tensor) -> Tensor:
+        return torch.special.entr(p).sum(dim=-1) / math.log(p.shape[-1])
+
+    return entropy(probabilities).mean(), entropy(probabilities.mean(dim=0))
+
+
+def teacher_temperature(start: float, end: float, warmup: float, progress: float) -> float:
+    """Temperature of the teacher: linear over the first part of the run, then constant (Caron et al. 2021, section 3).
+
+    Args:
+        start: At the beginning.
+        end: From `warmup` on.
+        warmup: Share of the run.
+        progress: Share of the run that is done.
+    """
+    return end if progress >= warmup else start + (end - start) * progress / warmup
