@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from voxscale.arrays import layout_of
+from voxscale.arrays import CHUNK, layout_of
 from voxscale.config import config, require
 from voxscale.contract import InputContract
 from voxscale.entry import Entry, Occupancy
@@ -69,6 +70,48 @@ def brick_boxes(entry: Entry, patch: Sequence[int], contract: InputContract, con
         starts = [first + s for s in tile(last - first, edge, config.overlap)]
         axes.append([(s * chunk, min((s + edge) * chunk, n)) for s in starts])
     return [(z, y, x) for z, y, x in itertools.product(*axes)]
+
+
+def covered(
+    shapes: NDArray[np.integer],
+    boxes: NDArray[np.integer],
+    spacings: NDArray[np.floating],
+    patch: Sequence[int],
+    contract: InputContract,
+    config: PackConfig,
+) -> NDArray[np.float64]:
+    """Voxels of all bricks of many volumes together, what neighbours share counted in each: as `brick_boxes` cuts them.
+
+    Args:
+        shapes: (n, 3) voxels.
+        boxes: (n, 3, 2) half-open index ranges around the bodies.
+        spacings: (n, 3) mm.
+        patch: Patch size (z, y, x) in voxels of the contract's spacing.
+        contract: Of the training to come.
+        config: How scans are cut.
+
+    Returns:
+        (n,) voxels; of 2D images, which are not cut, any number.
+    """
+    chunk = np.minimum(shapes, CHUNK)
+    chunks = -(-shapes // chunk)
+    inside = -(-boxes[:, :, 1] // chunk) - boxes[:, :, 0] // chunk
+    wanted = np.array(patch) * np.array(contract.spacing) / spacings * config.factor
+    edge = np.minimum(np.ceil(wanted / chunk).astype(np.int64), chunks)
+    # How many tiles an axis has, as in `tile`; they begin at different chunks, so only the last one can be cut.
+    length = np.maximum(inside, edge)
+    count = np.ceil((length - edge) / np.maximum(edge * (1 - config.overlap), 1)) + 1
+    first = np.where(inside < edge, _centred(boxes, chunk, chunks, edge), boxes[:, :, 0] // chunk)
+    cut = np.where(first + length == chunks, chunks * chunk - shapes, 0)
+    return (count * edge * chunk - cut).prod(axis=1)
+
+
+def _centred(
+    boxes: NDArray[np.integer], chunk: NDArray[np.integer], chunks: NDArray[np.integer], edge: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    """First chunk of a brick around a body that is smaller."""
+    both = boxes[:, :, 0] // chunk - (-boxes[:, :, 1] // chunk)
+    return np.minimum(np.maximum(0, (both - edge) // 2), chunks - edge)
 
 
 def body_share(occupancy: Occupancy, box: Box, shape: Sequence[int]) -> float:

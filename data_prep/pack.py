@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.audit import shared
 from data_prep.bricks import PackConfig, brick_boxes, describe, occupied
+from data_prep.choose import Digests, choose
 from data_prep.groups import Candidate, Group, plan_groups, read_groups, write_groups
 from data_prep.part import Part, parse_part
 from voxscale.config import config_hash, from_dict, load_json, parse, to_dict
@@ -70,15 +70,17 @@ def pack(
         DataError: If the store has no accepted volume, or no brick shows any body.
     """
     job = _Pack(open_store(store_path), open_folder(path), contract, patch, config)
-    candidates, in_task = job.choose(exclude)
+    candidates, in_task = choose(job.store, patch, contract, config, exclude)
     with _held(path, part), _scratch(path) as scratch:
         groups = job.plan(candidates)
+        del candidates
         mine = [number for number in range(len(groups)) if part is None or part.owns(number)]
+        digests = Digests(job.store, [key for number in mine for key in groups[number].volumes])
         total = _Total()
         with Progress("pack", sum(len(groups[n].volumes) for n in mine), unit="scans") as bar:
             for number in mine:
                 if groups[number].volumes:
-                    index = job.shard(number, groups[number], scratch)
+                    index = job.shard(number, groups[number], digests, scratch)
                     if part is None:
                         total.add(groups[number], index, job.folder)
                     bar.advance(len(groups[number].volumes))
@@ -126,45 +128,6 @@ class _Pack:
         self.contract, self.patch, self.config = contract, patch, config
         self.made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
 
-    def choose(self, exclude: Path | None) -> tuple[list[Candidate], int]:
-        """The scans to pack, and how many were left out because a task holds them too."""
-        if not self.store.entries:
-            raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
-        tested = set() if exclude is None else {_fingerprint(e) for e in open_store(exclude).entries.values()}
-        twins = set() if exclude is None else {twin.a for twin in shared(self.store.path, exclude)}
-        planar = unchecked = in_task = 0
-        chosen: list[Candidate] = []
-        for key, entry in self.store.entries.items():
-            unchecked += not entry.privacy.passed
-            if entry.planar:
-                planar += 1
-            elif key in twins or (tested and _fingerprint(entry) in tested):
-                in_task += 1
-            else:
-                chosen.append(Candidate(key, entry.subject, self._size(entry)))
-        if unchecked:
-            raise DataError(
-                f"store must have passed the privacy gate; {unchecked} of its scans have not: ingest with privacy.gate "
-                "on",
-                "not_checked",
-            )
-        if planar:
-            log.warning("pack: %d 2D images are left out; bricks are cut from volumes", planar)
-        if planar == len(self.store.entries):
-            raise DataError("store must hold at least one volume; bricks are not cut from 2D images", "only_planar")
-        if not chosen:
-            text = "store must hold scans that are not in the task as well; add unlabelled scans"
-            raise DataError(text, "all_in_task")
-        if in_task:
-            log.warning("pack: %d scans are left out because they are in the task as well", in_task)
-        return chosen, in_task
-
-    def _size(self, entry: Entry) -> float:
-        """Bytes that the bricks of a scan take, about: as many a voxel as in the store."""
-        boxes = brick_boxes(entry, self.patch, self.contract, self.config)
-        voxels = sum((z[1] - z[0]) * (y[1] - y[0]) * (x[1] - x[0]) for z, y, x in boxes)
-        return entry.bytes * voxels / (entry.shape[0] * entry.shape[1] * entry.shape[2])
-
     def plan(self, candidates: Sequence[Candidate]) -> tuple[Group, ...]:
         """The scans of each tar, those of an earlier run first."""
         before = read_groups(self.folder, self.made_from)
@@ -173,17 +136,16 @@ class _Pack:
             write_groups(self.folder, self.made_from, groups)
         return groups
 
-    def shard(self, number: int, group: Group, scratch: Path) -> ShardIndex:
+    def shard(self, number: int, group: Group, digests: Digests, scratch: Path) -> ShardIndex:
         """One tar: the one that is there if it was made from the same scans and config, else a new one."""
         name = f"shard-{number:05d}.tar"
-        entries = {key: self.store.entries[key] for key in group.volumes}
-        told = {key: to_dict(entry) for key, entry in entries.items()}
-        inputs = config_hash({"scans": told, "config": self.made_from, "schema": SCHEMA})
+        inputs = config_hash({"scans": digests.of(group.volumes), "config": self.made_from, "schema": SCHEMA})
         known = _known(self.folder, name)
         if known is not None and known.inputs == inputs and self.folder.size(name) == known.bytes:
             return known
         self.folder.remove(index_name(name))
         skipped, lost = [0], dict[str, str]()
+        entries = {key: self.store.entries[key] for key in group.volumes}
         return write_shard(
             self.folder, name, self._cut(entries, skipped, lost), inputs, lambda: (skipped[0], lost), scratch
         )
@@ -263,11 +225,6 @@ def _known(folder: Folder, name: str) -> ShardIndex | None:
         return from_dict(ShardIndex, json.loads(folder.read(index_name(name))), name)
     except (OSError, ValueError, DataError):
         return None
-
-
-def _fingerprint(entry: Entry) -> str:
-    """Equal for the same scan in two stores: its grid and its values' percentiles, not the keyed ids."""
-    return config_hash([list(entry.shape), entry.affine, dict(entry.percentiles)])
 
 
 def read_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, PackConfig]:

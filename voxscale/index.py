@@ -22,7 +22,7 @@ from voxscale.blobs import Blob
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.folder import Folder, open_folder
-from voxscale.index_table import VERSION, Statistics, from_row
+from voxscale.index_table import VERSION, Statistics, from_row, numbers
 
 INDEX = "index/index.json"
 ROWS = 1024
@@ -148,7 +148,7 @@ class Index(Mapping[str, Entry]):
     def column(self, name: str) -> NDArray[Any]:
         """One column whole: (rows,), or (rows, n) for fixed lists; strings as objects."""
         return np.concatenate(
-            [_numbers(self.read(n, [name]).column(name)) for n in range(self._first[-1])] or [np.zeros(0)]
+            [numbers(self.read(n, [name]).column(name)) for n in range(self._first[-1])] or [np.zeros(0)]
         )
 
     def __getitem__(self, key: str) -> Entry:
@@ -216,10 +216,3 @@ class _Values(ValuesView[Entry]):
 
     def __iter__(self) -> Iterator[Entry]:
         return (entry for _, entry in self._mapping.stream())
-
-
-def _numbers(column: Any) -> NDArray[Any]:
-    """A column of a table as an array."""
-    if pa.types.is_fixed_size_list(column.type):
-        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-    return column.to_numpy()

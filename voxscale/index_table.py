@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from voxscale.config import from_dict
 from voxscale.contract import PERCENTILES
@@ -114,6 +115,13 @@ def to_table(some: Sequence[tuple[str, Entry]]) -> Any:
         DataError: With reason `corrupt` if an id is not one.
     """
     return pa.Table.from_pylist([to_row(key, entry) for key, entry in some], SCHEMA)
+
+
+def numbers(column: Any) -> NDArray[Any]:
+    """A column of a table as an array: (rows,), or (rows, n) for fixed lists; strings as objects."""
+    if pa.types.is_fixed_size_list(column.type):
+        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return column.to_numpy()
 
 
 @dataclass(slots=True)
