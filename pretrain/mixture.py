@@ -6,6 +6,7 @@ from typing import Literal
 
 from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig
 from pretrain.objectives.interface import Objective
+from pretrain.objectives.masked_reconstruction import MaskedReconstruction, MaskedReconstructionConfig
 from pretrain.objectives.part_whole import PartWhole
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
@@ -21,11 +22,13 @@ class WeightsConfig:
         volume_fusion: Of Volume Fusion.
         graph_matching: Of second-order graph matching.
         part_whole: Of self-distillation, composing and decomposing.
+        masked_reconstruction: Of masked reconstruction.
     """
 
     volume_fusion: float = 1.0
     graph_matching: float = 0.0
     part_whole: float = 0.0
+    masked_reconstruction: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -52,6 +55,7 @@ class MixtureConfig:
         volume_fusion: Volume Fusion.
         graph_matching: Second-order graph matching.
         part_whole: Self-distillation, composing and decomposing.
+        masked_reconstruction: Masked reconstruction.
     """
 
     weights: WeightsConfig = WeightsConfig()
@@ -62,6 +66,7 @@ class MixtureConfig:
     volume_fusion: VolumeFusionConfig = VolumeFusionConfig()
     graph_matching: GraphMatchingConfig = GraphMatchingConfig()
     part_whole: PartWholeConfig = PartWholeConfig()
+    masked_reconstruction: MaskedReconstructionConfig = MaskedReconstructionConfig()
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -92,5 +97,6 @@ def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objectiv
         "volume_fusion": lambda: VolumeFusion(config.volume_fusion, backbone),
         "graph_matching": lambda: GraphMatching(config.graph_matching, backbone),
         "part_whole": lambda: PartWhole(config.part_whole, backbone),
+        "masked_reconstruction": lambda: MaskedReconstruction(config.masked_reconstruction, backbone),
     }
     return {name: makers[name]() for name in config.active}

@@ -1,5 +1,6 @@
 """A backbone with the branches that train it, as one network: one forward is one step's losses."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,38 +183,42 @@ class Pretraining(nn.Module):
             self.balances.copy_((SLOWNESS * self.balances.log() + (1 - SLOWNESS) * target).exp())
 
 
-def _key(one: Pass) -> tuple[int, bool]:
-    """Passes of the same tensor by the same network are one pass."""
-    return id(one.images), one.teacher
+Key = tuple[int, bool, int | None]
 
 
-def wanted(plans: Mapping[str, Plan], *, teacher: bool) -> dict[tuple[int, bool], Pass]:
+def _key(one: Pass) -> Key:
+    """Passes of the same tensor, hidden alike, by the same network are one pass."""
+    return id(one.images), one.teacher, None if one.visible is None else id(one.visible)
+
+
+def wanted(plans: Mapping[str, Plan], *, teacher: bool) -> dict[Key, Pass]:
     """The different passes of one of the two networks; a pass has a decoder if any branch wants one."""
-    merged: dict[tuple[int, bool], Pass] = {}
+    merged: dict[Key, Pass] = {}
     for plan in plans.values():
         for one in plan.passes.values():
             if one.teacher == teacher:
                 have = merged.get(_key(one))
-                merged[_key(one)] = Pass(one.images, one.decoder or (have is not None and have.decoder), teacher)
+                decoder = one.decoder or (have is not None and have.decoder)
+                merged[_key(one)] = dataclasses.replace(one, decoder=decoder)
     return merged
 
 
-def look(
-    backbone: Backbone, passes: Mapping[tuple[int, bool], Pass], channels_last: bool
-) -> dict[tuple[int, bool], Seen]:
+def look(backbone: Backbone, passes: Mapping[Key, Pass], channels_last: bool) -> dict[Key, Seen]:
     """Show images to a network."""
     dtype = next(backbone.parameters()).dtype
-    out: dict[tuple[int, bool], Seen] = {}
+    out: dict[Key, Seen] = {}
     for key, one in passes.items():
-        images = one.images.to(dtype)
+        images, visible = one.images.to(dtype), one.visible
         if backbone.dims == 2:
-            images = images.squeeze(2)
+            images, visible = images.squeeze(2), None if visible is None else visible.squeeze(1)
         if channels_last:
             layout = torch.channels_last_3d if backbone.dims == 3 else torch.channels_last
             images = images.contiguous(memory_format=layout)
         # Copies without data, so that a gradient with respect to them is that of the branches alone.
-        features = [f.view_as(f) for f in backbone.features(images)]
-        decoded = backbone.up(features) if one.decoder else []
+        found = backbone.features(images) if visible is None else backbone.visible_features(images, visible)
+        features = [f.view_as(f) for f in found]
+        filled = features if one.fill is None else one.fill(features, visible)
+        decoded = backbone.up(filled) if one.decoder else []
         out[key] = Seen(_deep(features, backbone), _deep(decoded, backbone))
     return out
 
@@ -229,6 +234,8 @@ def costs(backbone: Backbone, plans: Mapping[str, Plan], samples: int) -> tuple[
         for one in wanted(plans, teacher=teacher).values():
             size = tuple(one.images.shape[2:] if backbone.dims == 3 else one.images.shape[3:])
             each = backbone.flops(size) if one.decoder else backbone.encoder_flops(size)
+            if one.visible is not None:
+                each += backbone.visible_flops(size, float(one.visible.float().mean())) - backbone.encoder_flops(size)
             flops += each * len(one.images) * (1 if teacher else BACKWARD)
             together += one.images.numel()
         for plan in plans.values():

@@ -123,6 +123,8 @@ def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, i
     network = Pretraining(own, branches(config.objective, own))
     for branch in network.objectives().values():
         branch.check(own, patch)
+    hides = "masked_reconstruction" in config.objective.active
+    require(not (hides and config.engine.compile), "engine.compile", "off where parts of images are hidden", True)
     balanced = config.objective.balance == "gradients"
     # A backward pass within a step finds weights that DeepSpeed has given back already.
     require(not balanced or config.engine.zero_stage < 3, "objective.balance", "'none' at ZeRO stage 3", "gradients")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,11 +25,15 @@ class Pass:
         images: (n, 1, z, y, x) in 0..1; passes of the same tensor are made once, however many branches want them.
         decoder: Whether the decoder's features are wanted too.
         teacher: Whether it is the teacher that looks, without gradients.
+        visible: (n, z, y, x) blocks that the network sees, see `Backbone.visible_features`; all if None.
+        fill: Called with the encoder's features and the blocks; what it makes of them is given to the decoder.
     """
 
     images: Float[Tensor, "n 1 z y x"]
     decoder: bool = False
     teacher: bool = False
+    visible: Bool[Tensor, "n z y x"] | None = None
+    fill: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

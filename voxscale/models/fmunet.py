@@ -125,6 +125,7 @@ class FMUNet(Backbone):
     """FMU-Net (Wang et al. 2023, MIS-FM, arXiv 2306.16925), with the weight names of PyMIC's FMUNetV3."""
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("out_layers.",)
+    sees_parts = True
     input_weights: ClassVar[tuple[str, ...]] = ("project.weight",)
 
     def __init__(self, config: FMUNetConfig, device: torch.device | str | None = None) -> None:

@@ -5,15 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxscale.config import require
 from voxscale.errors import ConfigError
+from voxscale.models.sparse import hide, spread
 from voxscale.seed import torch_generator
 
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class Backbone(nn.Module, ABC):
         head_prefixes: What the names of all weights of the heads start with.
         input_weights: Names of the weights (out, in, ...) whose second axis is the image channels.
         decay_free: Endings of names of matrices that weight decay should leave alone too.
+        sees_parts: Whether `visible_features` is there.
     """
 
     dims: Dims
@@ -74,6 +77,8 @@ class Backbone(nn.Module, ABC):
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     input_weights: ClassVar[tuple[str, ...]] = ()
     decay_free: ClassVar[tuple[str, ...]] = ()
+    sees_parts: bool = False
+    _visible: Tensor | None = None
 
     @abstractmethod
     def features(self, x: Float[Tensor, "b c *size"]) -> list[Tensor]:
@@ -88,6 +93,29 @@ class Backbone(nn.Module, ABC):
         Raises:
             ConfigError: If the size is not one that the network takes; names the nearest that is.
         """
+
+    def visible_features(self, x: Float[Tensor, "b c *size"], visible: Bool[Tensor, "b ..."]) -> list[Tensor]:
+        """As `features`, of an image of which only some blocks are visible; 0 where it is hidden.
+
+        Nothing that is visible depends on hidden voxels. Convolutional networks are computed as
+        sparse ones (`voxscale.models.sparse`); a ViT reads the visible tokens alone.
+
+        Args:
+            x: Images, as in `features`.
+            visible: Which blocks are, equally many in each sample; the sides of a block are multiples of the
+                coarsest stride, and `visible.shape[1:]` blocks fill the image.
+
+        Raises:
+            ConfigError: As `features` does, or if the network cannot leave out parts of an image.
+        """
+        if not self.sees_parts:
+            raise self._lacks("features of visible parts: STU-Net, nnU-Net, FMU-Net, ResNet or ViT")
+        self._visible = visible
+        try:
+            with hide(self, visible):
+                return self.features(x.masked_fill(~spread(visible, x.shape[2:]).unsqueeze(1), 0.0))
+        finally:
+            self._visible = None
 
     def up(self, features: Sequence[Tensor]) -> list[Tensor]:  # noqa: ARG002  # overridden where there is a decoder
         """Features of the decoder on the grids of the first `decoder_levels` levels, finest first.
@@ -144,6 +172,10 @@ class Backbone(nn.Module, ABC):
     def encoder_flops(self, size: Sequence[int]) -> int:
         """As `flops`, of `features`."""
 
+    def visible_flops(self, size: Sequence[int], share: float) -> int:  # noqa: ARG002  # of those that leave tokens out
+        """As `flops`, of `visible_features` of an image of which a share is visible."""
+        return self.encoder_flops(size)
+
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights afresh and set all buffers; the model must not be on the meta device.
@@ -186,6 +218,8 @@ class Backbone(nn.Module, ABC):
         """Call a stage, keeping only its inputs for the backward pass if its level is to be recomputed."""
         if level in self.checkpoint_stages and torch.is_grad_enabled():
             contexts = (nullcontext(), _Recomputing(self))
+            if self._visible is not None:  # the recomputation comes when all is shown again
+                function = partial(_hiding, self, self._visible, function)
             return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)  # pyright: ignore[reportReturnType]
         return function(*inputs)
 
@@ -217,6 +251,13 @@ class _Recomputing:
 
     def __exit__(self, *error: object) -> None:
         take_back(self._held)
+
+
+def _hiding(model: Backbone, visible: Tensor, function: Callable[..., T], *inputs: object) -> T:
+    if model._visible is not None:  # pyright: ignore[reportPrivateUsage]  # the first time all is hidden already
+        return function(*inputs)
+    with hide(model, visible):
+        return function(*inputs)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

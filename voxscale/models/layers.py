@@ -72,7 +72,8 @@ def instance_norm(x: Tensor, norm: nn.Module) -> Tensor:
         norm: An `InstanceNorm2d` or `InstanceNorm3d` with weight and bias, without running statistics.
     """
     last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
-    if x.device.type != "cpu" or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+    shadowed = "forward" in vars(norm)  # as in `voxscale.models.sparse`
+    if shadowed or x.device.type != "cpu" or x.is_contiguous() or not x.is_contiguous(memory_format=last):
         return norm(x)
     assert isinstance(norm, (nn.InstanceNorm2d, nn.InstanceNorm3d))
     if len(x) == 1:  # a split would be copied back together in the backward pass

@@ -76,6 +76,7 @@ class NNUNet(Backbone):
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("decoder.seg_layers.",)
+    sees_parts = True
 
     def __init__(self, config: NNUNetConfig, device: torch.device | str | None = None) -> None:
         """Build the network.

@@ -186,6 +186,7 @@ class STUNet(Backbone):
     """
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("seg_outputs.",)
+    sees_parts = True
     input_weights: ClassVar[tuple[str, ...]] = (
         "conv_blocks_context.0.0.conv1.weight",
         "conv_blocks_context.0.0.conv3.weight",

@@ -70,6 +70,7 @@ class TimmBackbone(Backbone):
         self.config, self.dims, self.decoder_levels = config, 2, 0
         self.checkpoint_stages = config.checkpoint_stages
         self.family = config.name.split("_")[0]
+        self.sees_parts = self.family == "resnet50"
         more = {"dynamic_img_size": True} if self.family == "vit" else {}
         with torch.device("meta"):
             self.net: Any = load("timm", "timm").create_model(

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voxscale.config import config, require
 from voxscale.models.interface import Backbone, Dims, Level, Stride, Tokens, check_stages, nearest_multiple
 from voxscale.models.layers import CONV, axes, conv_flops, draw_truncated, initialise_layers, volume
+from voxscale.models.sparse import spread, visible_places
 
 TAPS = 4
 """Depths at which features are read, evenly spread and with the last block among them."""
@@ -88,8 +89,9 @@ def rotary_angles(
     return F.pad(angles, (0, pairs - angles.shape[1]))
 
 
-def rotate(x: Float[Tensor, "b h n c"], angles: Float[Tensor, "n pairs"]) -> Float[Tensor, "b h n c"]:
-    """Turn the channel pairs (i, i + pairs) of each token in their plane."""
+def rotate(x: Float[Tensor, "b h n c"], angles: Float[Tensor, "*b n pairs"]) -> Float[Tensor, "b h n c"]:
+    """Turn the channel pairs (i, i + pairs) of each token in their plane; angles are of all samples or of each."""
+    angles = angles if angles.ndim == 2 else angles.unsqueeze(1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -109,7 +111,7 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Float[Tensor, "b n c"], angles: Float[Tensor, "n pairs"]) -> Float[Tensor, "b n c"]:
+    def forward(self, x: Float[Tensor, "b n c"], angles: Float[Tensor, "*b n pairs"]) -> Float[Tensor, "b n c"]:
         """Apply the block; an angle of 0 leaves a token without a place."""
         b, n, c = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, n, 3, self.attention_heads, -1).permute(2, 0, 3, 1, 4)
@@ -124,6 +126,7 @@ class ViT(Backbone):
 
     input_weights: ClassVar[tuple[str, ...]] = ("patch_embed.weight",)
     decay_free: ClassVar[tuple[str, ...]] = ("registers",)
+    sees_parts = True
 
     def __init__(self, config: ViTConfig, device: torch.device | str | None = None) -> None:
         """Build the network.
@@ -159,15 +162,21 @@ class ViT(Backbone):
         blocks = [(f"blocks.{i}.",) for i in range(self.config.depth)]
         return [("patch_embed.", "registers"), *blocks, ("norm.",)]
 
-    def _taps(self, x: Float[Tensor, "b c *size"]) -> tuple[list[Tensor], tuple[int, ...]]:
-        """All tokens after each quarter of the blocks, and the grid of places."""
+    def _taps(
+        self, x: Float[Tensor, "b c *size"], chosen: Int64[Tensor, "b n"] | None = None
+    ) -> tuple[list[Tensor], tuple[int, ...]]:
+        """All tokens after each quarter of the blocks, or those of chosen places, and the grid of places."""
         self.check_size(x)
         y = self.patch_embed(x)
         grid = tuple(y.shape[2:])
         config, count = self.config, self.config.registers
         angles = rotary_angles(grid, config.width // config.attention_heads, config.rope_base, y.device)
-        angles = torch.cat([angles.new_zeros(count, angles.shape[1]), angles])
-        y = torch.cat([self.registers.expand(len(y), -1, -1), y.flatten(2).transpose(1, 2)], dim=1)
+        y = y.flatten(2).transpose(1, 2)
+        if chosen is not None:
+            angles = angles[chosen]
+            y = y.gather(1, chosen.unsqueeze(2).expand(-1, -1, y.shape[2]))
+        angles = F.pad(angles, (0, 0, count, 0))  # registers have no place
+        y = torch.cat([self.registers.expand(len(y), -1, -1), y], dim=1)
         taps: list[Tensor] = []
         for quarter in range(TAPS):
             y = self.run_stage(quarter, self._quarter, quarter, y, angles)
@@ -186,6 +195,19 @@ class ViT(Backbone):
         placed = [self.norm(tap)[:, self.config.registers :].transpose(1, 2) for tap in taps]
         return [y.reshape(len(x), self.config.width, *grid) for y in placed]
 
+    def visible_features(self, x: Float[Tensor, "b c *size"], visible: Bool[Tensor, "b ..."]) -> list[Tensor]:
+        """Features of the visible tokens, which alone pass through the blocks; see `Backbone.visible_features`.
+
+        He et al. 2022 (MAE, section 3). Layer norms work token by token.
+        """
+        grid = tuple(n // step for n, step in zip(x.shape[2:], self.levels[0].stride, strict=True))
+        chosen = visible_places(spread(visible, grid), visible)
+        taps, _ = self._taps(x, chosen)
+        places = chosen.unsqueeze(1).expand(-1, self.config.width, -1)
+        placed = [self.norm(tap)[:, self.config.registers :].transpose(1, 2) for tap in taps]
+        empty = placed[0].new_zeros(len(x), self.config.width, math.prod(grid))
+        return [empty.scatter(2, places, y).view(len(x), -1, *grid) for y in placed]
+
     def tokens(self, x: Float[Tensor, "b c *size"]) -> Tokens:
         """Registers and patch tokens of the last block; see `Backbone.tokens`."""
         taps, grid = self._taps(x)
@@ -199,6 +221,13 @@ class ViT(Backbone):
         return embed + transformer_flops(
             places + self.config.registers, self.config.width, self.config.depth, self.config.mlp_ratio
         )
+
+    def visible_flops(self, size: Sequence[int], share: float) -> int:
+        """See `Backbone.visible_flops`; all patches are embedded."""
+        config, places = self.config, math.prod(size) // volume(self.levels[0].stride)
+        embed = conv_flops(config.in_channels, config.width, volume(self.levels[0].stride), places)
+        kept = round(share * places) + config.registers
+        return embed + transformer_flops(kept, config.width, config.depth, config.mlp_ratio)
 
     def flops(self, size: Sequence[int]) -> int:
         """See `Backbone.flops`."""
