@@ -1,16 +1,19 @@
-"""Pretraining presets: Volume Fusion, part-whole, or a mixture, on the published STU-Net sizes."""
+"""Pretraining presets: Volume Fusion, part-whole, masked reconstruction, or a mixture, on STU-Nets."""
 
 import dataclasses
+from typing import Any
 
 import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.masked_reconstruction import MaskedReconstructionConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
 from voxscale.models.stunet import SIZES, STUNetConfig
+from voxscale.models.vit import ViTConfig
 from voxscale.stream import ShardStreamConfig
 
 
@@ -29,6 +32,11 @@ def _stunet(size: str, batch: int, lr: float, steps: int) -> PretrainConfig:
         loader=LoaderConfig(workers=8),
         loop=LoopConfig(steps=steps, batch=batch, log_every=50, checkpoint_every=1000, keep=3),
     )
+
+
+def _masked(**how: Any) -> MixtureConfig:
+    weights = WeightsConfig(volume_fusion=0.0, masked_reconstruction=1.0)
+    return MixtureConfig(weights=weights, masked_reconstruction=MaskedReconstructionConfig(**how))
 
 
 def stunet_s() -> PretrainConfig:
@@ -83,6 +91,31 @@ def stunet_b() -> PretrainConfig:
     Cost on GPUs: not measured yet.
     """
     return _stunet("B", batch=16, lr=1e-3, steps=200_000)
+
+
+def stunet_b_masked() -> PretrainConfig:
+    """STU-Net B, masked reconstruction by its own decoder: 60 % of blocks hidden, as in SparK.
+
+    `python -m launch pretrain configs/pretrain.py:stunet_b_masked --shards SHARDS --run RUN --processes 4 --gpus 4`
+
+    Cost on GPUs and what it buys: not measured yet.
+    """
+    return dataclasses.replace(_stunet("B", batch=16, lr=1e-3, steps=200_000), objective=_masked(ratio=0.6))
+
+
+def vit_b_masked() -> PretrainConfig:
+    """ViT B, masked autoencoder: 75 % of tokens hidden, blocks normalised, as in MAE.
+
+    `python -m launch pretrain configs/pretrain.py:vit_b_masked --shards SHARDS --run RUN --processes 4 --gpus 4`
+
+    Cost on GPUs and what it buys: not measured yet.
+    """
+    return dataclasses.replace(
+        _stunet("B", batch=64, lr=4e-4, steps=200_000),
+        model=ViTConfig(width=768, depth=12, attention_heads=12),
+        objective=_masked(ratio=0.75, width=384, depth=4, heads=6, normalise=True),
+        optim=OptimConfig(kind="adamw", lr=4e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.05),
+    )
 
 
 def stunet_l() -> PretrainConfig:

@@ -29,6 +29,13 @@ CROPS = {
 }
 """Images of `preview.npz` and what the page calls them."""
 
+MASKED = {
+    "masked_whole": "Crop",
+    "masked_visible": "What the network sees of it",
+    "masked_told": "Hidden blocks as the network tells them",
+}
+"""Images of masked reconstruction in `preview.npz`."""
+
 PRETEXT = (
     "Two crops are mixed block by block, each block at its own level, from background only to foreground only."
     " The network sees the mixture alone and has to name the level at every voxel, which takes knowing what anatomy"
@@ -36,8 +43,14 @@ PRETEXT = (
 )
 
 
+HIDDEN = (
+    "Blocks of a crop are hidden, and the network has to tell their voxels from the rest, which takes knowing what"
+    " anatomy looks like and needs no label drawn by a person."
+)
+
+
 def pretext_section(run: Path) -> Section:
-    """The fused volume, what it was made of, and what the network makes of it.
+    """The fused volume and the hidden blocks, and what the network makes of them.
 
     Args:
         run: Of pretraining; `preview.npz` in it holds one example.
@@ -45,10 +58,35 @@ def pretext_section(run: Path) -> Section:
     file = run / "preview.npz"
     if not file.is_file():
         return Section("Pretext task", page.paragraph("No preview was saved."), PRETEXT)
-    with np.load(file, allow_pickle=False) as arrays:
-        images = {key: arrays[key].astype(np.float32) for key in CROPS}
-        truth, guess = (arrays[key].astype(np.uint8) for key in ("label", "prediction"))
-        z, y, x = (float(s) for s in arrays["spacing"])
+    with np.load(file, allow_pickle=False) as saved:
+        arrays = {key: saved[key] for key in saved.files}
+    parts = [(_fusion(arrays), PRETEXT)] if "fused" in arrays else []
+    parts += [(_masked(arrays), HIDDEN)] if "masked_told" in arrays else []
+    if not parts:
+        return Section("Pretext task", page.paragraph("The objectives of this run make no pictures."))
+    return Section("Pretext task", "".join(body for body, _ in parts), " ".join(words for _, words in parts))
+
+
+def _masked(arrays: Mapping[str, Any]) -> str:
+    images = {key: arrays[key].astype(np.float32) for key in MASKED}
+    whole = images["masked_whole"]
+    window, middle = (float(whole.min()), float(whole.max())), tuple(n // 2 for n in whole.shape)
+    pictures = [
+        page.picture(three_planes(images[key], _spacing(arrays), window=window, point=middle), text, text)
+        for key, text in MASKED.items()
+    ]
+    return page.grid(pictures, "three")
+
+
+def _spacing(arrays: Mapping[str, Any]) -> tuple[float, float, float]:
+    z, y, x = (float(s) for s in arrays["spacing"])
+    return z, y, x
+
+
+def _fusion(arrays: Mapping[str, Any]) -> str:
+    images = {key: arrays[key].astype(np.float32) for key in CROPS}
+    truth, guess = (arrays[key].astype(np.uint8) for key in ("label", "prediction"))
+    z, y, x = _spacing(arrays)
     levels = max(1, int(truth.max()), int(guess.max()))
     palette = ramp(levels)
     window = (float(min(i.min() for i in images.values())), float(max(i.max() for i in images.values())))
@@ -70,7 +108,7 @@ def pretext_section(run: Path) -> Section:
         f" always naming the commonest level would get {usual:.0%}. Level 0 (background only) is not coloured."
         f" {CONVENTION}"
     )
-    return Section("Pretext task", key + page.grid(pictures, "three") + page.paragraph(note, "note"), PRETEXT)
+    return key + page.grid(pictures, "three") + page.paragraph(note, "note")
 
 
 def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) -> Section:

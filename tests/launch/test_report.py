@@ -13,7 +13,7 @@ import pytest
 from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
 from launch.report_data import left_out_text
 from launch.report_results import case_scores, headline_section, result_section
-from launch.report_run import curves_section, limits_section, strip_paths
+from launch.report_run import curves_section, limits_section, pretext_section, strip_paths
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import append_line
@@ -605,3 +605,15 @@ def test_strip_paths_keeps_names_and_numbers() -> None:
         "b": ["v", 3, None],
         "c": {"d": "plain", "e": "out"},
     }
+
+
+def test_a_preview_shows_the_objectives_that_were_trained(tmp_path: Path) -> None:
+    crop = np.linspace(0, 1, 8**3, dtype=np.float32).reshape(8, 8, 8)
+    masked = dict.fromkeys(("masked_whole", "masked_visible", "masked_told"), crop)
+    np.savez(tmp_path / "preview.npz", **masked, spacing=(1.0, 1.0, 1.0))
+    section = pretext_section(tmp_path)
+    assert section.html.count("<img") == 3
+    assert "Hidden blocks as the network tells them" in section.html
+    assert "Blocks of a crop are hidden" in section.lead
+    np.savez(tmp_path / "preview.npz", spacing=(1.0, 1.0, 1.0))
+    assert "make no pictures" in pretext_section(tmp_path).html
