@@ -1,6 +1,7 @@
 """Config of a fine-tuning experiment."""
 
 from pathlib import Path
+from typing import Literal
 
 from voxscale.augment.brightness import BrightnessConfig
 from voxscale.augment.gamma import GammaConfig
@@ -10,6 +11,8 @@ from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Tracke
 from voxscale.loader import LoaderConfig
 from voxscale.models.released.load import FORMS, Form
 from voxscale.stream import CaseStreamConfig
+
+Arm = Literal["scratch", "pretrained"]
 
 
 @config
@@ -79,6 +82,8 @@ class FinetuneConfig:
         run: Run folder: results per fold and arm. Started again with the same config, it goes on.
         folds: Parts of the cross-validation, by subject; every case is tested once per seed.
         seeds: Repeats with other heads, sample orders and augmentations.
+        subjects: How many subjects each training sees, drawn with its seed; 0 for all that its fold leaves.
+        arms: What is trained: from scratch, from the pretrained weights, or each on the same cases.
         heads: Deep-supervision outputs.
         stream: How cases become samples.
         intensity: How values of patches are changed.
@@ -97,6 +102,8 @@ class FinetuneConfig:
     run: Path = Path("runs/finetune")
     folds: int = 4
     seeds: tuple[int, ...] = (0,)
+    subjects: int = 0
+    arms: tuple[Arm, ...] = ("scratch", "pretrained")
     heads: int = 3
     stream: CaseStreamConfig = CaseStreamConfig()
     intensity: IntensityConfig = IntensityConfig()
@@ -112,4 +119,7 @@ class FinetuneConfig:
         require(self.folds >= 2, "finetune.folds", "at least 2", self.folds)
         unique = len(self.seeds) == len(set(self.seeds)) > 0
         require(unique, "finetune.seeds", "one or more different numbers", self.seeds)
+        require(self.subjects >= 0, "finetune.subjects", "at least 0", self.subjects)
+        own = len(self.arms) == len(set(self.arms)) > 0
+        require(own, "finetune.arms", "one or two different ones", self.arms, ("scratch", "pretrained"))
         require(1 <= self.heads <= 5, "finetune.heads", "1 to 5", self.heads)

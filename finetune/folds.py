@@ -1,6 +1,6 @@
 """Cross-validation by subject: the cases of one subject are never on both sides."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from voxscale.config import require
 from voxscale.seed import rng
@@ -30,3 +30,30 @@ def split(subjects: Mapping[str, str], folds: int) -> list[list[str]]:
     for place, group in enumerate(order):
         tests[place % folds].extend(ordered[int(group)])
     return [sorted(test) for test in tests]
+
+
+def learners(subjects: Mapping[str, str], test: Collection[str], count: int, seed: int) -> list[str]:
+    """Cases to train on: those of a few subjects that are not tested.
+
+    Of two counts, the smaller one's subjects are among the larger one's, so that
+    results differ by how many there were and not by who they were.
+
+    Args:
+        subjects: Subject of each case.
+        test: Cases that are tested.
+        count: How many subjects; 0 for all.
+        seed: Of the choice.
+
+    Raises:
+        ConfigError: If there are fewer subjects.
+    """
+    tested = {subjects[case] for case in test}
+    groups: dict[str, list[str]] = {}
+    for case in sorted(subjects):
+        if subjects[case] not in tested:
+            groups.setdefault(subjects[case], []).append(case)
+    require(count <= len(groups), "finetune.subjects", f"at most those that a fold leaves, {len(groups)}", count)
+    ordered = sorted(groups.values())
+    order = rng(seed, "subjects").permutation(len(ordered))
+    chosen = order if count == 0 else order[:count]
+    return sorted(case for place in chosen for case in ordered[int(place)])

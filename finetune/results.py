@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import FinetuneConfig
-from finetune.summary import ARMS, by_case, summarise
+from finetune.summary import ARMS, by_case, summarise, summarise_arm
 from voxscale.files import write_arrays
 from voxscale.metrics.dice import dice_per_label
 from voxscale.store import Store
@@ -53,15 +53,19 @@ def read_prediction(folder: Path, case: str) -> NDArray[np.uint8]:
 def collect(config: FinetuneConfig, classes: Mapping[int, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The file `results.json`, without its previews; see docs/design.md."""
     labels = [str(label) for label in sorted(classes)]
+    both = len(config.arms) == 2
+    summary = summarise(rows, labels, config.seeds) if both else summarise_arm(rows, config.arms[0], labels)
+    transferred = "pretrained" in config.arms
     return {
-        "arms": list(ARMS),
+        "arms": [arm for arm in ARMS if arm in config.arms],
         "classes": {str(label): name for label, name in sorted(classes.items())},
         "folds": config.folds,
         "seeds": list(config.seeds),
         "steps": config.loop.steps,
+        "subjects": config.subjects,
         "cases": rows,
-        "summary": summarise(rows, labels, config.seeds),
-        "transfer": json.loads((config.run / "transfer.json").read_text()),
+        "summary": summary,
+        "transfer": json.loads((config.run / "transfer.json").read_text()) if transferred else None,
     }
 
 

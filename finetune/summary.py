@@ -49,6 +49,11 @@ def _arm(rows: Sequence[Mapping[str, Any]], arm: str, labels: Sequence[str]) -> 
     return _mean(by_subject(by_case(rows, arm, None), rows)) | {"per_label": each}
 
 
+def summarise_arm(rows: Sequence[Mapping[str, Any]], arm: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Summary of one arm alone, under its name."""
+    return {arm: _arm(rows, arm, labels)}
+
+
 def _differences(rows: Sequence[Mapping[str, Any]], label: str | None) -> dict[str, float]:
     scratch, pretrained = (by_case(rows, arm, label) for arm in ARMS)
     return {case: pretrained[case] - scratch[case] for case in scratch if case in pretrained}

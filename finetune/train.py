@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from finetune.config import FinetuneConfig, InitConfig, IntensityConfig
-from finetune.folds import split
+from finetune.folds import learners, split
 from finetune.results import collect, fold_folder, save_previews, score_cases
 from finetune.segment import segment
-from finetune.summary import ARMS
 from voxscale import dist
 from voxscale.augment import brightness, gamma, noise
 from voxscale.augment.resample import resample
@@ -75,6 +74,11 @@ class Task:
     weights: Mapping[str, Tensor] | Released
     inputs: dict[str, str]
 
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Subject of each case."""
+        return {case: self.store.entries[case].subject for case in self.cases}
+
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Train and test both arms on every fold and seed; finished ones are not done again; every rank calls.
@@ -90,13 +94,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     dist.start()
     task = open_task(config)
     with open_run(config.run, config, task.inputs):
-        tests = split({case: task.store.entries[case].subject for case in task.cases}, config.folds)
+        subjects = task.subjects
+        tests = split(subjects, config.folds)
         rows: list[dict[str, Any]] = []
-        for seed, (fold, test), arm in itertools.product(config.seeds, enumerate(tests), ARMS):
+        for seed, (fold, test), arm in itertools.product(config.seeds, enumerate(tests), config.arms):
             folder = fold_folder(config.run, arm, seed, fold)
             done = folder / "cases.json"
             if dist.from_rank_0("done" if done.exists() else "") != "done":
-                train_and_test(config, task, folder, arm, seed, test, f"{arm} {fold + 1}/{config.folds}")
+                learn = learners(subjects, test, config.subjects, derive(seed, fold))
+                train_and_test(config, task, folder, arm, seed, learn, test, f"{arm} {fold + 1}/{config.folds}")
                 if dist.rank() == 0:
                     place = {"fold": fold, "seed": seed, "arm": arm}
                     write_json(done, score_cases(task.store, sorted(task.classes), folder, test, place))
@@ -105,7 +111,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             rows += json.loads(done.read_text())
         results = collect(config, task.classes, rows)
         if dist.rank() == 0:
-            results["previews"] = save_previews(task.store, config.run, rows)
+            both = len(config.arms) == 2
+            results["previews"] = save_previews(task.store, config.run, rows) if both else []
             write_json(config.run / "results.json", results)
     dist.stop()
     return results
@@ -163,10 +170,16 @@ def find_pretrained(path: Path) -> Path:
 
 
 def train_and_test(
-    config: FinetuneConfig, task: Task, folder: Path, arm: str, seed: int, test: Sequence[str], name: str
+    config: FinetuneConfig,
+    task: Task,
+    folder: Path,
+    arm: str,
+    seed: int,
+    learn: Sequence[str],
+    test: Sequence[str],
+    name: str,
 ) -> None:
-    """Train one arm on the cases outside `test`, then write its predictions of the cases in it."""
-    learn = [case for case in task.cases if case not in test]
+    """Train one arm on the cases `learn`, then write its predictions of the cases `test`."""
     stream = CaseStream(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )

@@ -1,4 +1,4 @@
-"""Command line: `python -m launch pretrain|finetune|ingest|pack ... [--cluster ...] [overrides]` and `demo`."""
+"""Command line: `python -m launch pretrain|finetune|ingest|pack ... [--cluster ...] [overrides]`, `demo`, `study`."""
 
 import argparse
 import dataclasses
@@ -17,6 +17,7 @@ python -m launch finetune PRESET [--cluster local|slurm --nodes N --processes N 
 python -m launch ingest SRC [SRC ...] STORE --parts N [--cluster local|slurm ...] [flags of data_prep ingest]
 python -m launch pack STORE SHARDS --plan PLAN --parts N [--cluster local|slurm ...] [flags of data_prep pack]
 python -m launch demo [PRESET] --out FOLDER [--data FOLDER ... --task FOLDER] [overrides]
+python -m launch study PRESET --out FOLDER --data FOLDER ... --task FOLDER [overrides]
 
 PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind it lists every override."""
 
@@ -24,7 +25,14 @@ PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind 
 def main(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed with one line that says why, 2 wrong usage."""
     setup()
-    commands = {"pretrain": _stage, "finetune": _stage, "ingest": _parts, "pack": _parts, "demo": _demo}
+    commands = {
+        "pretrain": _stage,
+        "finetune": _stage,
+        "ingest": _parts,
+        "pack": _parts,
+        "demo": _demo,
+        "study": _study,
+    }
     if not arguments or arguments[0] not in commands:
         print(USAGE, file=sys.stderr)
         return 2
@@ -95,6 +103,19 @@ def _demo(name: str, arguments: Sequence[str]) -> None:
     known, rest = parser.parse_known_args(arguments)
     settings = parse(DemoConfig, known.preset, rest, f"python -m launch {name} PRESET")
     demo(settings, known.data, known.task, known.out)
+
+
+def _study(name: str, arguments: Sequence[str]) -> None:
+    from launch.study import StudyConfig, study
+
+    parser = argparse.ArgumentParser(prog=f"python -m launch {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("preset")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--task", type=Path, required=True)
+    known, rest = parser.parse_known_args(arguments)
+    settings = parse(StudyConfig, known.preset, rest, f"python -m launch {name} PRESET")
+    study(settings, known.data, known.task, known.out)
 
 
 if __name__ == "__main__":

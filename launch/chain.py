@@ -7,9 +7,7 @@ by the hash of its config and of everything before it, and is skipped.
 import dataclasses
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +17,14 @@ from data_prep.phantom import PhantomConfig
 from finetune.config import FinetuneConfig
 from launch.cluster import Cluster
 from launch.fit import fit_blocks, fit_folds
-from launch.inputs import generation, list_files
-from launch.machine import StageWatch, describe
+from launch.machine import describe
 from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
+from launch.stages import Chain, Done, data_prep, ingest, plan_and_pack
 from launch.submit import run_stage
 from pretrain.config import PretrainConfig
-from voxscale import parent
-from voxscale.config import config, config_hash, load_json, to_dict, to_flags
-from voxscale.errors import ConfigError, DataError
-from voxscale.files import locked, sha256_file, write_json
+from voxscale.config import config, load_json, to_dict, to_flags
+from voxscale.errors import ConfigError
+from voxscale.files import locked
 from voxscale.patches import Plan
 
 
@@ -52,65 +49,6 @@ class DemoConfig:
     pretrain: PretrainConfig
     finetune: FinetuneConfig
     cluster: Cluster
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A finished stage.
-
-    Attributes:
-        folder: Where its files are.
-        digest: Hash of its config and of the stages it was made from.
-    """
-
-    folder: Path
-    digest: str
-
-
-class Chain:
-    """Runs stages and remembers which are done.
-
-    Attributes:
-        out: Folder of everything.
-        seconds: Duration of each stage, of all attempts together, also of those done before.
-        peak_gb: Largest memory of all processes together, over all stages, in GB.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.seconds: dict[str, float] = {}
-        self.peak_gb = 0.0
-
-    def stage(
-        self, name: str, settings: object, work: Callable[[Path], object], after: Sequence[Done] = (), found: str = ""
-    ) -> Done:
-        """Run one stage, or find it done.
-
-        Args:
-            name: Of the stage.
-            settings: Plain values that its result depends on.
-            work: Does it, given the stage's own folder; goes on where it was cut off.
-            after: Stages whose files it reads.
-            found: Hash of files from outside; the folder stays the same when it changes, so that only
-                what is new needs to be read.
-        """
-        base = config_hash({"stage": name, "settings": settings, "after": [done.digest for done in after]})
-        digest = config_hash([base, found]) if found else base
-        folder = self.out / f"{name}-{base[:8]}"
-        marker = self.out / "done" / f"{name}-{digest}.json"
-        running = marker.with_suffix(".running")
-        if marker.is_file() and folder.is_dir():
-            known = json.loads(marker.read_text())
-            print(f"{name}: done before in {known['seconds']:.1f} s, skipped", file=sys.stderr, flush=True)
-        else:
-            with StageWatch(running) as watch:
-                work(folder)
-            known = watch.known()
-            write_json(marker, known)
-            running.unlink(missing_ok=True)
-        self.seconds[name] = known["seconds"]
-        self.peak_gb = max(self.peak_gb, known["peak_gb"])
-        return Done(folder, digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +89,12 @@ def demo(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
         VoxScaleError: Whatever stops a stage, in one line.
     """
     out = out.resolve()
-    _check_folders(data, task, out)
+    check_folders(data, task, out)
     with locked(out):
         return _run(settings, [p.resolve() for p in data], task and task.resolve(), out)
 
 
-def _check_folders(data: Sequence[Path], task: Path | None, out: Path) -> None:
+def check_folders(data: Sequence[Path], task: Path | None, out: Path) -> None:
     if bool(data) != (task is not None):
         raise ConfigError("DATA and TASK must be given together, or neither for synthetic scans")
     for folder in [*data, *([task] if task else [])]:
@@ -200,43 +138,18 @@ def _run(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
 def _phantoms(chain: Chain, settings: DemoConfig) -> tuple[list[Path], Path]:
     """Write the synthetic cohort; returns its unlabelled and its labelled part."""
     flags = to_flags(settings.phantom)
-    made = chain.stage("phantom", to_dict(settings.phantom), lambda path: _data_prep("phantom", path, *flags))
+    made = chain.stage("phantom", to_dict(settings.phantom), lambda path: data_prep("phantom", path, *flags))
     return [made.folder / "unlabelled"], made.folder / "task"
 
 
 def _prepare(chain: Chain, settings: DemoConfig, data: Sequence[Path], task: Path) -> Prepared:
     """Two stores, the plan that the task asks for, and shards cut for it; what cannot work is refused early."""
-
-    def ingest(name: str, sources: Sequence[Path], checks: IngestConfig) -> Done:
-        flags = to_flags(checks)
-        files = list_files(sources)
-        settings = config_hash([to_dict(checks), [str(source) for source in sources]])
-        return chain.stage(
-            name,
-            [settings, generation(chain.out, f"{name}-{settings}", files)],
-            lambda path: _data_prep("ingest", *sources, path, *flags),
-            found=config_hash(files),
-        )
-
-    labelled = ingest("task", [task], settings.ingest)
+    labelled = ingest(chain, "task", [task], settings.ingest)
     finetune = fit_folds(settings.finetune, labelled.folder)
-    unlabelled = ingest("ingest", data, dataclasses.replace(settings.ingest, labels="ignore"))
-    budget = settings.patch_voxels
-    plan = chain.stage("plan", budget, lambda path: _plan(labelled.folder, budget, path), after=[labelled])
-    file = plan.folder / "plan.json"
-    # What the plan says counts below, not what it was made from: another labelled case need not mean new shards.
-    plan = Done(plan.folder, config_hash(json.loads(file.read_text())))
-    flags = ["--plan", file, "--exclude", labelled.folder, *to_flags(settings.pack)]
-    shards = chain.stage(
-        "pack",
-        to_dict(settings.pack),
-        lambda path: _data_prep("pack", unlabelled.folder, path, *flags),
-        after=[unlabelled, plan],
-        found=labelled.digest,
-    )
-    content = sha256_file(shards.folder / "manifest.json")
-    pretrain = fit_blocks(settings.pretrain, load_json(Plan, file))
-    return Prepared(labelled, unlabelled, plan, Done(shards.folder, content), pretrain, finetune)
+    unlabelled = ingest(chain, "ingest", data, dataclasses.replace(settings.ingest, labels="ignore"))
+    plan, shards = plan_and_pack(chain, labelled, unlabelled, settings.patch_voxels, settings.pack)
+    pretrain = fit_blocks(settings.pretrain, load_json(Plan, plan.folder / "plan.json"))
+    return Prepared(labelled, unlabelled, plan, shards, pretrain, finetune)
 
 
 def _train(chain: Chain, settings: DemoConfig, ready: Prepared) -> tuple[Done, Done]:
@@ -260,20 +173,3 @@ def _train(chain: Chain, settings: DemoConfig, ready: Prepared) -> tuple[Done, D
 
     tuned = chain.stage("finetune", to_dict(ready.finetune), finetune, after=[ready.task, ready.plan, trained])
     return trained, tuned
-
-
-def _plan(store: Path, budget: int, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _data_prep("plan", store, "--budget-voxels", budget, "--out", folder / "plan.json")
-
-
-def _data_prep(*arguments: object) -> None:
-    """Run one command of data_prep; it ends when this process does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "data_prep", *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {parent.VARIABLE: parent.current()},
-        check=False,
-    )
-    if done.returncode:
-        raise DataError(f"data_prep {arguments[0]} must end with status 0, not {done.returncode}; see the lines above")

@@ -164,21 +164,24 @@ def paired(cases: Sequence[tuple[float, float]], *, name: str, title: str, alt: 
         return _svg(figure, name, alt)
 
 
-def forest(rows: Sequence[tuple[str, float, float, float]], *, name: str, title: str, alt: str) -> str:
+def forest(
+    rows: Sequence[tuple[str, float, float, float]], *, name: str, title: str, alt: str, mean: bool = True
+) -> str:
     """Differences with their intervals against a line at zero.
 
     Args:
-        rows: (label, difference, low, high), top to bottom; the last is the mean, drawn as a diamond.
+        rows: (label, difference, low, high), top to bottom.
         name: As in `loss_curves`.
         title: Short title.
         alt: As in `loss_curves`.
+        mean: Whether the last is the mean of the others, drawn as a diamond.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(WIDTH, max(3.6, 0.9 + 0.32 * len(rows))), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color=FAINT, linewidth=1)
         for place, (_, middle, low, high) in enumerate(rows):
-            last = place == len(rows) - 1
+            last = mean and place == len(rows) - 1
             colour = INK if last else PRETRAINED
             axes.plot((low, high), (place, place), color=colour, linewidth=2.6 if last else 1.8)
             axes.plot(middle, place, color=colour, marker="D" if last else "o", markersize=7)
