@@ -5,11 +5,12 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 OUT ?= out/demo
 PRESET ?= phantoms
+STUDY ?= small
 # torch, deepspeed and the rest are pinned in constraints.txt for these two versions of Python.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install install-dev demo shards report audit test check bench format wheel clean
+.PHONY: help install install-dev demo shards study report audit test check bench format wheel clean
 
 help:
 	@echo "make demo                                   synthetic scans -> pretraining -> fine-tuning -> out/demo/report"
@@ -17,6 +18,7 @@ help:
 	@echo "  DATA takes several folders; quote one with spaces: DATA='\"my scans\" more'. ARGS='--ingest.subject ...' overrides."
 	@echo "make shards DATA=<folders> STORE=<store> SHARDS=<folder> [PLAN=<plan.json>] [EXCLUDE=<task store>]"
 	@echo "                                            check, de-identify and pack scans; ARGS='...' goes to ingest"
+	@echo "make study DATA=<folders> TASK=<folder> OUT=<folder>   which pretext task helps on few labelled cases: a table"
 	@echo "make report STORE=<store> [SHARDS=<folder>] what a store holds, as a page"
 	@echo "make audit STORE=<store> TASK=<store or folder>  scans that are also in a task"
 	@echo "make test                                   all tests"
@@ -51,6 +53,10 @@ shards: install
 	$(PY) -m data_prep ingest $(DATA) "$(STORE)" --labels ignore $(ARGS)
 	$(if $(PLAN),,$(PY) -m data_prep plan "$(STORE)" --out "$(STORE).plan.json")
 	$(PY) -m data_prep pack "$(STORE)" "$(SHARDS)" --plan "$(or $(PLAN),$(STORE).plan.json)" $(if $(EXCLUDE),--exclude "$(EXCLUDE)")
+
+study: install
+	@test -n "$(DATA)" -a -n "$(TASK)" || { echo "error: DATA and TASK must be given"; exit 2; }
+	$(PY) -m launch study configs/study.py:$(STUDY) --out "$(OUT)" --data $(DATA) --task "$(TASK)" $(ARGS)
 
 report: install
 	@test -n "$(STORE)" || { echo "error: STORE must be given"; exit 2; }

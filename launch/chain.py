@@ -95,6 +95,7 @@ def demo(settings: DemoConfig, data: Sequence[Path], task: Path | None, out: Pat
 
 
 def check_folders(data: Sequence[Path], task: Path | None, out: Path) -> None:
+    """Refuse folders that are not there, or that the output lies in; raises `ConfigError`."""
     if bool(data) != (task is not None):
         raise ConfigError("DATA and TASK must be given together, or neither for synthetic scans")
     for folder in [*data, *([task] if task else [])]:
