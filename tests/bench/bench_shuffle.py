@@ -27,7 +27,7 @@ from data_prep.bricks import PackConfig, brick_boxes, occupied
 from data_prep.groups import Candidate, plan_groups
 from voxscale.contract import InputContract
 from voxscale.entry import Entry, group_of
-from voxscale.index import write_index
+from voxscale.index_write import write_index
 from voxscale.store_root import create_store
 from voxscale.stream import (
     Quality,

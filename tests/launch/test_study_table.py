@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from launch.study_table import Study, markdown, summary, write_study
+
+
+def rows(arm, seed, scores):
+    return [
+        {"case": f"c{n}", "subject": f"s{n}", "fold": n % 2, "seed": seed, "arm": arm, "dice": {"1": score}}
+        for n, score in enumerate(scores)
+    ]
+
+
+@pytest.fixture
+def study():
+    """Eight subjects: one start is better in all of them, the other now better and now worse."""
+    made = Study("heart", steps=5, folds=2, machine={"cpu": "x", "cores": 2, "commit": "c"}, classes={"1": "all"})
+    base = [0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65]
+    for seed in (0, 1):
+        better = [score + 0.1 + 0.01 * seed + 0.002 * n for n, score in enumerate(base)]
+        mixed = [score + (0.05 if n % 2 else -0.05) for n, score in enumerate(base)]
+        found = {
+            "scratch": rows("scratch", seed, base),
+            "good": rows("pretrained", seed, better),
+            "mixed": rows("pretrained", seed, mixed),
+        }
+        for name in ("good", "mixed"):
+            made.pretrained(name, 60.0, steps=7, batch=3)
+        for name in found:
+            made.took(name, 2, 30.0 + seed)
+        made.add(2, seed, found)
+    return made
+
+
+def test_differences_tests_and_corrections_by_hand(study):
+    found = summary(study)
+    scratch, good, mixed = found["cells"]
+    assert scratch["dice_mean"] == pytest.approx(0.475)
+    assert "difference" not in scratch
+    assert good["difference"]["dice_mean"] == pytest.approx(0.105 + 0.007)
+    assert good["difference"]["by_seed"] == pytest.approx([0.107, 0.117])
+    assert (good["difference"]["n_cases"], good["difference"]["n_seeds"]) == (8, 2)
+    # All eight point one way: two of 2^8 sign patterns are as far out; of two tests the smaller p counts twice.
+    assert good["difference"]["p_value"] == pytest.approx(2 / 2**8)
+    assert good["difference"]["p_holm"] == pytest.approx(4 / 2**8)
+    assert mixed["difference"]["dice_mean"] == pytest.approx(0.0)
+    assert mixed["difference"]["p_holm"] == 1.0
+    assert good["seconds"] == [30.0, 31.0]
+    assert found["pretraining"]["good"] == {"steps": 7, "batch": 3, "seconds": [60.0, 60.0]}
+
+
+def test_files_say_the_same(study, tmp_path):
+    page = write_study(tmp_path, study)
+    text = (tmp_path / "study.md").read_text()
+    assert text == markdown(json.loads((tmp_path / "study.json").read_text()))
+    assert "1 of 2 comparisons with training from scratch differ: good with 2 subjects (+0.112)." in text
+    assert "| 2 | mixed | 0.475 |" in text
+    html = page.read_text()
+    assert "good with 2 subjects" in html
+    assert html.count("<svg") == 1
+
+
+def test_where_nothing_differs_the_page_says_so(study):
+    del study.rows[2]["good"]
+    assert "None of 1 comparisons with training from scratch shows a difference." in markdown(summary(study))
