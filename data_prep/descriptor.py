@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_prep.levels import Levels
-from voxscale.kernel.filters import block_means, gaussian, interpolate, maximum
+from data_prep.values import grey_of, percentiles
+from voxscale.kernel.coarse import Means, coarse
+from voxscale.kernel.filters import TRUNCATE, Planes, gaussian, maximum
 
 RECIPE = 2
 """Rises when the same scan would be described otherwise."""
@@ -27,6 +29,10 @@ POINTS = 128
 """Most blobs kept."""
 MARGIN = 4
 """Grid cells next to the border without blobs, fewer where a scan is thin: what lies outside would count."""
+SIGMA, WIDER, REACH = 1.5, 1.6, 2
+"""Width of the narrow Gaussian in grid cells, of the wide one over it, and cells around a blob that are weaker."""
+TOGETHER = 1 << 18
+"""Grid cells that are looked at together, about."""
 RADII = (1.0, 2.0, 3.0, 4.0, 5.0)
 """Radii of the spheres in grid cells."""
 SIZE = 4 * len(RADII)
@@ -73,9 +79,7 @@ def read_descriptor(data: bytes) -> Descriptor | None:
     return Descriptor(points, np.frombuffer(data, np.int8, SIZE * count, HEAD.size + 6 * count).reshape(count, SIZE))
 
 
-def describe(
-    values: NDArray[np.float32], spacing: tuple[float, float, float], sample: Levels | None = None
-) -> Descriptor:
+def describe(values: Planes, spacing: tuple[float, float, float], sample: Levels | None = None) -> Descriptor:
     """Describe one scan.
 
     Args:
@@ -83,53 +87,98 @@ def describe(
         spacing: mm along z, y, x.
         sample: The different values of every `sampled(values)`-th slice, if they were counted; all are finite then.
     """
-    grey = values if values.ndim == 3 else values.mean(axis=0)
-    sample = sample if values.ndim == 3 else None
-    grid, cell = _grid(grey if sample else np.nan_to_num(grey), spacing, sample)
-    flat = [1.5 * (n > 1) for n in grid.shape]
-    smooth = gaussian(grid, flat)
-    wide = gaussian(grid, [1.6 * sigma for sigma in flat])
-    blobs = smooth - wide
-    points = _strongest(blobs)
-    looks = _spheres(smooth, points)
+    sample = sample if len(values.shape) == 3 else None
+    grey = grey_of(values)
+    grid, cell = _grid(grey if sample else _Finite(grey), spacing, sample)
+    points = _strongest(grid)
+    looks = _spheres(grid, points)
     return Descriptor((points * cell).astype(np.float16), looks)
 
 
-def sampled(values: NDArray[Any]) -> int:
+class _Finite:
+    """Values with numbers in the place of those that are not."""
+
+    def __init__(self, values: Planes) -> None:
+        self._values, self.shape = values, values.shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, where: Any) -> NDArray[np.float32]:
+        return np.nan_to_num(self._values[where])
+
+
+def sampled(values: Planes) -> int:
     """Of how many slices one is enough to tell the range of the values."""
     return max(1, len(values) // 64)
 
 
 def _grid(
-    values: NDArray[np.float32], spacing: tuple[float, float, float], sample: Levels | None
+    values: Planes, spacing: tuple[float, float, float], sample: Levels | None
 ) -> tuple[NDArray[np.float32], float]:
     """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
     extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
     cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
-    low, high = sample.percentiles((1, 99)) if sample else np.percentile(values[:: sampled(values)], (1, 99))
+    low, high = sample.percentiles((1, 99)) if sample else percentiles(values[:: sampled(values)], (1, 99))
     ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
     size = [max(1, round(ratio)) for ratio in ratios]
     steps = [max(1, int(ratio)) for ratio in ratios]
-    smooth = block_means(values, size, steps, "nearest", (float(low), float(high)))
+    means = Means(size, steps, "nearest", (float(low), float(high)))
     # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
-    counts = [
-        max(1, int((n - 1) * step / ratio) + 1) for n, step, ratio in zip(smooth.shape, steps, ratios, strict=True)
-    ]
+    ends = [(n - 1) * step / ratio for n, step, ratio in zip(means.shape(values.shape), steps, ratios, strict=True)]
+    counts = [max(1, int(end) + 1) for end in ends]
     where = [np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)]
-    return interpolate(smooth, where), cell
+    return coarse(values, means, where), cell
 
 
-def _strongest(blobs: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Grid indices (n, 3) of the strongest extrema inside the margin."""
-    strength = np.abs(blobs)
-    edges = [min(MARGIN, (n - 1) // 4) for n in blobs.shape]  # thin scans would keep nothing else
-    inside = np.zeros(blobs.shape, dtype=bool)
-    inside[tuple(slice(e, n - e) for e, n in zip(edges, blobs.shape, strict=True))] = True
-    reach = [2 if n > 1 else 0 for n in blobs.shape]
+def _strongest(grid: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Grid indices (n, 3) of the strongest blobs inside the margin; the grid is smoothed in its place."""
+    sigma = [SIGMA * (n > 1) for n in grid.shape]
+    halo = int(TRUNCATE * WIDER * sigma[0] + 0.5)
+    per, height = max(1, TOGETHER // max(1, grid[0].size)), len(grid)
+    found: list[NDArray[np.int64]] = []
+    strengths: list[NDArray[np.float32]] = []
+    later: list[tuple[int, NDArray[np.float32]]] = []  # smooth slices in whose place the grid is still looked at
+    near, done = np.empty((0, *grid.shape[1:]), dtype=np.float32), 0  # strengths of the slices before `start`
+    for start in range(0, height, per):
+        stop, low = min(start + per, height), max(0, start - halo)
+        part, span = grid[low : stop + halo], (start - low, stop - low)
+        smooth = gaussian(part, sigma, span)
+        fresh = smooth - gaussian(part, [WIDER * width for width in sigma], span)
+        near = np.concatenate([near, np.abs(fresh, out=fresh)])
+        begin, ready = stop - len(near), stop if stop == height else max(done, stop - REACH)
+        places, strength = _peaks(near, range(begin, height), (done - begin, ready - begin), grid.shape)
+        found.append(places)
+        strengths.append(strength)
+        done = ready
+        near = near[max(0, done - REACH - begin) :]
+        later.append((start, smooth))
+        while later and (stop == height or later[0][0] + len(later[0][1]) <= stop - halo):
+            first, ended = later.pop(0)
+            grid[first : first + len(ended)] = ended
+    order = np.argsort(-np.concatenate(strengths), kind="stable")[:POINTS]
+    return np.concatenate(found)[order]
+
+
+def _peaks(
+    strength: NDArray[np.float32], numbers: range, span: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Extrema among some slices: where on the grid, and how strong.
+
+    Args:
+        strength: Of these slices and those next to them.
+        numbers: Places of the slices on the grid.
+        span: Half-open range of the slices that are wanted.
+        shape: Of the grid.
+    """
+    edges = [min(MARGIN, (n - 1) // 4) for n in shape]  # thin scans would keep nothing else
+    inside = np.zeros(strength.shape, dtype=bool)
+    first, last = max(edges[0] - numbers[0], span[0]), min(shape[0] - edges[0] - numbers[0], span[1])
+    rows, columns = (slice(edge, n - edge) for edge, n in zip(edges[1:], shape[1:], strict=True))
+    inside[max(0, first) : max(0, last), rows, columns] = True
+    reach = [REACH if n > 1 else 0 for n in shape]
     peaks = (maximum(strength, reach) == strength) & inside & (strength > 0)
-    found = np.argwhere(peaks)
-    order = np.argsort(-strength[peaks], kind="stable")[:POINTS]
-    return found[order]
+    return np.argwhere(peaks) + np.array([numbers[0], 0, 0]), strength[peaks]
 
 
 def _directions() -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,7 +19,10 @@ log = logging.getLogger("voxscale")
 
 def to_label_map(raw: Raw) -> LabelMap:
     """A label whose values passed the rules, as uint8."""
-    return LabelMap(np.ascontiguousarray(np.rint(raw.values()).astype(np.uint8)), raw.affine)
+    classes = np.empty(raw.voxels.shape, dtype=np.uint8)
+    for plane, stored in zip(classes, raw.voxels, strict=True):
+        plane[...] = np.rint(replace(raw, voxels=stored).values())
+    return LabelMap(classes, raw.affine)
 
 
 def read_class_table(table: Path) -> tuple[dict[str, int], dict[int, str]]:

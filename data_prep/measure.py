@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from data_prep.levels import Levels
 from data_prep.rules.padding import padding_value
+from data_prep.values import grey_of, mean_and_std, percentiles, share_of, slabs, whole
 from voxscale.contract import PERCENTILES, foreground_threshold
 from voxscale.entry import Occupancy
+from voxscale.kernel.filters import Planes
 from voxscale.volume import Modality
 
 BINS = 64
@@ -32,7 +34,7 @@ class Measured:
     padded: float
 
 
-def measure(values: NDArray[np.float32], modality: Modality, levels: Levels | None = None) -> Measured:
+def measure(values: Planes, modality: Modality, levels: Levels | None = None) -> Measured:
     """Measure a scan.
 
     Args:
@@ -40,19 +42,19 @@ def measure(values: NDArray[np.float32], modality: Modality, levels: Levels | No
         modality: Decides what counts as body, see `foreground_threshold`.
         levels: Their different values, if they were counted.
     """
-    found = levels.percentiles(PERCENTILES) if levels else np.percentile(values, PERCENTILES)
-    percentiles = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
-    grey = values if values.ndim == 3 else values.mean(axis=0)
-    threshold = foreground_threshold(modality, percentiles)
-    body = np.greater(grey, threshold)
+    found = levels.percentiles(PERCENTILES) if levels else percentiles(values, PERCENTILES)
+    named = {str(name): float(value) for name, value in zip(PERCENTILES, found, strict=True)}
+    grey = grey_of(values)
+    threshold = foreground_threshold(modality, named)
+    body = _above(grey, threshold)
     flat = np.asarray(body.any(axis=0))  # of its rows and columns the same may be told
     box_z, box_y, box_x = map(_range, (body.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0)))
     padding = padding_value(values, levels.low if levels else None)
-    known = levels if values.ndim == 3 else None
+    known = levels if len(values.shape) == 3 else None
     mean, std = _of_body(grey, body) if known is None else _of_levels(known, threshold)
-    padded = 0.0 if padding is None else known.share(padding) if known else float((grey == padding).mean())
+    padded = 0.0 if padding is None else known.share(padding) if known else share_of(grey, padding)
     return Measured(
-        percentiles=percentiles,
+        percentiles=named,
         histogram=_histogram(values, levels, float(found[0]), float(found[-1])),
         body_mean=mean,
         body_std=std,
@@ -64,10 +66,28 @@ def measure(values: NDArray[np.float32], modality: Modality, levels: Levels | No
     )
 
 
-def _of_body(grey: NDArray[np.float32], body: NDArray[np.bool_]) -> tuple[float, float]:
+def _above(grey: Planes, threshold: float) -> NDArray[np.bool_]:
+    """Where the values are above a threshold."""
+    body = np.empty(grey.shape, dtype=bool)
+    done = 0
+    for slab in slabs(grey):
+        np.greater(slab, threshold, out=body[done : done + len(slab)])
+        done += len(slab)
+    return body
+
+
+def _of_body(grey: Planes, body: NDArray[np.bool_]) -> tuple[float, float]:
     """Mean and standard deviation of the body, of all voxels if there is none."""
-    inner = grey[body] if body.any() else grey
-    return float(inner.mean(dtype=np.float64)), float(inner.std(dtype=np.float64))
+    count = np.count_nonzero(body)
+    if not count:
+        return mean_and_std(whole(grey).reshape(-1))
+    inner = np.empty(count, dtype=np.float32)
+    row = taken = 0
+    for slab in slabs(grey):
+        chosen = slab[body[row : row + len(slab)]]
+        inner[taken : taken + len(chosen)] = chosen
+        row, taken = row + len(slab), taken + len(chosen)
+    return mean_and_std(inner)
 
 
 def _of_levels(levels: Levels, threshold: float) -> tuple[float, float]:
@@ -76,13 +96,19 @@ def _of_levels(levels: Levels, threshold: float) -> tuple[float, float]:
     return (inner if len(inner.values) else levels).mean_and_std()
 
 
-def _histogram(values: NDArray[np.float32], levels: Levels | None, low: float, high: float) -> tuple[float, ...]:
+def _histogram(values: Planes, levels: Levels | None, low: float, high: float) -> tuple[float, ...]:
     """Share of voxels per bin; values beyond the ends fall into the outer bins."""
     if not high > low:
         return ()
-    data, weights = (values, None) if levels is None else (levels.values, levels.counts)
-    counts, _ = np.histogram(np.clip(data, low, high), bins=BINS, range=(low, high), weights=weights)
-    return tuple(round(float(n) / values.size, 6) for n in counts)
+    parts = ((slab, None) for slab in slabs(values)) if levels is None else ((levels.values, levels.counts),)
+    counts = sum(_counted(data, weights, low, high) for data, weights in parts)
+    return tuple(round(float(n) / int(np.prod(values.shape)), 6) for n in counts)
+
+
+def _counted(
+    data: NDArray[np.float32], weights: NDArray[np.int64] | None, low: float, high: float
+) -> NDArray[np.int64]:
+    return np.histogram(np.clip(data, low, high), bins=BINS, range=(low, high), weights=weights)[0]
 
 
 def _range(present: NDArray[np.bool_]) -> Range:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.audit import DESCRIPTOR
 from data_prep.config import RulesConfig
@@ -20,6 +19,7 @@ from data_prep.rules import first_reason
 from data_prep.rules.scan import Scan
 from data_prep.source import LabelFormat
 from data_prep.sweep import THUMBNAILS
+from data_prep.values import Values
 from voxscale.entry import Entry, Privacy
 from voxscale.errors import DataError
 from voxscale.files import write_bytes
@@ -30,6 +30,7 @@ from voxscale.io.loaded import Loaded, ReadConfig
 from voxscale.io.masks import load_masks
 from voxscale.io.rtstruct import load_rtstruct
 from voxscale.io.storage import Raw
+from voxscale.kernel.filters import Planes, count_values
 from voxscale.report.thumbnail import thumbnail
 from voxscale.scan_folder import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
@@ -114,7 +115,7 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"input must hold one volume, not {loaded.parts}; set ingest.volumes", "several_volumes")
     volume = loaded.volume(job.modality)
     label, notes = _read_label(job, loaded.raw) if job.label else (None, ())
-    values = _values(volume)
+    values = Values(volume)
     levels = levels_of(volume.voxels, volume.slope, volume.intercept)
     told |= {"parts": loaded.parts, "notes": [*loaded.notes, *notes], "step": "rules"}
     reason = first_reason(Scan(volume, values, label, job.classes, loaded.spacing_known, levels), job.rules)
@@ -129,11 +130,10 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
         levels = levels_of(passed.volume.voxels, passed.volume.slope, passed.volume.intercept)
     measured = measure(passed.values, passed.volume.modality, levels)
     entry = entry_of(passed.volume, measured, label_map, job, loaded, passed.privacy)
-    volume, every = passed.volume, sampled(passed.volume.voxels)
+    volume, every = passed.volume, sampled(passed.values)
     sample = levels if every == 1 else levels_of(volume.voxels[::every], volume.slope, volume.intercept)
     found = {DESCRIPTOR: describe(passed.values, volume.spacing, sample).to_bytes()}
-    volume, removed, picture = passed.volume, passed.removed, _picture(passed.volume, passed.values)
-    del passed, values  # writing needs memory of its own
+    removed, picture = passed.removed, _picture(volume, passed.values)
     entry = write_volume(job.store, job.key, volume, label_map, entry, job.classes, removed, found, job.scratch)
     _show(job, picture)
     return told | {"entry": asdict(entry), "thumbnail": True}
@@ -175,15 +175,7 @@ def _plain_label(path: Path) -> tuple[Raw, tuple[str, ...]]:
     return raw, ()
 
 
-def _values(volume: Volume) -> NDArray[np.float32]:
-    """`Volume.values`, slice by slice to save memory."""
-    values = np.empty(volume.voxels.shape, dtype=np.float32)
-    for row, stored in zip(values, volume.voxels, strict=True):
-        row[...] = stored.astype(np.float64) * volume.slope + volume.intercept
-    return values
-
-
-def _picture(volume: Volume, values: NDArray[np.float32]) -> bytes:
+def _picture(volume: Volume, values: Planes) -> bytes:
     return thumbnail(values, volume.spacing, (-1000.0, 1000.0) if volume.modality == "CT" else None)
 
 
@@ -191,7 +183,7 @@ def _show(job: Job, picture: bytes) -> None:
     write_bytes(job.store / THUMBNAILS / f"{job.key}.png", picture, job.scratch)
 
 
-def _show_rejected(job: Job, volume: Volume, values: NDArray[np.float32]) -> bool:
+def _show_rejected(job: Job, volume: Volume, values: Planes) -> bool:
     """A picture of what a rule rejects, if the privacy gate lets it be seen."""
     try:
         passed = pass_gate(volume, values, job.privacy)
@@ -216,7 +208,7 @@ def entry_of(
         loaded: What its reader told.
         privacy: Verdicts of the gate.
     """
-    counts = None if label is None else np.bincount(label.voxels.reshape(-1))
+    counts = None if label is None else count_values(label.voxels)
     stated = "values" if job.modality is None else "config"
     return Entry(
         **asdict(job.identity),

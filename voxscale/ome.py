@@ -4,8 +4,7 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from voxscale.kernel.filters import different
 from voxscale.pyramid import Level
 from voxscale.volume import LabelMap, Volume
 
@@ -41,7 +40,7 @@ def _moves(volume: Volume, level: Level, colour: bool) -> list[dict[str, Any]]:
 
 def image_label(label: LabelMap, classes: Mapping[int, str]) -> dict[str, Any]:
     """OME-Zarr 0.5 label metadata: a colour and a name for each class."""
-    values = sorted(set(classes) | {int(v) for v in np.unique(label.voxels)} - {0})
+    values = sorted(set(classes) | {int(v) for v in different(label.voxels)} - {0})
     colors = [{"label-value": value, "rgba": _color(value)} for value in values]
     names = [{"label-value": value, "class": classes.get(value, str(value))} for value in values]
     return {"colors": colors, "properties": names, "source": {"image": "../../"}}

@@ -1,7 +1,7 @@
 """Coarser levels of a scan: each halves the axes that are still fine; means for values, majorities for classes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ LEVELS = 3
 """Most levels, the scan itself included."""
 LEAST = 32
 """Voxels that an axis must have to be halved."""
+
+SLAB = 1 << 20
+"""Voxels that are made fewer at a time, about."""
 
 Three = tuple[int, int, int]
 
@@ -55,8 +58,25 @@ def _three(values: Sequence[int]) -> Three:
 
 def shrink(voxels: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
     """Mean of blocks of 1 or 2 voxels along the last three axes, rounded for integers; the last voxel repeats."""
+    return _by_slabs(_means, voxels, factor)
+
+
+def _by_slabs(
+    smaller: Callable[[NDArray[Any], Sequence[int]], NDArray[Any]], voxels: NDArray[Any], factor: Sequence[int]
+) -> NDArray[Any]:
+    """Make an array smaller, some slices at a time."""
     if all(by == 1 for by in factor):
         return voxels
+    shape = [-(-n // by) for n, by in zip(voxels.shape[-3:], factor, strict=True)]
+    out = np.empty((*voxels.shape[:-3], *shape), dtype=voxels.dtype)
+    step = max(1, SLAB // max(1, voxels[..., :1, :, :].size * factor[0]))
+    for start in range(0, shape[0], step):
+        part = voxels[..., start * factor[0] : (start + step) * factor[0], :, :]
+        out[..., start : start + step, :, :] = smaller(part, factor)
+    return out
+
+
+def _means(voxels: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
     wide = np.float64 if voxels.dtype.itemsize > 2 and voxels.dtype != np.float32 else np.float32
     total = voxels
     for axis, by in enumerate(factor, voxels.ndim - 3):
@@ -82,6 +102,10 @@ def _pairs(voxels: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]
 
 def shrink_label(label: NDArray[np.uint8], factor: Sequence[int]) -> NDArray[np.uint8]:
     """Most frequent class of each block, of several the lowest."""
+    return _by_slabs(_majorities, label, factor)
+
+
+def _majorities(label: NDArray[np.uint8], factor: Sequence[int]) -> NDArray[np.uint8]:
     parts = [label]
     for axis, by in enumerate(factor):
         if by == 2:
@@ -98,6 +122,10 @@ def shrink_label(label: NDArray[np.uint8], factor: Sequence[int]) -> NDArray[np.
 
 def shrink_mask(mask: NDArray[np.uint8], factor: Sequence[int]) -> NDArray[np.uint8]:
     """1 where any voxel of a block is 1: what was blanked stays marked."""
+    return _by_slabs(_highest, mask, factor)
+
+
+def _highest(mask: NDArray[np.uint8], factor: Sequence[int]) -> NDArray[np.uint8]:
     out = mask
     for axis, by in enumerate(factor):
         if by == 2:

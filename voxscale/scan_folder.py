@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from voxscale.arrays import chunk_bytes, write_array
 from voxscale.entry import Entry
 from voxscale.files import commit_folder, indented, temporary
+from voxscale.kernel.filters import count_values
 from voxscale.ome import image_label, multiscales
 from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
 from voxscale.volume import LabelMap, Volume
@@ -55,7 +56,7 @@ def write_volume(
     if label is not None:
         _write_label(beside, "task", label, volume, classes, shrink_label)
     if removed is not None:
-        mask = LabelMap(removed.astype(np.uint8), volume.affine)
+        mask = LabelMap(removed.astype(np.uint8, order="C"), volume.affine)
         _write_label(beside, "removed", mask, volume, {1: "removed"}, shrink_mask)
     present = [name for name, found in (("task", label), ("removed", removed)) if found is not None]
     if present:
@@ -108,12 +109,20 @@ def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
 
 def _count(label: LabelMap) -> dict[str, Any]:
     """Voxel count of each class and places of up to `LOCATIONS` of its voxels, evenly spread in scan order."""
-    flat = label.voxels.reshape(-1)
-    counts: dict[str, int] = {}
-    locations: dict[str, list[list[int]]] = {}
-    for value in (int(v) for v in np.unique(flat) if v):
-        places = np.flatnonzero(flat == value)
-        chosen = places[np.linspace(0, len(places) - 1, min(len(places), LOCATIONS)).round().astype(int)]
-        counts[str(value)] = len(places)
-        locations[str(value)] = np.stack(np.unravel_index(chosen, label.voxels.shape), axis=1).tolist()
-    return {"counts": counts, "locations": locations}
+    known = count_values(label.voxels)
+    counts = {str(value): int(known[value]) for value in np.flatnonzero(known).tolist() if value}
+    return {"counts": counts, "locations": {value: _spread(label.voxels, int(value), n) for value, n in counts.items()}}
+
+
+def _spread(voxels: NDArray[np.uint8], value: int, count: int) -> list[list[int]]:
+    """Some places of one class; `count` voxels have it. Slice by slice, as their numbers need eight bytes each."""
+    chosen = np.linspace(0, count - 1, min(count, LOCATIONS)).round().astype(int)
+    out: list[list[int]] = []
+    before = 0
+    for z, plane in enumerate(voxels):
+        there = np.flatnonzero(plane == value)
+        wanted = chosen[np.searchsorted(chosen, before) : np.searchsorted(chosen, before + len(there))]
+        y, x = np.unravel_index(there[wanted - before], plane.shape)
+        out += np.stack([np.full_like(y, z), y, x], axis=1).tolist()
+        before += len(there)
+    return out

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from voxscale.kernel.filters import block_means, opened, zoom
+from data_prep.values import ends, share_of
+from voxscale.kernel.coarse import Means, coarse
+from voxscale.kernel.filters import Planes, count_values, opened, zoom_places
 from voxscale.volume import Affine, Modality
 
 COARSE = (4.0, 2.0, 2.0)
@@ -66,9 +68,7 @@ class FaceFinding:
     reason: str
 
 
-def find_face(
-    values: NDArray[np.float32], spacing: tuple[float, float, float], affine: Affine, modality: Modality
-) -> FaceFinding:
+def find_face(values: Planes, spacing: tuple[float, float, float], affine: Affine, modality: Modality) -> FaceFinding:
     """Look for a head and its face.
 
     Args:
@@ -89,7 +89,7 @@ def find_face(
     if around is None:
         return none
     top, long_mm = around
-    if not _under_the_skin(grid, skin, top, modality, float((values == values.min()).mean())):
+    if not _under_the_skin(grid, skin, top, modality, share_of(values, ends(values)[0])):
         return FaceFinding(False, False, None, "a head-sized body without skin over bone")
     front = _front(skin)
     brow = top - round(BROW * long_mm / COARSE[0]) if _vertex_seen(skin, top) else top
@@ -105,27 +105,34 @@ def _too_small(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> b
     return long_mm < LONG_MM[0] - 2 * COARSE[1] or across_mm < ACROSS_MM[0] - 2 * COARSE[2]
 
 
-def _coarse(values: NDArray[np.float32], spacing: tuple[float, float, float]) -> NDArray[np.float32]:
+def _coarse(values: Planes, spacing: tuple[float, float, float]) -> NDArray[np.float32]:
     """The scan at `COARSE` spacing, smoothed against aliasing."""
     size = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
     steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
-    smooth = block_means(values, size, steps, "reflect")
+    means = Means(size, steps, "reflect")
     factor = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
-    return zoom(smooth, factor)
+    return coarse(values, means, zoom_places(means.shape(values.shape), factor))
 
 
 def _skin(grid: NDArray[np.float32], modality: Modality) -> NDArray[np.bool_] | None:
     """The largest body, filled slice by slice; None if it is not a whole head."""
     threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * float(np.percentile(grid, 99))
-    body = opened(grid > threshold)
-    found, count = ndimage.label(body)
-    if not count:
-        return None
-    body = found == 1 + int(np.argmax(np.bincount(found.ravel())[1:]))
-    if _whole_head(body) is None:
+    body = _largest(opened(grid > threshold))
+    if body is None or _whole_head(body) is None:
         return None  # closing and filling leave its size as it is and take nothing from the sides that it touches
     closed = [ndimage.binary_closing(np.pad(plane, 6), iterations=3) for plane in body]
     return np.stack([ndimage.binary_fill_holes(plane)[6:-6, 6:-6] for plane in closed])
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """The largest connected part; None if there is none."""
+    try:
+        found, count = ndimage.label(mask, output=np.uint16)
+        sizes = count_values(found)
+    except RuntimeError:  # more parts than these numbers can tell apart
+        found, count = ndimage.label(mask)
+        sizes = sum(np.bincount(plane.reshape(-1), minlength=count + 1) for plane in found)
+    return found == 1 + int(np.argmax(sizes[1:])) if count else None
 
 
 def _whole_head(skin: NDArray[np.bool_]) -> tuple[int, float] | None:
@@ -152,10 +159,10 @@ def _under_the_skin(
 ) -> bool:
     """Whether bone (CT) or a dark skull or bright scalp (MR) lies where a head has it."""
     low = max(0, top - round(100 / COARSE[0]))
-    depth = (
-        np.stack([ndimage.distance_transform_edt(np.pad(s, 1))[1:-1, 1:-1] for s in skin[low : top + 1]]) * COARSE[1]
-    )
     upper = grid[low : top + 1]
+    depth = np.empty(upper.shape)
+    for plane, inside in zip(depth, skin[low : top + 1], strict=True):
+        plane[...] = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] * COARSE[1]
 
     def layer(ends: tuple[float, float]) -> NDArray[np.float32]:
         return upper[(depth > ends[0]) & (depth <= ends[1])]
@@ -209,7 +216,7 @@ def _cut(shape: tuple[int, ...], spacing: tuple[float, float, float], brow: int,
     below = brow * COARSE[0] - z
     back = np.minimum(CUT_MM + CUT_SLOPE * below, CUT_DEEPEST_MM)
     plane = (below[:, None] > 0) & (y[None, :] > (forehead - back)[:, None])
-    return np.broadcast_to(plane[:, :, None], shape).copy()
+    return np.broadcast_to(plane[:, :, None], shape)
 
 
 def deface(voxels: NDArray[Any], mask: NDArray[np.bool_], fill: float) -> NDArray[Any]:

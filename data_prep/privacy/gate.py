@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from data_prep.privacy.config import PrivacyConfig
 from data_prep.privacy.face import blank, deface, find_face
 from data_prep.privacy.text import find_text
+from data_prep.values import Values, ends
 from voxscale.entry import Privacy
 from voxscale.errors import DataError
+from voxscale.kernel.filters import Planes
 from voxscale.volume import Volume
 
 AIR_HU = -1000.0
@@ -28,20 +30,20 @@ class Passed:
     """
 
     volume: Volume
-    values: NDArray[np.float32]
+    values: Planes
     privacy: Privacy
     removed: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
 
 
-def pass_gate(volume: Volume, values: NDArray[np.float32], settings: PrivacyConfig, in_place: bool = False) -> Passed:
+def pass_gate(volume: Volume, values: Planes, settings: PrivacyConfig, in_place: bool = False) -> Passed:
     """Check the pixels of one scan, and blank its face if that is the setting.
 
     Args:
         volume: The scan.
         values: (z, y, x), or (3, 1, y, x) for colour, its values.
         settings: What to do with what is found.
-        in_place: Whether a face may be blanked in the given arrays themselves, to save memory.
+        in_place: Whether a face may be blanked in the given volume itself, to save memory.
 
     Raises:
         DataError: With reason `burned_in_text` or `face`.
@@ -64,24 +66,22 @@ def pass_gate(volume: Volume, values: NDArray[np.float32], settings: PrivacyConf
         return Passed(
             volume, values, replace(privacy, face="allowed"), notes=(*notes, f"a face is kept: {face.reason}")
         )
-    return _defaced(volume, values, face.mask, privacy, notes, in_place)
+    return _defaced(volume, ends(values)[0], face.mask, privacy, notes, in_place)
 
 
 def _defaced(
     volume: Volume,
-    values: NDArray[np.float32],
+    low: float,
     mask: NDArray[np.bool_],
     privacy: Privacy,
     notes: tuple[str, ...],
     in_place: bool,
 ) -> Passed:
-    """The scan with air in the place of its face."""
-    low = float(values.min())
+    """The scan, whose lowest value is given, with air in the place of its face."""
     fill = max(low, AIR_HU) if volume.modality == "CT" else low
     stored = round((fill - volume.intercept) / volume.slope)
     change = blank if in_place and volume.voxels.flags.writeable else deface
     cleared = replace(volume, voxels=change(volume.voxels, mask, stored))
-    values = (blank if in_place else deface)(values, mask, stored * volume.slope + volume.intercept)
     removed = int(mask.sum())
     note = f"the face was blanked: {removed} voxels, {100 * removed / mask.size:.1f} % of the scan"
-    return Passed(cleared, values, replace(privacy, face="defaced", removed=removed), mask, (*notes, note))
+    return Passed(cleared, Values(cleared), replace(privacy, face="defaced", removed=removed), mask, (*notes, note))

@@ -13,7 +13,9 @@ from PIL import Image
 from scipy import ndimage
 
 from data_prep.privacy.config import PrivacyConfig
+from data_prep.values import grey_of
 from voxscale.errors import DataError
+from voxscale.kernel.filters import Planes
 from voxscale.volume import Modality
 
 SLICES = 24
@@ -51,7 +53,7 @@ class TextFinding:
     reason: str
 
 
-def find_text(values: NDArray[np.float32], modality: Modality, planar: bool, settings: PrivacyConfig) -> TextFinding:
+def find_text(values: Planes, modality: Modality, planar: bool, settings: PrivacyConfig) -> TextFinding:
     """Look for text in some slices of a volume, or in an image.
 
     Args:
@@ -65,7 +67,7 @@ def find_text(values: NDArray[np.float32], modality: Modality, planar: bool, set
         DataError: With reason `no_ocr` if the recogniser is required and missing.
     """
     del modality
-    grey = values if values.ndim == 3 else values.mean(axis=0)
+    grey = grey_of(values)
     places = np.unique(np.linspace(0, len(grey) - 1, min(SLICES, len(grey))).round().astype(int))
     rows = max((_longest_row(grey[place]) for place in places), default=0)
     able = shutil.which("tesseract") is not None

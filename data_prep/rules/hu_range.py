@@ -1,9 +1,8 @@
 """Reject CT scans whose values cannot be Hounsfield units."""
 
-import numpy as np
-
 from data_prep.config import RulesConfig
 from data_prep.rules.scan import Scan
+from data_prep.values import percentiles
 
 
 def check(scan: Scan, rules: RulesConfig) -> str | None:
@@ -11,7 +10,7 @@ def check(scan: Scan, rules: RulesConfig) -> str | None:
     if scan.volume.modality != "CT":
         return None
     wanted = (0.5, 50.0, 99.5)
-    found = scan.levels.percentiles(wanted) if scan.levels else np.percentile(scan.values, wanted)
+    found = scan.levels.percentiles(wanted) if scan.levels else percentiles(scan.values, wanted)
     low, median, high = (float(value) for value in found)
     if low < rules.hu_low:
         return f"0.5th percentile {low:g} HU is below {rules.hu_low:g} HU"

@@ -4,13 +4,14 @@ import numpy as np
 
 from data_prep.config import RulesConfig
 from data_prep.rules.scan import Scan
+from voxscale.kernel.filters import different
 
 
 def check(scan: Scan, _rules: RulesConfig) -> str | None:
     """The reason if a label value is not a whole number from 0 to 255, or not declared."""
     if scan.label is None:
         return None
-    values = np.unique(scan.label.voxels).astype(np.float64) * scan.label.slope + scan.label.intercept
+    values = different(scan.label.voxels).astype(np.float64) * scan.label.slope + scan.label.intercept
     if not np.isfinite(values).all() or (values != np.rint(values)).any():
         return "label has values that are not whole numbers"
     if values.min() < 0 or values.max() > 255:

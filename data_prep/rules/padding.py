@@ -1,10 +1,9 @@
 """Reject scans that are nearly all padding: one constant value around what was scanned."""
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_prep.config import RulesConfig
 from data_prep.rules.scan import Scan
+from data_prep.values import ends, share_of
+from voxscale.kernel.filters import Planes
 
 BORDER_SHARE = 0.5
 """Share of the four in-plane corners of all slices that must hold the value for it to count as padding."""
@@ -15,13 +14,13 @@ def check(scan: Scan, rules: RulesConfig) -> str | None:
     value = padding_value(scan.values, scan.ends[0])
     if value is None:
         return None
-    share = scan.levels.share(value) if scan.levels else float((scan.values == value).mean())
+    share = scan.levels.share(value) if scan.levels else share_of(scan.values, value)
     if share <= rules.max_padding:
         return None
     return f"{100 * share:.1f} % of the voxels lie outside the scan, more than {100 * rules.max_padding:g} %"
 
 
-def padding_value(values: NDArray[np.float32], low: float | None = None) -> float | None:
+def padding_value(values: Planes, low: float | None = None) -> float | None:
     """The value that marks voxels outside the scan, if there is one.
 
     It is the lowest value, and most corners of the slices hold exactly it: a
@@ -31,8 +30,8 @@ def padding_value(values: NDArray[np.float32], low: float | None = None) -> floa
         values: (z, y, x), or (3, 1, y, x) for colour, which has none.
         low: The lowest of them, if it is known.
     """
-    if values.ndim != 3:
+    if len(values.shape) != 3:
         return None
-    low = float(values.min()) if low is None else low
+    low = ends(values)[0] if low is None else low
     corners = values[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     return low if float((corners == low).mean()) >= BORDER_SHARE else None

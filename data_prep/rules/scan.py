@@ -1,13 +1,12 @@
 """What a quality rule may look at."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field
 
 from data_prep.levels import Levels
+from data_prep.values import ends
 from voxscale.io.storage import Raw
+from voxscale.kernel.filters import Planes
 from voxscale.volume import Volume
 
 
@@ -22,20 +21,21 @@ class Scan:
         classes: Declared names of the label values; empty if none are declared.
         spacing_known: False where the input states no voxel size.
         levels: Its different values; None for numbers that are not counted.
+        ends: Lowest and highest value.
     """
 
     volume: Volume
-    values: NDArray[np.float32]
+    values: Planes
     label: Raw | None
     classes: Mapping[int, str]
     spacing_known: bool = True
     levels: Levels | None = None
+    ends: tuple[float, float] = field(init=False)
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Lowest and highest value."""
+    def __post_init__(self) -> None:
+        """Look for the lowest and the highest value once."""
         known = self.levels
-        return (known.low, known.high) if known else (float(self.values.min()), float(self.values.max()))
+        object.__setattr__(self, "ends", (known.low, known.high) if known else ends(self.values))
 
     @property
     def planar(self) -> bool:

@@ -34,7 +34,7 @@ ISAL_ERROR = cast(type[Exception], igzip_lib.IsalError)  # its types take the cl
 
 Shape = tuple[int, int, int]
 
-BLOCK = 1 << 24
+BLOCK = 1 << 20
 """Bytes read at a time, so that a false size in a header cannot claim memory."""
 
 

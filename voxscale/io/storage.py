@@ -49,7 +49,7 @@ def exact_storage(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.
             return array.astype(kind, copy=False), slope, intercept
     with np.errstate(over="ignore", invalid="ignore"):
         if all(np.isfinite(_values(part, slope, intercept)).all() for part in _blocks(array)):
-            flat = array.reshape(-1)[:: max(1, array.size // SAMPLE)]
+            flat = array.flat[:: max(1, array.size // SAMPLE)]  # reshaping may copy all of it
             for step, start in _scalings(_values(flat, slope, intercept)):
                 if _fit(flat, slope, intercept, step, start) and (kind := _fit(array, slope, intercept, step, start)):
                     return _steps(array, slope, intercept, step, start, kind), step, start
@@ -59,7 +59,7 @@ def exact_storage(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
     """Views of the array along its first axis, small enough for float64 copies."""
-    return np.array_split(array, min(len(array), max(1, array.size >> 20)))
+    return np.array_split(array, min(len(array), max(1, array.size >> 17)))
 
 
 def _values(array: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float64]:

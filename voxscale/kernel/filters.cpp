@@ -39,6 +39,15 @@ WIDE void add_row(double* total, const From* in, const From* out, To* kept, int6
         for (int64_t i = 0; i < count; ++i) kept[i] = static_cast<To>(total[i] / width);
 }
 
+template <typename To>
+void add_plane(double* total, const float* in, const float* out, To* kept, int64_t count, double width,
+               Clip<float> clip) {
+    if (out) return add_row<float, To>(total, in, out, kept, count, width, clip);
+    for (int64_t i = 0; i < count; ++i) total[i] += clip(in[i]);
+    if (kept)
+        for (int64_t i = 0; i < count; ++i) kept[i] = static_cast<To>(total[i] / width);
+}
+
 // Running means along the middle one of three axes, kept at every so many places.
 template <typename From, typename To>
 void means_rows(const From* in, To* out, int64_t outer, int64_t length, int64_t inner, int64_t width, int64_t step,
@@ -154,6 +163,16 @@ void count_values(const void* data, int64_t size, int bytes, int is_signed, int6
     if (bytes == 2 && !is_signed) count_as(static_cast<const uint16_t*>(data), size, counts, 0);
 }
 
+// One step of running means along the first axis: a plane comes in, another may go, and the mean may be kept.
+void add_planes(double* total, const float* in, const float* out, void* kept, int kept_wide, int64_t count,
+                int64_t width, int clip, double low, double high) {
+    const Clip<float> narrow{low, high, clip != 0};
+    if (kept_wide)
+        add_plane(total, in, out, static_cast<double*>(kept), count, static_cast<double>(width), narrow);
+    else
+        add_plane(total, in, out, static_cast<float*>(kept), count, static_cast<double>(width), narrow);
+}
+
 // Running means along the middle of three sides: float to float, float clipped to double, or double to double.
 void running_means(const void* in, int in_wide, void* out, int out_wide, const int64_t* sides, int64_t width,
                    int64_t step, int reflect, int clip, double low, double high) {
@@ -176,8 +195,10 @@ void interpolate_grid(const void* in, int wide, float* out, const int64_t* from,
         interpolate(static_cast<const float*>(in), out, from, to, places, weights);
 }
 
-// Symmetric filter along the middle of three sides, ends repeated; weights from the middle one outwards.
-void correlate_even(const float* in, float* out, const int64_t* sides, const double* weights, int64_t reach) {
+// Symmetric filter along the middle of three sides, ends repeated; weights from the middle one outwards. Only the
+// places from `first` up to `last` are filtered, all of them where there is nothing after the axis.
+void correlate_even(const float* in, float* out, const int64_t* sides, const double* weights, int64_t reach,
+                    int64_t first, int64_t last) {
     const int64_t length = sides[1], inner = sides[2];
     double total[COLUMNS];
     if (inner == 1) {
@@ -200,12 +221,12 @@ void correlate_even(const float* in, float* out, const int64_t* sides, const dou
             const float* from = in + o * length * inner + start;
             for (int64_t k = 0; k < length; ++k)
                 for (int64_t i = 0; i < count; ++i) columns[k * COLUMNS + i] = static_cast<double>(from[k * inner + i]);
-            for (int64_t k = 0; k < length; ++k) {
+            for (int64_t k = first; k < last; ++k) {
                 for (int64_t i = 0; i < count; ++i) total[i] = columns[k * COLUMNS + i] * weights[0];
                 for (int64_t j = reach; j > 0; --j)
                     add_pair(total, columns.data() + beyond(k - j, length, 0) * COLUMNS,
                              columns.data() + beyond(k + j, length, 0) * COLUMNS, count, weights[j]);
-                float* to = out + (o * length + k) * inner + start;
+                float* to = out + (o * (last - first) + k - first) * inner + start;
                 for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(total[i]);
             }
         }

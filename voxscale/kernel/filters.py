@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,23 @@ from scipy import ndimage
 
 from voxscale.kernel import library
 
-SLAB = 16
-COLUMNS = 64
-"""Slices, and places along x, filtered at a time where others do not count, to save memory."""
 TRUNCATE = 4.0
 """Standard deviations after which a Gaussian ends, as in scipy."""
+TOGETHER = 1 << 20
+"""Numbers that are counted at a time where they do not lie in a row."""
+
+
+class Planes(Protocol):
+    """Values of a scan, (z, y, x) float32: an array, or something that makes the parts that are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: Any, /) -> Any: ...
 
 
 @lru_cache(maxsize=1)
@@ -26,12 +38,16 @@ def load() -> ctypes.CDLL | None:
         return None
     pointer, whole, flag, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
     found.count_values.argtypes = [pointer, whole, flag, flag, pointer]
+    found.add_planes.argtypes = [
+        pointer, pointer, pointer, pointer, flag, whole, whole, flag, real, real
+    ]  # fmt: skip
     found.running_means.argtypes = [
         pointer, flag, pointer, flag, pointer, whole, whole, flag, flag, real, real
     ]  # fmt: skip
     found.interpolate_grid.argtypes = [pointer, flag, pointer, pointer, pointer, pointer, pointer]
-    found.correlate_even.argtypes = [pointer, pointer, pointer, pointer, whole]
-    for function in (found.count_values, found.running_means, found.interpolate_grid, found.correlate_even):
+    found.correlate_even.argtypes = [pointer, pointer, pointer, pointer, whole, whole, whole]
+    functions = (found.count_values, found.add_planes, found.running_means, found.interpolate_grid)
+    for function in (*functions, found.correlate_even):
         function.restype = None
     return found
 
@@ -39,15 +55,25 @@ def load() -> ctypes.CDLL | None:
 def count_values(voxels: NDArray[Any]) -> NDArray[np.int64]:
     """Voxels of each value of 8- or 16-bit integers, from the lowest that the type holds to the highest."""
     limits, native = np.iinfo(voxels.dtype), load()
-    flat = np.ascontiguousarray(voxels).reshape(-1)
-    if native is None:
-        places = flat.astype(np.int32) - int(limits.min)
-        return np.bincount(places, minlength=int(limits.max) - int(limits.min) + 1)
     counts = np.zeros(int(limits.max) - int(limits.min) + 1, dtype=np.int64)
-    native.count_values(
-        flat.ctypes.data, flat.size, flat.itemsize, int(flat.dtype.kind == "i"), counts.ctypes.data
-    )  # fmt: skip
+    if native is not None and voxels.flags.c_contiguous:
+        native.count_values(
+            voxels.ctypes.data, voxels.size, voxels.itemsize, int(voxels.dtype.kind == "i"), counts.ctypes.data
+        )  # fmt: skip
+        return counts
+    for part in np.array_split(voxels, max(1, min(len(voxels), voxels.size // TOGETHER))):
+        if native is None:
+            counts += np.bincount(part.astype(np.int32).reshape(-1) - int(limits.min), minlength=len(counts))
+        else:
+            counts += count_values(np.ascontiguousarray(part))
     return counts
+
+
+def different(voxels: NDArray[Any]) -> NDArray[Any]:
+    """What `numpy.unique` gives, without a sorted copy of all."""
+    if voxels.dtype.kind in "iu" and voxels.itemsize <= 2:
+        return (np.flatnonzero(count_values(voxels)) + int(np.iinfo(voxels.dtype).min)).astype(voxels.dtype)
+    return np.unique(np.concatenate([np.unique(part) for part in voxels]))
 
 
 def block_means(
@@ -70,16 +96,8 @@ def block_means(
     """
     out: NDArray[Any] = values
     native = load()
-    if native is not None and size[0] == 1 and max(size) > 1 and len(values) > SLAB:
-        kept = values[:: steps[0]]
-        slabs = [kept[start : start + SLAB] for start in range(0, len(kept), SLAB)]
-        return np.concatenate([block_means(slab, size, (1, *steps[1:]), mode, clip) for slab in slabs])
     if native is None or (clip is not None and max(size) == 1):
         out, clip, native = values if clip is None else _clipped(values, clip), None, None
-    if native is not None and size[0] > 1 and values.shape[2] > 2 * COLUMNS:
-        slabs = [values[:, :, start : start + COLUMNS] for start in range(0, values.shape[2], COLUMNS)]
-        out = np.concatenate([block_means(slab, (*size[:2], 1), (*steps[:2], 1), mode, clip) for slab in slabs], axis=2)
-        size, steps, clip = (1, 1, size[2]), (1, 1, steps[2]), None
     for axis, (width, step) in enumerate(zip(size, steps, strict=True)):
         if width > 1 and native is None:
             out = ndimage.uniform_filter1d(out, width, axis=axis, mode=mode)
@@ -126,9 +144,13 @@ def zoom(values: NDArray[Any], factor: Sequence[float]) -> NDArray[np.float32]:
     native = load()
     if native is None or all(f == 1 for f in factor):
         return np.asarray(ndimage.zoom(values, factor, order=1, mode="nearest", grid_mode=True), dtype=np.float32)
-    counts = [round(n * f) for n, f in zip(values.shape, factor, strict=True)]
-    where = [(np.arange(m) + 0.5) * np.divide(n, max(m, 1)) - 0.5 for n, m in zip(values.shape, counts, strict=True)]
-    return _interpolated(native, values, where)
+    return _interpolated(native, values, zoom_places(values.shape, factor))
+
+
+def zoom_places(shape: Sequence[int], factor: Sequence[float]) -> list[NDArray[np.float64]]:
+    """Places along each axis at which `zoom` looks, in voxels."""
+    counts = [round(n * f) for n, f in zip(shape, factor, strict=True)]
+    return [(np.arange(m) + 0.5) * np.divide(n, max(m, 1)) - 0.5 for n, m in zip(shape, counts, strict=True)]
 
 
 def interpolate(values: NDArray[Any], where: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
@@ -148,17 +170,11 @@ def interpolate(values: NDArray[Any], where: Sequence[NDArray[np.float64]]) -> N
 def _interpolated(
     native: ctypes.CDLL, values: NDArray[Any], where: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float32]:
-    places: list[NDArray[np.int64]] = []
-    weights: list[NDArray[np.float64]] = []
-    for n, along in zip(values.shape, where, strict=True):
-        low = np.floor(along)
-        first = 1.0 - (along - low)
-        places.append(np.clip(np.stack([low, low + 1], axis=1), 0, n - 1).astype(np.int64).reshape(-1))
-        weights.append(np.stack([first, 1.0 - first], axis=1).reshape(-1))
+    places, weights = places_and_weights(values.shape, where)
     source = np.ascontiguousarray(values)
     out = np.empty([len(along) for along in where], dtype=np.float32)
     shape, counts = np.array(source.shape, dtype=np.int64), np.array(out.shape, dtype=np.int64)
-    place, weight = np.concatenate(places), np.concatenate(weights)
+    place, weight = (np.concatenate([part.reshape(-1) for part in parts]) for parts in (places, weights))
     native.interpolate_grid(
         source.ctypes.data, int(source.dtype == np.float64), out.ctypes.data, shape.ctypes.data, counts.ctypes.data,
         place.ctypes.data, weight.ctypes.data,
@@ -166,21 +182,49 @@ def _interpolated(
     return out
 
 
-def gaussian(values: NDArray[np.float32], sigma: Sequence[float]) -> NDArray[np.float32]:
-    """What `scipy.ndimage.gaussian_filter(values, sigma, mode="nearest")` gives."""
+def places_and_weights(
+    shape: Sequence[int], where: Sequence[NDArray[np.float64]]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float64]]]:
+    """Of linear interpolation: the two voxels (n, 2) around each place along each axis, and what each counts."""
+    places: list[NDArray[np.int64]] = []
+    weights: list[NDArray[np.float64]] = []
+    for n, along in zip(shape, where, strict=True):
+        low = np.floor(along)
+        first = 1.0 - (along - low)
+        places.append(np.clip(np.stack([low, low + 1], axis=1), 0, n - 1).astype(np.int64))
+        weights.append(np.stack([first, 1.0 - first], axis=1))
+    return places, weights
+
+
+def gaussian(
+    values: NDArray[np.float32], sigma: Sequence[float], span: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """What `scipy.ndimage.gaussian_filter(values, sigma, mode="nearest")` gives.
+
+    Args:
+        values: (z, y, x).
+        sigma: Standard deviation along each axis, in voxels.
+        span: Half-open range along the first axis of what is wanted; None takes all.
+    """
+    first, last = span or (0, len(values))
     native = load()
     if native is None:
-        return np.asarray(ndimage.gaussian_filter(values, sigma, mode="nearest"), dtype=np.float32)
+        return np.asarray(ndimage.gaussian_filter(values, sigma, mode="nearest")[first:last], dtype=np.float32)
     out = np.ascontiguousarray(values)
     for axis, width in enumerate(sigma):
-        if width <= 1e-15:
-            continue
-        reach = int(TRUNCATE * width + 0.5)
-        kernel = np.exp(-0.5 / (width * width) * np.arange(-reach, reach + 1) ** 2)
-        weights = np.ascontiguousarray((kernel / kernel.sum())[reach:])
-        source, out, sides = out, np.empty_like(out), _sides(out.shape, axis)
-        native.correlate_even(source.ctypes.data, out.ctypes.data, sides.ctypes.data, weights.ctypes.data, reach)
-    return out.copy() if out is values else out
+        if width > 1e-15:
+            reach = int(TRUNCATE * width + 0.5)
+            kernel = np.exp(-0.5 / (width * width) * np.arange(-reach, reach + 1) ** 2)
+            weights = np.ascontiguousarray((kernel / kernel.sum())[reach:])
+            source, sides = out, _sides(out.shape, axis)
+            ends = (first, last) if axis == 0 and sides[2] > 1 else (0, out.shape[axis])
+            out = np.empty((ends[1] - ends[0] if axis == 0 else len(out), *values.shape[1:]), dtype=np.float32)
+            native.correlate_even(
+                source.ctypes.data, out.ctypes.data, sides.ctypes.data, weights.ctypes.data, reach, *ends
+            )  # fmt: skip
+        if axis == 0 and len(out) > last - first:
+            out = out[first:last]
+    return out.copy() if np.may_share_memory(out, values) else out
 
 
 def maximum(values: NDArray[np.float32], reach: Sequence[int]) -> NDArray[np.float32]:
