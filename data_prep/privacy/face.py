@@ -8,6 +8,8 @@ the brow, as Quickshear does (Schimke & Hale 2011), placed by the skin instead
 of the brain.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_prep.values import ends, share_of
-from voxscale.kernel.coarse import Means, coarse
+from voxscale.kernel.coarse import Means, coarse, coarse_parts
 from voxscale.kernel.filters import Planes, count_values, opened, zoom_places
 from voxscale.volume import Affine, Modality
 
@@ -27,6 +29,9 @@ SKIN_HU = -300.0
 SKIN_SHARE = 0.12
 """MR: skin begins at this share of the 99th percentile."""
 BONE_HU = 250.0
+
+KEPT_CELLS = 1 << 21
+"""Cells up to which that grid is kept: a head's field of view has half as many."""
 
 ACROSS_MM = (110.0, 215.0)
 LONG_MM = (135.0, 245.0)
@@ -81,7 +86,7 @@ def find_face(values: Planes, spacing: tuple[float, float, float], affine: Affin
     none = FaceFinding(False, False, None, "no head")
     if modality not in ("CT", "MR") or min(values.shape) < 4 or _too_small(values.shape, spacing):
         return none
-    grid = _coarse(values, spacing)
+    grid = _Coarse(values, spacing)
     skin = _skin(grid, modality)
     if skin is None:
         return none
@@ -89,7 +94,7 @@ def find_face(values: Planes, spacing: tuple[float, float, float], affine: Affin
     if around is None:
         return none
     top, long_mm = around
-    if not _under_the_skin(grid, skin, top, modality, share_of(values, ends(values)[0])):
+    if not _under_the_skin(grid.whole(), skin, top, modality, share_of(values, ends(values)[0])):
         return FaceFinding(False, False, None, "a head-sized body without skin over bone")
     front = _front(skin)
     brow = top - round(BROW * long_mm / COARSE[0]) if _vertex_seen(skin, top) else top
@@ -105,34 +110,74 @@ def _too_small(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> b
     return long_mm < LONG_MM[0] - 2 * COARSE[1] or across_mm < ACROSS_MM[0] - 2 * COARSE[2]
 
 
-def _coarse(values: Planes, spacing: tuple[float, float, float]) -> NDArray[np.float32]:
-    """The scan at `COARSE` spacing, smoothed against aliasing."""
-    size = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
-    steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
-    means = Means(size, steps, "reflect")
-    factor = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
-    return coarse(values, means, zoom_places(means.shape(values.shape), factor))
+class _Coarse:
+    """The scan at `COARSE` spacing, smoothed against aliasing; made anew for each question if it is large."""
+
+    def __init__(self, values: Planes, spacing: tuple[float, float, float]) -> None:
+        self._values = values
+        steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
+        self._means = Means(steps, steps, "reflect")
+        factor = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
+        self._where = zoom_places(self._means.shape(values.shape), factor)
+        self._shape = tuple(len(along) for along in self._where)
+        self._kept = self._made() if math.prod(self._shape) <= KEPT_CELLS else None
+
+    def whole(self) -> NDArray[np.float32]:
+        """All of it."""
+        return self._made() if self._kept is None else self._kept
+
+    def percentile(self, wanted: float) -> float:
+        """One percentile, as numpy computes it."""
+        whole = self._made() if self._kept is None else self._kept.copy()
+        return float(np.percentile(whole, wanted, overwrite_input=True))
+
+    def above(self, threshold: float) -> NDArray[np.bool_]:
+        """Where it is above a threshold."""
+        out = np.empty(self._shape, dtype=bool)
+        done = 0
+        for part in self._parts() if self._kept is None else (self._kept,):
+            np.greater(part, threshold, out=out[done : done + len(part)])
+            done += len(part)
+        return out
+
+    def _made(self) -> NDArray[np.float32]:
+        return coarse(self._values, self._means, self._where)
+
+    def _parts(self) -> Iterator[NDArray[np.float32]]:
+        return coarse_parts(self._values, self._means, self._where)
 
 
-def _skin(grid: NDArray[np.float32], modality: Modality) -> NDArray[np.bool_] | None:
+def _skin(grid: _Coarse, modality: Modality) -> NDArray[np.bool_] | None:
     """The largest body, filled slice by slice; None if it is not a whole head."""
-    threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * float(np.percentile(grid, 99))
-    body = _largest(opened(grid > threshold))
+    threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * grid.percentile(99)
+    body = _largest(_opened(grid.above(threshold)))
     if body is None or _whole_head(body) is None:
         return None  # closing and filling leave its size as it is and take nothing from the sides that it touches
     closed = [ndimage.binary_closing(np.pad(plane, 6), iterations=3) for plane in body]
     return np.stack([ndimage.binary_fill_holes(plane)[6:-6, 6:-6] for plane in closed])
 
 
+def _opened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask after opening, in its place, some slices at a time."""
+    per = max(2, KEPT_CELLS // max(1, mask[0].size))
+    before = mask[:0]
+    for start in range(0, len(mask), per):
+        stop = min(start + per, len(mask))
+        part = np.concatenate([before, mask[start : stop + 2]])  # an opening looks two slices far
+        seen, before = len(before), mask[max(0, stop - 2) : stop].copy()
+        mask[start:stop] = opened(part)[seen : seen + stop - start]
+    return mask
+
+
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """The largest connected part; None if there is none."""
+    """The largest connected part, in the place of all; None if there is none."""
     try:
         found, count = ndimage.label(mask, output=np.uint16)
         sizes = count_values(found)
     except RuntimeError:  # more parts than these numbers can tell apart
         found, count = ndimage.label(mask)
         sizes = sum(np.bincount(plane.reshape(-1), minlength=count + 1) for plane in found)
-    return found == 1 + int(np.argmax(sizes[1:])) if count else None
+    return np.equal(found, 1 + int(np.argmax(sizes[1:])), out=mask) if count else None
 
 
 def _whole_head(skin: NDArray[np.bool_]) -> tuple[int, float] | None:

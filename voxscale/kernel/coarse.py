@@ -43,17 +43,28 @@ def coarse(values: Planes, means: Means, where: Sequence[NDArray[np.float64]]) -
         means: The means.
         where: Places along each axis, in means; rising.
     """
+    out = np.empty([len(along) for along in where], dtype=np.float32)
+    done = 0
+    for part in coarse_parts(values, means, where):
+        out[done : done + len(part)] = part
+        done += len(part)
+    return out
+
+
+def coarse_parts(values: Planes, means: Means, where: Sequence[NDArray[np.float64]]) -> Iterator[NDArray[np.float32]]:
+    """The same in order, some along the first axis at a time."""
     native = load()
     if native is None:
-        return interpolate(block_means(values[:], means.size, means.steps, means.mode, means.clip), where)
+        yield interpolate(block_means(values[:], means.size, means.steps, means.mode, means.clip), where)
+        return
     (z, y, x), (wz, wy, wx) = places_and_weights(means.shape(values.shape), where)
-    out = np.empty([len(along) for along in where], dtype=np.float32)
+    sides = [len(along) for along in where[1:]]
     block, done, end = None, 0, 0
     for fresh in _blocks(native, values, means):
         block = np.ascontiguousarray(fresh if block is None else np.concatenate([block[-1:], fresh]))
         end += len(fresh)
         first, last = end - len(block), int(np.searchsorted(z[:, 1], end))
-        part = out[done:last]
+        part = np.empty((last - done, *sides), dtype=np.float32)
         shape, counts = np.array(block.shape, dtype=np.int64), np.array(part.shape, dtype=np.int64)
         place = np.concatenate([(z[done:last] - first).reshape(-1), y.reshape(-1), x.reshape(-1)])
         weight = np.concatenate([wz[done:last].reshape(-1), wy.reshape(-1), wx.reshape(-1)])
@@ -62,7 +73,7 @@ def coarse(values: Planes, means: Means, where: Sequence[NDArray[np.float64]]) -
             counts.ctypes.data, place.ctypes.data, weight.ctypes.data,
         )  # fmt: skip
         done = last
-    return out
+        yield part
 
 
 def _blocks(native: ctypes.CDLL, values: Planes, means: Means) -> Iterator[NDArray[Any]]:
