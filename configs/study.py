@@ -10,15 +10,21 @@ from launch.study import Pretext, StudyConfig
 from pretrain.mixture import WeightsConfig
 from voxscale.engine.config import OptimConfig
 
+STEPS, BATCH = 200, 16
 
-def _pretext(name: str, steps: int, balance: bool = False, **weights: float) -> Pretext:
+
+def _pretext(name: str, **weights: float) -> Pretext:
     """The demo's small network under some objectives; equal numbers of steps and samples for all."""
     base = pretrain.demo()
     none = dataclasses.replace(WeightsConfig(), volume_fusion=0.0)
     objective = dataclasses.replace(
-        base.objective, weights=dataclasses.replace(none, **weights), balance="gradients" if balance else "none"
+        base.objective,
+        weights=dataclasses.replace(none, **weights),
+        balance="gradients" if len(weights) > 1 else "none",
+        measure_every=10,
+        part_whole=dataclasses.replace(base.objective.part_whole, hidden=128, bottleneck=64, prototypes=512),
     )
-    loop = dataclasses.replace(base.loop, steps=steps, batch=16, checkpoint_every=steps)
+    loop = dataclasses.replace(base.loop, steps=STEPS, batch=BATCH, checkpoint_every=STEPS)
     return Pretext(name=name, pretrain=dataclasses.replace(base, objective=objective, loop=loop))
 
 
@@ -33,9 +39,11 @@ def small() -> StudyConfig:
         patch_voxels=32**3,
         pack=PackConfig(),
         pretexts=(
-            _pretext("volume_fusion", 300, volume_fusion=1.0),
-            _pretext("graph_matching", 300, graph_matching=1.0),
-            _pretext("mixture", 300, balance=True, volume_fusion=1.0, graph_matching=1.0),
+            _pretext("volume_fusion", volume_fusion=1.0),
+            _pretext("masked", masked_reconstruction=1.0),
+            _pretext("part_whole", part_whole=1.0),
+            _pretext("graph_matching", graph_matching=1.0),
+            _pretext("mixture", volume_fusion=1.0, part_whole=1.0, graph_matching=1.0),
         ),
         finetune=dataclasses.replace(
             base,
