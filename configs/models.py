@@ -3,6 +3,7 @@
 from voxscale.models.fmunet import FMUNetConfig
 from voxscale.models.nnunet import NNUNetConfig
 from voxscale.models.pctnet import PCTNetConfig
+from voxscale.models.sam_vit import SamViTConfig
 from voxscale.models.stunet import SIZES, STUNetConfig
 from voxscale.models.swin_unetr import SwinUNETRConfig
 from voxscale.models.timm_models import TimmConfig
@@ -103,6 +104,16 @@ def convnext_b() -> TimmConfig:
 def vit_b_timm() -> TimmConfig:
     """ViT-B from timm, for images; 85.8 million weights."""
     return TimmConfig(name="vit_base_patch16_224")
+
+
+def sam_vit_b() -> SamViTConfig:
+    """Image encoder of Segment Anything's ViT-B, for images; 89.7 million weights."""
+    return SamViTConfig()
+
+
+def lvm_med_vit_b() -> SamViTConfig:
+    """The same as LVM-Med trained it: relative positions only, 86.5 million weights."""
+    return SamViTConfig(positions=False)
 
 
 def _stunet(size: str) -> STUNetConfig:

@@ -13,6 +13,7 @@ from voxscale.models.fmunet import FMUNetConfig
 from voxscale.models.interface import Backbone
 from voxscale.models.nnunet import NNUNetConfig
 from voxscale.models.pctnet import PCTNetConfig
+from voxscale.models.sam_vit import SamViTConfig
 from voxscale.models.stunet import STUNetConfig
 from voxscale.models.swin_unetr import SwinUNETRConfig
 from voxscale.models.timm_models import TimmConfig
@@ -60,6 +61,9 @@ def narrow(config: ModelConfig) -> ModelConfig:
             return dataclasses.replace(config, width=12, window=3)
         case ViTConfig():
             return dataclasses.replace(config, width=36, depth=4, attention_heads=3)
+        case SamViTConfig():
+            small = {"width": 24, "depth": 4, "attention_heads": 2, "window": 2, "global_blocks": (1, 3), "places": 4}
+            return dataclasses.replace(config, **small, neck=6)
         case TimmConfig(name="resnet50"):
             return config
         case TimmConfig():

@@ -12,13 +12,14 @@ from voxscale.models.fmunet import FMUNet, FMUNetConfig
 from voxscale.models.interface import Backbone, Stride
 from voxscale.models.nnunet import NNUNet, NNUNetConfig
 from voxscale.models.pctnet import PCTNet, PCTNetConfig
+from voxscale.models.sam_vit import SamViT, SamViTConfig
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.models.swin_unetr import SwinUNETR, SwinUNETRConfig
 from voxscale.models.timm_models import TimmBackbone, TimmConfig
 from voxscale.models.vit import ViT, ViTConfig
 
 ModelConfig = Annotated[
-    STUNetConfig | NNUNetConfig | FMUNetConfig | PCTNetConfig | SwinUNETRConfig | ViTConfig | TimmConfig,
+    STUNetConfig | NNUNetConfig | FMUNetConfig | PCTNetConfig | SwinUNETRConfig | ViTConfig | TimmConfig | SamViTConfig,
     pydantic.Field(discriminator="kind"),
 ]
 """Configs that `build` knows, told apart by `kind`."""
@@ -49,6 +50,8 @@ def build(config: ModelConfig, device: torch.device | str | None = None) -> Back
             return ViT(config, device)
         case TimmConfig():
             return TimmBackbone(config, device)
+        case SamViTConfig():
+            return SamViT(config, device)
 
 
 def read_config(values: object, where: str = "model") -> ModelConfig:
@@ -74,7 +77,7 @@ def adapt(config: ModelConfig, *, in_channels: int, classes: int, heads: int, st
     Raises:
         ConfigError: If the network has no decoder and heads are wanted.
     """
-    if isinstance(config, (ViTConfig, TimmConfig)):
+    if isinstance(config, (ViTConfig, TimmConfig, SamViTConfig)):
         require(heads == 0, "model", "one with a decoder", config.kind)
         return dataclasses.replace(config, in_channels=in_channels)
     if isinstance(config, (STUNetConfig, NNUNetConfig)):

@@ -19,10 +19,12 @@ from monai.networks.nets.swin_unetr import filter_swinunetr
 from pymic.net.net3d.fmunetv3 import FMUNetV3
 from torch import Tensor, nn
 
+from configs.models import lvm_med_vit_b
 from voxscale.errors import CheckpointError, ConfigError
 from voxscale.models.build import adapt, build
 from voxscale.models.interface import Backbone
 from voxscale.models.optional import load
+from voxscale.models.released import lvm_med
 from voxscale.models.released.load import FORMS, Form, Released, read_released, transfer_released
 from voxscale.models.released.report import KeyReport
 from voxscale.models.swin_block import mis_fm_positions
@@ -285,6 +287,40 @@ def test_lvm_med_resnet_gives_the_features_of_torchvision(tmp_path: Path, prefix
         assert report.counts()["summed"] == 1
         first = theirs.conv1(x[:, :1].expand(-1, 3, -1, -1))
         close(gray.get_submodule("net.conv1")(x[:, :1]), first)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "image_encoder."])
+@pytest.mark.parametrize("which", ["as released", "with positions"])
+def test_lvm_med_vit_gives_the_recorded_outputs(tmp_path: Path, prefix: str, which: str) -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "lvm_med_vit.json").read_text())
+    small, want = golden["small"], golden["outputs"][which]
+    weights = made_weights(want["shapes"], torch.empty(0))
+    content = {f"{prefix}{key}": tensor for key, tensor in weights.items()}
+    if prefix == "image_encoder.":
+        content["mask_decoder.iou_token.weight"] = torch.zeros(1, 256)
+    released, model, report = fit(tmp_path / "lvmmed_vit.pth", content, "lvm_med")
+    config = released.config
+    assert (config.depth, config.width, config.attention_heads) == (4, 16, 2)
+    assert (config.window, list(config.global_blocks), config.places) == (3, small["global_blocks"], 7)
+    assert config.positions == (which == "with positions")
+    counts = report.counts()
+    assert counts["loaded"] == counts["network"] == len(weights)
+    assert counts.get("unused", 0) == len(content) - len(weights)
+    with torch.no_grad():
+        ours = model(made_input([1, 3, small["img_size"], small["img_size"]]))[-1]
+    close(ours.flatten()[:: want["every"]], torch.tensor(want["values"]))
+
+
+def test_lvm_med_vit_b_fits_by_every_recorded_name_and_shape() -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "lvm_med_vit.json").read_text())
+    made = {name: torch.empty(shape, device="meta") for name, shape in golden["shapes"].items()}
+    named = lvm_med.read(made)
+    assert not named.left
+    config = lvm_med.config(named.by_own_name())
+    assert config == lvm_med_vit_b()
+    own = {name: tuple(p.shape) for name, p in build(config, "meta").named_parameters()}
+    assert own == {key: tuple(tensor.shape) for key, tensor in named.by_own_name().items()}
+    assert sum(tensor.numel() for tensor in made.values()) == pytest.approx(86.0e6, rel=0.01)  # as its README says
 
 
 def small() -> dict[str, Any]:
