@@ -118,6 +118,22 @@ def vit_b_masked() -> PretrainConfig:
     )
 
 
+def stunet_b_supervised() -> PretrainConfig:
+    """STU-Net B, supervised over labelled sets by STU-Net's own recipe: SGD, a million steps of two patches.
+
+    `python -m launch pretrain configs/pretrain.py:stunet_b_supervised --objective.supervised.sets LIVER SPLEEN
+    --objective.supervised.classes liver '*' --shards SHARDS --run RUN --processes 2 --gpus 2`
+
+    Sets are stores. Contract and patch are those of the shards, whose scans are read although nothing is learnt
+    from them; give another objective a weight to use them. Cost on GPUs and what it buys: not measured yet.
+    """
+    return dataclasses.replace(
+        _stunet("B", batch=2, lr=1e-2, steps=1_000_000),
+        objective=MixtureConfig(weights=WeightsConfig(volume_fusion=0.0, supervised=1.0)),
+        optim=OptimConfig(kind="sgd", lr=1e-2, weight_decay=3e-5, schedule="poly"),
+    )
+
+
 def stunet_l() -> PretrainConfig:
     """STU-Net L, 440.3 million weights. Cost on GPUs: not measured yet."""
     return _stunet("L", batch=32, lr=5e-4, steps=400_000)

@@ -9,6 +9,7 @@ from pretrain.objectives.interface import Objective
 from pretrain.objectives.masked_reconstruction import MaskedReconstruction, MaskedReconstructionConfig
 from pretrain.objectives.part_whole import PartWhole
 from pretrain.objectives.part_whole_config import PartWholeConfig
+from pretrain.objectives.supervised import Supervised, SupervisedConfig
 from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
 from voxscale.config import config, require
 from voxscale.models.interface import Backbone
@@ -23,12 +24,14 @@ class WeightsConfig:
         graph_matching: Of second-order graph matching.
         part_whole: Of self-distillation, composing and decomposing.
         masked_reconstruction: Of masked reconstruction.
+        supervised: Of segmentation of labelled scans.
     """
 
     volume_fusion: float = 1.0
     graph_matching: float = 0.0
     part_whole: float = 0.0
     masked_reconstruction: float = 0.0
+    supervised: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -56,6 +59,7 @@ class MixtureConfig:
         graph_matching: Second-order graph matching.
         part_whole: Self-distillation, composing and decomposing.
         masked_reconstruction: Masked reconstruction.
+        supervised: Segmentation of labelled scans.
     """
 
     weights: WeightsConfig = WeightsConfig()
@@ -67,6 +71,7 @@ class MixtureConfig:
     graph_matching: GraphMatchingConfig = GraphMatchingConfig()
     part_whole: PartWholeConfig = PartWholeConfig()
     masked_reconstruction: MaskedReconstructionConfig = MaskedReconstructionConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -98,5 +103,6 @@ def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objectiv
         "graph_matching": lambda: GraphMatching(config.graph_matching, backbone),
         "part_whole": lambda: PartWhole(config.part_whole, backbone),
         "masked_reconstruction": lambda: MaskedReconstruction(config.masked_reconstruction, backbone),
+        "supervised": lambda: Supervised(config.supervised, backbone),
     }
     return {name: makers[name]() for name in config.active}

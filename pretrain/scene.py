@@ -34,6 +34,19 @@ class View:
     place: Float[Tensor, "b 3 4"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Labelled samples of a step.
+
+    Attributes:
+        batch: One patch with its label for each sample.
+        sets: Number of the set that each comes from.
+    """
+
+    batch: Batch
+    sets: tuple[int, ...]
+
+
 class Scene:
     """The samples of a step.
 
@@ -44,6 +57,7 @@ class Scene:
         config: How values are changed.
         spacing: (z, y, x) of the patch's voxels in mm, before zoom.
         progress: Share of the run that is done.
+        labelled: Labelled samples, if an objective learns from any.
     """
 
     def __init__(
@@ -54,7 +68,9 @@ class Scene:
         config: ViewsConfig,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         progress: float = 0.0,
+        labelled: Labelled | None = None,
     ) -> None:
+        self.labelled = labelled
         self.batch, self.patch, self.config, self.spacing, self.progress = batch, patch, config, spacing, progress
         self.crops = make_views(batch, patch, crops, config)
         self._first = _rows(batch, crops)

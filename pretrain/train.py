@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.labelled import LabelledBatches, open_labelled, write_ledger
 from pretrain.mixture import branches
 from pretrain.network import Job, Pictures, Pretraining, costs, wanted
 from pretrain.scene import Scene
@@ -51,7 +53,9 @@ def pretrain(config: PretrainConfig) -> None:
     network = make_network(config, model_config, patch)
     crops = max(branch.views_per_sample for branch in network.objectives().values())
     stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
-    with open_run(config.run, config, {"shards": stream.manifest_sha256}):
+    labelled = open_labelled(config.objective, manifest, config.seed)
+    inputs = {"shards": stream.manifest_sha256} | ({} if labelled is None else {"labelled": labelled.fingerprint})
+    with open_run(config.run, config, inputs):
         found = find_checkpoint(config.run)
         weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
         engine = start_engine(network, weights, config.engine, config.optim, micro)
@@ -65,25 +69,34 @@ def pretrain(config: PretrainConfig) -> None:
         if dist.rank() == 0:
             public = {"config_hash": config_hash(config), "model": says["model"], "contract": says["contract"]}
             tracker = Tracker(config.run, config.tracker, public, start.step)
+            if labelled is not None:
+                write_ledger(labelled, config.run)
             log.info("pretrain: %s", describe(shuffle_quality(stream, config.loop.batch, least=20 * config.loop.batch)))
-        indices = rank_indices(
-            start.step, config.loop.steps, config.loop.batch, config.engine.accumulate, dist.rank(), dist.world_size()
-        )
+        ranks = (config.engine.accumulate, dist.rank(), dist.world_size())
         incidents = Incidents(config.run, dist.rank(), config.loader.replaced)
-        loaded = load(stream, indices, config.loader, engine.device.type == "cuda", incidents.record)
-        batches = incidents.counting(loaded)
+        pin = engine.device.type == "cuda"
 
-        def see(batch: Batch) -> Scene:  # on its device
+        def indices() -> Iterator[list[int]]:
+            return rank_indices(start.step, config.loop.steps, config.loop.batch, *ranks)
+
+        batches = incidents.counting(load(stream, indices(), config.loader, pin, incidents.record))
+        more = None
+        if labelled is not None:
+            more = LabelledBatches(labelled, indices(), config.loader, pin, incidents.record)
+
+        def see(batch: Batch, more: LabelledBatches | None) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
-            return Scene(batch, patch, crops, config.views, manifest.contract.spacing, progress)
+            beside = None if more is None else more.beside(batch)
+            return Scene(batch, patch, crops, config.views, manifest.contract.spacing, progress, beside)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step = batch.indices[0] // config.loop.batch
-            return losses(engine, network, see(batch), config, teacher, step)
+            return losses(engine, network, see(batch, more), config, teacher, step)
 
         def first_scene() -> Scene:
-            batch = next(load(stream, iter([list(range(micro))]), LoaderConfig(), False, lambda _: None))
-            return see(batch.to(engine.device))
+            first, how = [list(range(micro))], (LoaderConfig(), False, lambda _: None)
+            own = None if labelled is None else LabelledBatches(labelled, iter(first), *how)
+            return see(next(load(stream, iter(first), *how)).to(engine.device), own)
 
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:

@@ -53,10 +53,16 @@ def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
         return ""
     have = json.loads((run / "config.json").read_text()) | {"inputs": json.loads((run / "inputs.json").read_text())}
     want = to_dict(config) | {"inputs": dict(inputs)}
-    wrong = sorted(where for where in _differences(have, want) if not isinstance(_value(config, where), Path))
+    wrong = sorted(where for where in _differences(have, want) if not _is_path(_value(config, where)))
     if not wrong:
         return ""
     return f"run must be a folder of its own for each config; this one differs in {', '.join(wrong)}; choose another"
+
+
+def _is_path(value: object) -> bool:
+    """Whether it is a path, or several."""
+    several = isinstance(value, tuple) and bool(value) and all(isinstance(part, Path) for part in value)
+    return isinstance(value, Path) or several
 
 
 def _value(config: object, where: str) -> object:
