@@ -5,6 +5,8 @@ Every message follows one grammar: "*dotted.name* must be *condition*, not
 path or a header field: scans are named by their anonymous id.
 """
 
+import errno
+
 
 class VoxScaleError(Exception):
     """Base of all errors that a user can cause and mend."""
@@ -66,7 +68,24 @@ class PreemptedError(VoxScaleError, RuntimeError):
         return type(self), (str(self), self.signal)
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some disk",
+    errno.EDQUOT: "free some of your quota of the disk",
+    errno.EFBIG: "raise the limit on the size of a file",
+    errno.EACCES: "give this user the right to read and write there",
+    errno.EPERM: "give this user the right to read and write there",
+    errno.EROFS: "have the disk mounted for writing, or name a folder elsewhere",
+    errno.ENOENT: "name a file or folder that is there",
+    errno.EMFILE: "raise the limit on open files",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What helps against an error of the operating system."""
+    return _REMEDIES.get(error.errno or 0, "see that the disk is mounted and works")
+
+
 def system_error_text(error: OSError) -> str:
     """One line for an error of the operating system, such as a full disk; no path, which may name a patient."""
     what = error.strerror or type(error).__name__
-    return f"files must be readable and writable, but: {what}; free or mount some disk"
+    return f"files must be readable and writable, but: {what}; {remedy(error)}"

@@ -1,10 +1,14 @@
 """Running out of memory for real, in a process that may have only so much."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from voxscale.engine.memory import is_out_of_memory
+from voxscale.engine.memory import failing_layer, is_out_of_memory
 
 WORKER = Path(__file__).parent / "worker_memory.py"
 
@@ -12,7 +16,7 @@ WORKER = Path(__file__).parent / "worker_memory.py"
 def test_a_step_without_memory_names_tensors_and_levers(ranks, tmp_path):
     (output,) = ranks(WORKER, 1, str(tmp_path), expect=1)
     said = next(line for line in output.splitlines() if "TrainingError: memory must hold a step" in line)
-    assert "ran out at step 0" in said
+    assert re.search(r"ran out at step 0 in layer \d \(\w+\) of the forward pass\. Held on this rank", said), said
     largest = said.split("Largest: ")[1]
     assert largest.startswith("activation 0 [8, 6, 64, 64, 64] 50.3 MB")
     assert "make micro-batches smaller (engine.accumulate, now 1)" in said
@@ -26,3 +30,49 @@ def test_a_step_without_memory_names_tensors_and_levers(ranks, tmp_path):
 def test_other_errors_are_left_alone(text):
     assert not is_out_of_memory(RuntimeError(text))
     assert is_out_of_memory(MemoryError())
+
+
+class Full(torch.autograd.Function):
+    """Runs out of memory, forward or backward."""
+
+    @staticmethod
+    def forward(ctx, x, forward):
+        if forward:
+            raise torch.OutOfMemoryError("out of memory")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+class Layer(nn.Module):
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self.passes = passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes -= 1
+        return Full.apply(x, self.passes < 0).sin()  # which keeps something for its backward pass
+
+
+class Block(nn.Module):
+    def __init__(self, passes: int, again: bool) -> None:
+        super().__init__()
+        self.inner, self.again = nn.Sequential(nn.Identity(), Layer(passes)), again
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("passes", "again", "layer"),
+    [(0, False, "0.inner.1 (Layer)"), (1, False, ""), (1, True, "0.inner.1 (Layer)")],
+    ids=["forward", "backward", "computed again"],
+)
+def test_the_layer_that_failed_is_named_where_one_was_computing(passes, again, layer):
+    model = nn.Sequential(Block(passes, again), nn.Identity())
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        model(torch.ones(2, requires_grad=True)).sum().backward()
+    assert failing_layer(model, caught.value) == layer
+    assert failing_layer(nn.Identity(), caught.value) == ""

@@ -103,7 +103,7 @@ def train(
             profiler.begin(step)
             lr = learning_rate(optim, step, loop.steps)
             set_learning_rate(engine, lr)
-            with explained(engine, ledger, step):
+            with explained(engine, ledger, step, lambda: watch.phase):
                 guard.begin()
                 parts = forward_and_backward(engine, batches, objective, meter, watch, step)
                 losses = [float(part.losses["loss"]) for part in parts]

@@ -1,6 +1,7 @@
-"""Out of memory: which tensors are the largest, and which lever to pull."""
+"""Out of memory: which layer failed, which tensors are the largest, and which lever to pull."""
 
-from collections.abc import Generator, Iterable
+import traceback
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,22 +93,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or plain
 
 
+def failing_layer(model: nn.Module, error: BaseException) -> str:
+    """Name and kind of the innermost layer of a model that was computing when an error was raised; empty if none was.
+
+    Read off the traceback, so it costs nothing before. A backward pass has no layers there, unless it computes one again.
+    """
+    names = {module: name for name, module in model.named_modules() if name}
+    inner = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module in names:
+            inner = f"{names[module]} ({type(module).__name__})"
+    return inner
+
+
 @contextmanager
-def explained(engine: Engine, ledger: Ledger, step: int) -> Generator[None]:
+def explained(engine: Engine, ledger: Ledger, step: int, phase: Callable[[], str]) -> Generator[None]:
     """Turn running out of memory into an error that helps.
 
+    Args:
+        engine: Trains.
+        ledger: Has seen a forward pass.
+        step: 0-based step.
+        phase: Says what the training thread is in.
+
     Raises:
-        TrainingError: Naming the largest tensors and the lever to pull.
+        TrainingError: Naming the layer that failed, the largest tensors and the lever to pull.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(report(states(engine), ledger.activations, engine, step)) from None
+        layer = failing_layer(engine.module, error)
+        where = f"in layer {layer} of the {phase()} pass" if layer else f"in {phase()}"
+        raise TrainingError(report(states(engine), ledger.activations, engine, step, where)) from None
 
 
-def report(held: list[Use], activations: list[Use], engine: Engine, step: int) -> str:
+def report(held: list[Use], activations: list[Use], engine: Engine, step: int, where: str) -> str:
     """What takes the memory and what to do about it."""
     totals = {"weights": 0, "gradients": 0, "optimizer": 0}
     for use in held:
@@ -115,7 +138,7 @@ def report(held: list[Use], activations: list[Use], engine: Engine, step: int) -
     totals["activations of one pass, at least"] = sum(use.bytes for use in activations)
     largest = sorted([*held, *activations], key=lambda use: -use.bytes)[:SHOWN]
     return (
-        f"memory must hold a step, but ran out at step {step}. Held on this rank: "
+        f"memory must hold a step, but ran out at step {step} {where}. Held on this rank: "
         f"{', '.join(f'{name} {count / 1e9:.2f} GB' for name, count in totals.items())}. "
         f"Largest: {'; '.join(use.text() for use in largest)}. "
         f"{'; '.join(levers(sum(use.bytes for use in held), activations, engine))}"

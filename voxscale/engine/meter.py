@@ -1,6 +1,7 @@
 """What a run costs: losses averaged over steps and ranks, samples and operations per second, waiting, memory."""
 
 import math
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -13,20 +14,27 @@ from voxscale import dist
 from voxscale.engine.config import Precision
 from voxscale.engine.types import Engine
 
+# Second-hand: no data sheet was read for this table. [C] GPU_AVAILABLE_FLOPS of mosaicml/composer,
+# composer/callbacks/speed_monitor.py at 003ec03; [L] _CUDA_FLOPS of Lightning-AI/pytorch-lightning,
+# src/lightning/fabric/utilities/throughput.py at 0810121; [T] get_peak_flops of pytorch/torchtitan,
+# torchtitan/tools/utils.py at 0258167. Each names the data sheet it took its figure from.
 PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
-    "V100": {"fp32": 15.7},
-    "A100": {"bf16": 312.0, "fp32": 19.5},
-    "A40": {"bf16": 149.7},
-    "H100 PCIe": {"bf16": 756.5, "fp32": 51.0},
-    "H100 NVL": {"bf16": 835.0},
-    "H100": {"bf16": 989.5, "fp32": 67.0},
-    "H200": {"bf16": 989.5, "fp32": 67.0},
+    "V100 SXM2": {"fp32": 15.7},  # C, L
+    "V100 SXM3": {"fp32": 15.7},  # C, L: they name the module without its number
+    "V100 PCIE": {"fp32": 14.0},  # C, L
+    "V100S PCIE": {"fp32": 16.4},  # C, L
+    "A100": {"bf16": 312.0, "fp32": 19.5},  # C, L, T: SXM and PCIe alike
+    "H100 PCIe": {"bf16": 1513 / 2, "fp32": 51.0},  # C, L, T
+    "H100 NVL": {"bf16": 835.0},  # T
+    "H100": {"bf16": 1979 / 2, "fp32": 67.0},  # C, L, T: SXM
+    "H200": {"bf16": 1979 / 2, "fp32": 67.0},  # C, T: SXM
+    "H200 NVL": {},  # known to differ, no source
 }
-"""Dense peak of one GPU in TFLOP/s by what its name contains, as NVIDIA's data sheets are cited by others.
+"""Dense peak of one GPU in TFLOP/s by words of its name, second-hand: as three libraries cite NVIDIA's data sheets.
 
-V100 and A100 are of the SXM modules. bf16 of H100 and H200 is half of what the sheets state, which is with sparsity
-(1979, PCIe 1513); fp32 is without TF32. For others set `loop.peak_tflops`: of the L40S no figure was found, and of
-the B200 only ones that contradict each other (2250 and 2500).
+Halves are of what a sheet states with sparsity; fp32 is without TF32. For every other GPU there is no figure here, and so
+no MFU, unless `loop.peak_tflops` gives one: of the A40 and the L40S no source was found, and of the B200 only ones that
+contradict each other (2250 and 2500).
 """
 
 BACKWARD = 3
@@ -34,13 +42,14 @@ BACKWARD = 3
 
 
 def peak_tflops(device: str, precision: Precision) -> float:
-    """Dense peak of a device in TFLOP/s; 0 if it is not known.
+    """Dense peak of a device in TFLOP/s, second-hand (see `PEAK_TFLOPS`); 0 if it is not known.
 
     Args:
         device: Its name, as of `torch.cuda.get_device_name`.
         precision: Of the weights.
     """
-    found = [name for name in PEAK_TFLOPS if all(word in device for word in name.split())]
+    words = set(re.split(r"[^A-Za-z0-9]+", device))  # a GH200 is not an H200
+    found = [name for name in PEAK_TFLOPS if words.issuperset(name.split())]
     return PEAK_TFLOPS[max(found, key=len)].get(precision, 0.0) if found else 0.0
 
 

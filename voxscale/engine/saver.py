@@ -30,7 +30,7 @@ from voxscale.engine.optim import moment_names
 from voxscale.engine.pieces import Image, Piece
 from voxscale.engine.state import buffer_pieces, pieces, updates
 from voxscale.engine.types import Engine
-from voxscale.errors import CheckpointError, TrainingError
+from voxscale.errors import CheckpointError, TrainingError, remedy
 from voxscale.files import sha256_file, sync, write_text
 
 log = logging.getLogger("voxscale")
@@ -133,9 +133,7 @@ class Saver:
         self._settle()
         self.waited += time.monotonic() - began
         if self._problem:
-            raise TrainingError(
-                f"{self._problem}; free some disk and start again, the run goes on from the checkpoint before"
-            )
+            raise TrainingError(f"{self._problem}; then start again, the run goes on from the checkpoint before")
 
     def _settle(self) -> None:
         """Wait for the save before this one and agree on how it went; a collective call, like all of training's."""
@@ -208,7 +206,7 @@ class _Writing(threading.Thread):
             if dist.rank() == 0:
                 self._publish(self._collect())
         except Exception as error:  # whatever it is, training goes on and the next save tries again
-            self.problem = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            self.problem = _told(error)
             if dist.rank() == 0 and time.monotonic() < self._until:  # else another rank's trouble, which is told later
                 self.warn(self.problem)
         finally:
@@ -264,6 +262,13 @@ class _Writing(threading.Thread):
         if old is not None:
             shutil.rmtree(old)
         self._prune(self.target)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong and what helps."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; {remedy(error)}"
+    return f"{error}" if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _moved_away(target: Path) -> Path | None:

@@ -103,6 +103,11 @@ class Watch:
     def _every(self) -> float:
         return min(2.0, self._config.patience_s / 5, self._config.silence_s / 5)
 
+    @property
+    def phase(self) -> Phase:
+        """What the training thread is in."""
+        return self._mark[2]
+
     def at(self, phase: Phase, step: int | None = None, samples: Sequence[int] = ()) -> None:
         """Note what the training thread enters."""
         count, last, _, kept = self._mark
