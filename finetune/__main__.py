@@ -3,8 +3,15 @@
 import sys
 
 from finetune.config import FinetuneConfig
-from finetune.train import finetune
 from voxscale.cli import leave, run
 
+
+def stage(config: FinetuneConfig) -> None:
+    """Imported in here, so that a package that is not installed is one clear line."""
+    from finetune.train import finetune
+
+    finetune(config)
+
+
 if __name__ == "__main__":
-    leave(run(FinetuneConfig, finetune, sys.argv[1:], "python -m finetune"))
+    leave(run(FinetuneConfig, stage, sys.argv[1:], "python -m finetune"))

@@ -57,7 +57,7 @@ class StageJob:
         import torch
 
         from voxscale import dist
-        from voxscale.errors import PreemptedError, VoxScaleError, system_error_text
+        from voxscale.errors import PreemptedError, VoxScaleError, missing_package_text, system_error_text
         from voxscale.log import setup
 
         torch.set_num_threads(self.threads)
@@ -79,6 +79,8 @@ class StageJob:
             return {"error": str(error), "kind": type(error).__name__}
         except OSError as error:
             return {"error": system_error_text(error), "kind": "OSError"}
+        except ModuleNotFoundError as error:
+            return {"error": missing_package_text(error), "kind": "ModuleNotFoundError"}
         except Exception as error:  # a defect: the trace goes to this rank's log, one line to the launcher
             logging.getLogger("voxscale").exception("%s failed", self.stage)
             return {"error": f"{self.stage} failed with {type(error).__name__}: {error}", "kind": "Exception"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from voxscale.config import parse
-from voxscale.errors import PreemptedError, VoxScaleError, system_error_text
+from voxscale.errors import PreemptedError, VoxScaleError, missing_package_text, system_error_text
 from voxscale.log import setup
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ def guarded(work: Callable[[], object]) -> int:
         return 1
     except OSError as error:
         print(f"error: {system_error_text(error)}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package_text(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -6,6 +6,7 @@ path or a header field: scans are named by their anonymous id.
 """
 
 import errno
+import importlib.util
 
 
 class VoxScaleError(Exception):
@@ -89,3 +90,15 @@ def system_error_text(error: OSError) -> str:
     """One line for an error of the operating system, such as a full disk; no path, which may name a patient."""
     what = error.strerror or type(error).__name__
     return f"files must be readable and writable, but: {what}; {remedy(error)}"
+
+
+def missing_package_text(error: ModuleNotFoundError) -> str:
+    """One line for a package that is not installed.
+
+    Raises:
+        ModuleNotFoundError: The error itself, if a package is there but lacks the module; then a line would hide a defect.
+    """
+    name = (error.name or "").partition(".")[0]
+    if not name or importlib.util.find_spec(name) is not None:
+        raise error
+    return f"package {name} must be installed, but cannot be found; run `make install`, or install it with pip"

@@ -65,5 +65,7 @@ def test_operators_are_declared_only_where_they_are_missing(without_operators: P
 
 
 def test_a_missing_package_is_named_with_what_installs_it() -> None:
-    with pytest.raises(ConfigError, match=r"whose package is installed, not of nothing; pip install voxscale\[models\]"):
+    with pytest.raises(
+        ConfigError, match=r"whose package is installed, not of nothing; pip install voxscale\[models\]"
+    ):
         load("no_such_package_here", "nothing")

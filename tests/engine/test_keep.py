@@ -1,0 +1,57 @@
+"""Which checkpoints stay, and what a run says that may not write any."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from voxscale.errors import system_error_text
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).parent / "worker_keep.py"
+
+
+@pytest.fixture(scope="module")
+def told(ranks, tmp_path_factory):
+    (out,) = ranks(WORKER, 1, str(tmp_path_factory.mktemp("runs")), expect=None)
+    return json.loads(next(line for line in out.splitlines() if line.startswith("{"))), out
+
+
+def test_the_newest_and_every_third_stay(told):
+    values, _ = told
+    assert values["kept_wrong"] == ""
+    assert values["kept"] == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
+
+
+def test_a_folder_that_may_not_be_written_is_named_as_such_and_the_run_goes_on(told):
+    values, out = told
+    assert values["closed"] == ["step-00000003"]
+    said = values["closed_wrong"]
+    right = "Permission denied; give this user the right to read and write there"
+    assert said.startswith(f"checkpoint at step 9 must be written whole, but: {right}; then start again"), said
+    assert "free some disk" not in out
+    for step in (6, 9):
+        assert out.count(f"checkpoint at step {step} could not be written: {right}; training goes on") == 1
+    assert values["opened_wrong"] == ""
+    assert values["opened"] == ["step-00000006", "step-00000009"]
+
+
+@pytest.mark.parametrize(
+    ("number", "help_"),
+    [
+        (errno.ENOSPC, "free some disk"),
+        (errno.EROFS, "mounted for writing"),
+        (errno.EACCES, "the right to read and write"),
+        (errno.EIO, "see that the disk is mounted and works"),
+    ],
+)
+def test_each_trouble_with_files_has_its_own_remedy_and_no_path(number, help_):
+    said = system_error_text(OSError(number, os.strerror(number), "/home/patient"))
+    assert re.match(rf"files must be readable and writable, but: {os.strerror(number)}; .*{help_}", said)
+    assert "patient" not in said
+    assert ("free some disk" in said) == (number == errno.ENOSPC)
