@@ -79,9 +79,9 @@ class StageJob:
             return {"error": str(error), "kind": type(error).__name__}
         except OSError as error:
             return {"error": system_error_text(error), "kind": "OSError"}
-        except ModuleNotFoundError as error:
-            return {"error": missing_package_text(error), "kind": "ModuleNotFoundError"}
         except Exception as error:  # a defect: the trace goes to this rank's log, one line to the launcher
+            if missing := missing_package_text(error):
+                return {"error": missing, "kind": type(error).__name__}
             logging.getLogger("voxscale").exception("%s failed", self.stage)
             return {"error": f"{self.stage} failed with {type(error).__name__}: {error}", "kind": "Exception"}
         finally:

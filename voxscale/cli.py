@@ -34,7 +34,10 @@ def guarded(work: Callable[[], object]) -> int:
         print(f"error: {system_error_text(error)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {missing_package_text(error)}", file=sys.stderr)
+        missing = missing_package_text(error)
+        if not missing:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
         return 1
     return 0
 

@@ -92,13 +92,9 @@ def system_error_text(error: OSError) -> str:
     return f"files must be readable and writable, but: {what}; {remedy(error)}"
 
 
-def missing_package_text(error: ModuleNotFoundError) -> str:
-    """One line for a package that is not installed.
-
-    Raises:
-        ModuleNotFoundError: The error itself, if a package is there but lacks the module; then a line would hide a defect.
-    """
-    name = (error.name or "").partition(".")[0]
+def missing_package_text(error: Exception) -> str:
+    """One line for a package that is not installed; empty for any other error, also if a package lacks a module."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not name or importlib.util.find_spec(name) is not None:
-        raise error
+        return ""
     return f"package {name} must be installed, but cannot be found; run `make install`, or install it with pip"

@@ -44,7 +44,7 @@ for state in ("missing", "there"):
 
 @pytest.fixture(scope="module")
 def without_operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed torchvision without its compiled files, as a wheel for another torch is when it cannot load them."""
+    """The installed torchvision without its compiled files, as is one for another torch that cannot load them."""
     folder = tmp_path_factory.mktemp("packages") / "torchvision"
     spec = importlib.util.find_spec("torchvision")
     assert spec is not None

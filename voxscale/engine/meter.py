@@ -32,9 +32,9 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
 }
 """Dense peak of one GPU in TFLOP/s by words of its name, second-hand: as three libraries cite NVIDIA's data sheets.
 
-Halves are of what a sheet states with sparsity; fp32 is without TF32. For every other GPU there is no figure here, and so
-no MFU, unless `loop.peak_tflops` gives one: of the A40 and the L40S no source was found, and of the B200 only ones that
-contradict each other (2250 and 2500).
+Halves are of what a sheet states with sparsity; fp32 is without TF32. For every other GPU there is no figure here, and
+so no MFU, unless `loop.peak_tflops` gives one: of the A40 and the L40S no source was found, and of the B200 only ones
+that contradict each other (2250 and 2500).
 """
 
 BACKWARD = 3
