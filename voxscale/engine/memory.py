@@ -96,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def failing_layer(model: nn.Module, error: BaseException) -> str:
     """Name and kind of the innermost layer of a model that was computing when an error was raised; empty if none was.
 
-    Read off the traceback, so it costs nothing before; a backward pass has layers there only where it computes one anew.
+    Read off the traceback, so it costs nothing before; a backward pass has layers there only where it computes again.
     """
     names = {module: name for name, module in model.named_modules() if name}
     inner = ""
