@@ -15,12 +15,25 @@ from voxscale.report.page import Section
 from voxscale.report.planes import CONVENTION, ramp, three_planes
 from voxscale.report.table import duration, quantity, table
 
-_SPEED = ("samples_per_s", "voxels_per_s", "tflops", "mfu", "data_wait", "save_wait", "compute", "seconds")
+_SPEED = (
+    "samples_per_s",
+    "voxels_per_s",
+    "tflops",
+    "mfu",
+    "data_wait",
+    "save_wait",
+    "probe_wait",
+    "compute",
+    "seconds",
+)
 NOT_LOSSES = frozenset(("step", "lr", "grad_norm", "skipped", *_SPEED, "rss_gb", "gpu_gb"))
 """Keys of a metrics line that are neither the loss, one of its terms nor watched."""
 
 WATCHED = "pretext_"
 """How the keys of watched figures start: shares from 0 to 1 that no gradient comes from."""
+
+PROBES = "probe/"
+"""How the keys of probes start."""
 
 CROPS = {
     "background": "Background crop",
@@ -127,7 +140,8 @@ def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) 
 
 def _pretraining_charts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Losses in one chart; in another, as they run from 0 to 1, the figures that are watched."""
-    names = ["loss", *sorted({key for row in rows for key in row} - NOT_LOSSES - {"loss"})]
+    keys = {key for row in rows for key in row if not key.startswith(PROBES)}
+    names = ["loss", *sorted(keys - NOT_LOSSES - {"loss"})]
     lines = {name: points for name in names if (points := _points(rows, name))[0]}
     losses = {name: points for name, points in lines.items() if not name.startswith(WATCHED)}
     watched = {name.replace("_", " "): points for name, points in lines.items() if name.startswith(WATCHED)}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pretrain.mixture import MixtureConfig
+from pretrain.probe.config import ProbeConfig
 from pretrain.views import ViewsConfig
 from voxscale.config import config
 from voxscale.engine.config import EmaConfig, EngineConfig, LoopConfig, OptimConfig, TrackerConfig
@@ -32,6 +33,7 @@ class PretrainConfig:
         optim: Optimizer and schedule.
         loop: Length, batch, checkpoints.
         loader: Loading processes.
+        probe: What is looked at while it trains.
         tracker: W&B.
     """
 
@@ -47,4 +49,5 @@ class PretrainConfig:
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
     loader: LoaderConfig = LoaderConfig()
+    probe: ProbeConfig = ProbeConfig()
     tracker: TrackerConfig = TrackerConfig()

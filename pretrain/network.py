@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,34 @@ class Job:
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
     """A wish for the branches' pictures instead of their losses.
+
+    Attributes:
+        plans: What each branch wants, by its name.
+        channels_last: Memory layout of the images.
+    """
+
+    plans: Mapping[str, Plan]
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A wish for the features of some images, without any branch.
+
+    Attributes:
+        images: (n, 1, z, y, x) in 0..1.
+        decoder: Whether the decoder's features are wanted too.
+        channels_last: Memory layout of the images.
+    """
+
+    images: Tensor
+    decoder: bool
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """A wish for what the branches' heads say.
 
     Attributes:
         plans: What each branch wants, by its name.
@@ -107,16 +135,21 @@ class Pretraining(nn.Module):
         """What each branch wants of a scene."""
         return {name: branch.plan(scene) for name, branch in self.objectives().items()}
 
-    def forward(self, job: Job | Pictures) -> dict[str, dict[str, Any]]:
+    def forward(self, job: Job | Pictures | Look | Heads) -> dict[str, dict[str, Any]]:
         """Make all passes, each once, and compute every branch's losses.
 
         Returns:
             `terms`: each loss term by `branch/term`, or by its own name if there is one branch, without the weights;
             `weights`: of each term, a number; `watched`: other scalars. Asked for pictures: `pictures`, volumes of
-            the first sample.
+            the first sample; for their heads: `logits`; for a look: `look`, with what was `seen`.
         """
         if isinstance(job, Pictures):
             return {"pictures": self._pictures(job)}
+        if isinstance(job, Heads):
+            return {"logits": self._logits(job)}
+        if isinstance(job, Look):
+            one = Pass(job.images, job.decoder)
+            return {"look": {"seen": look(self.backbone, {_key(one): one}, job.channels_last)[_key(one)]}}
         seen = look(self.backbone, wanted(job.plans, teacher=False), job.channels_last)
         if job.teacher is not None:
             with torch.no_grad():
@@ -131,13 +164,23 @@ class Pretraining(nn.Module):
             self._measure(found, list(seen.values()), job)
         return self._gather(found, job)
 
-    def _pictures(self, job: Pictures) -> dict[str, NDArray[Any]]:
+    def _own(self, job: Pictures | Heads) -> Iterator[tuple[str, Objective, dict[str, Seen], Plan]]:
+        """Each branch with what this network, not a teacher, makes of its passes."""
         seen = look(self.backbone, wanted(job.plans, teacher=False), job.channels_last)
-        out: dict[str, NDArray[Any]] = {}
         for name, branch in self.objectives().items():
             plan = job.plans[name]
-            own = {key: seen[_key(one)] for key, one in plan.passes.items() if not one.teacher}
+            yield name, branch, {key: seen[_key(one)] for key, one in plan.passes.items() if not one.teacher}, plan
+
+    def _pictures(self, job: Pictures) -> dict[str, NDArray[Any]]:
+        out: dict[str, NDArray[Any]] = {}
+        for _, branch, own, plan in self._own(job):
             out |= branch.pictures(own, plan)
+        return out
+
+    def _logits(self, job: Heads) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, branch, own, plan in self._own(job):
+            out |= {f"{name}/{head}": values for head, values in branch.logits(own, plan).items()}
         return out
 
     def _gather(self, found: Mapping[str, Losses], job: Job) -> dict[str, dict[str, Any]]:

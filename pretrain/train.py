@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from pretrain.config import PretrainConfig
 from pretrain.labelled import LabelledBatches, open_labelled, write_ledger
 from pretrain.mixture import branches
 from pretrain.network import Job, Pictures, Pretraining, costs, wanted
+from pretrain.probe.data import read_labelled, read_unlabelled
+from pretrain.probe.prober import Prober
 from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.batch import Batch, Losses
@@ -98,6 +100,7 @@ def pretrain(config: PretrainConfig) -> None:
             own = None if labelled is None else LabelledBatches(labelled, iter(first), *how)
             return see(next(load(stream, iter(first), *how)).to(engine.device), own)
 
+        prober = make_prober(config, engine, network, manifest, first_scene, micro)
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:
             log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
@@ -114,6 +117,7 @@ def pretrain(config: PretrainConfig) -> None:
             tracker,
             follower=teacher,
             flops=flops,
+            observer=prober,
         )
         save_preview(engine, network, first_scene(), config, manifest.contract.spacing)
         if tracker is not None:
@@ -175,6 +179,29 @@ def losses(
     out = engine(job)
     voxels = sum(one.images.numel() for twin in (False, True) for one in wanted(job.plans, teacher=twin).values())
     return Losses(out["terms"], out["weights"], out["watched"]), voxels
+
+
+def make_prober(
+    config: PretrainConfig,
+    engine: Engine,
+    network: Pretraining,
+    manifest: Manifest,
+    scene: Callable[[], Scene],
+    micro: int,
+) -> Prober | None:
+    """Read what is to be probed, if anything is.
+
+    Raises:
+        ConfigError: If the store holds too few labelled subjects.
+        DataError: If the store or a shard is missing or damaged.
+    """
+    probe, seed = config.probe, config.seed
+    if not probe.every:
+        return None
+    labelled = None if probe.labelled is None else read_labelled(probe, manifest.patch, manifest.contract, seed)
+    unlabelled = read_unlabelled(config.shards, config.stream, manifest.patch, probe.patches, seed)
+    steps, layout = config.loop.steps, config.engine.channels_last
+    return Prober(probe, engine, network, unlabelled, labelled, scene, config.run, steps, micro, seed, layout)
 
 
 @torch.no_grad()

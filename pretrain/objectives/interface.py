@@ -100,6 +100,10 @@ class Objective(nn.Module, ABC):
             teacher: The same branch of the teacher, if there is one.
         """
 
+    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:  # noqa: ARG002
+        """Scores (n, classes) of heads that can collapse, by a name for each, for the probes' entropies."""
+        return {}
+
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:  # noqa: ARG002
         """Volumes (z, y, x) of the first sample, for the report."""
         return {}

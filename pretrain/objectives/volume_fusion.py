@@ -29,6 +29,7 @@ from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice_ce import dice_and_cross_entropy
+from voxscale.losses.earth_mover import earth_mover_loss
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.seed import rng
@@ -55,6 +56,8 @@ class VolumeFusionConfig:
         block_min: Least side of a block in voxels, one number or one per axis (z, y, x).
         block_max: Greatest side of a block in voxels, one number or one per axis (z, y, x).
         boxes: Least and greatest number of boxes (`boxes` only).
+        ordinal_weight: Weight of the earth mover's distance between true and guessed level, beside half Dice and
+            half cross-entropy, which take a guess that is off by one level for as wrong as any other; 0 as published.
     """
 
     kind: Literal["volume_fusion"] = "volume_fusion"
@@ -65,6 +68,7 @@ class VolumeFusionConfig:
     block_min: int | Size = 8
     block_max: int | Size = 32
     boxes: tuple[int, int] = (10, 40)
+    ordinal_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -76,6 +80,7 @@ class VolumeFusionConfig:
         require(rising, "objective.block_max", f"at least block_min, {self.block_min}", self.block_max)
         low, high = self.boxes
         require(1 <= low <= high, "objective.boxes", "two rising numbers from 1", self.boxes)
+        require(self.ordinal_weight >= 0, "objective.ordinal_weight", "at least 0", self.ordinal_weight)
 
     @property
     def views_per_sample(self) -> int:
@@ -195,6 +200,7 @@ def loss(
     outputs: Tensor | Sequence[Tensor],
     label: UInt8[Tensor, "b 1 z y x"],
     ignored: Bool[Tensor, "b 1 z y x"] | None = None,
+    ordinal_weight: float = 0.0,
 ) -> Losses:
     """Half soft Dice, pooled over the batch with class 0 included, half cross-entropy.
 
@@ -202,17 +208,19 @@ def loss(
         outputs: Logits (b, K + 1, z, y, x), or those of each head, full resolution first.
         label: Class of each voxel.
         ignored: True where a voxel does not count.
+        ordinal_weight: Weight of the squared earth mover's distance; with 0 it is not computed.
 
     Returns:
-        Terms `dice` and `ce`; watched are `pretext_dice`, the Dice of the most likely classes (close
+        Terms `dice`, `ce` and, if it counts, `ordinal`; watched are `pretext_dice`, the Dice of the most likely classes (close
         to 1 means that the pretext is solved and teaches no more), and `pretext_accuracy`.
     """
     heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     target = (label if ignored is None else label.masked_fill(ignored, IGNORED)).squeeze(1)
     dice, ce = deep_supervision(_dice_and_ce, heads, target)
-    return Losses(
-        terms={"dice": dice, "ce": ce}, weights={"dice": 0.5, "ce": 0.5}, watched=_watch(heads[0].detach(), target)
-    )
+    terms, weights = {"dice": dice, "ce": ce}, {"dice": 0.5, "ce": 0.5}
+    if ordinal_weight > 0:
+        terms["ordinal"], weights["ordinal"] = deep_supervision(_ordinal, heads, target), ordinal_weight
+    return Losses(terms=terms, weights=weights, watched=_watch(heads[0].detach(), target))
 
 
 def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], Bool[Tensor, "b z y x"]]:
@@ -224,6 +232,11 @@ def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], 
 def _dice_and_ce(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, "2"]:
     labels, counted = _split(target)
     return torch.stack(dice_and_cross_entropy(logits, labels, pooled=True, background=True, mask=counted))
+
+
+def _ordinal(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, ""]:
+    labels, counted = _split(target)
+    return earth_mover_loss(logits, labels, mask=counted)
 
 
 @torch.no_grad()
@@ -283,7 +296,7 @@ def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) ->
         DataError: As `fuse_views` does.
     """
     *_, label, fused = fuse_views(views, config)
-    return loss(network(fused), label, _nowhere(views))
+    return loss(network(fused), label, _nowhere(views), config.ordinal_weight)
 
 
 def _nowhere(views: Views) -> Bool[Tensor, "b 1 z y x"]:
@@ -321,7 +334,13 @@ class VolumeFusion(Objective):
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
         """See `loss`."""
         *_, label, _, ignored = plan.targets
-        return loss(self.head(seen["fused"].decoded[0]), label, ignored)
+        return loss(self.head(seen["fused"].decoded[0]), label, ignored, self.config.ordinal_weight)
+
+    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:
+        """Levels of a voxel in eight, outside of the scan left out."""
+        ignored = plan.targets[4][:, 0, ::2, ::2, ::2]
+        scores = self.head(seen["fused"].decoded[0])[..., ::2, ::2, ::2].movedim(1, -1)
+        return {"levels": scores[~ignored]}
 
     @torch.no_grad()
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:

@@ -30,6 +30,7 @@ def test_a_line_is_what_was_counted_over_the_time_that_passed(clock):
     found.waited, found.saved = 0.5, 1.0
     clock.now += 4
     row = found.line(2, 0.1, 3.0)
+    assert "probe_wait" not in row
     assert row["loss"] == pytest.approx(1.5)
     assert row["samples_per_s"] == pytest.approx(2.0)
     assert row["voxels_per_s"] == pytest.approx(1000.0)

@@ -22,6 +22,8 @@ def test_lines_of_undone_steps_are_forgotten(tmp_path):
     again = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 2)  # went on from a checkpoint at step 2
     again.log({"step": 3, "loss": 0.5})
     assert rows(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 0.5}]
+    Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0).log({"step": 0, "probe/x": 1.0})
+    assert rows(tmp_path) == [{"step": 0, "probe/x": 1.0}]  # a run that starts anew has no lines, not even of step 0
 
 
 @pytest.mark.slow

@@ -50,6 +50,18 @@ class Follower(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """What looks at the network between steps and leaves it as it is, such as probes."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after so many steps; the same on all ranks."""
+        ...
+
+    def observe(self, step: int) -> dict[str, float]:
+        """Look; every rank calls, and what rank 0 returns is logged as a row of its own."""
+        ...
+
+
 def train(
     name: str,
     engine: Engine,
@@ -63,6 +75,7 @@ def train(
     tracker: Tracker | None,
     follower: Follower | None = None,
     flops: float = 0.0,
+    observer: Observer | None = None,
 ) -> None:
     """Train from `start` to the last step.
 
@@ -81,6 +94,7 @@ def train(
         tracker: Writes metrics (rank 0), or None.
         follower: Told of every update of the weights, saved with them, and taken back with them.
         flops: Floating-point operations of one sample's training step, for TFLOP/s; 0 if they are not known.
+        observer: Looks at the network before the first step and between steps.
 
     Raises:
         TrainingError: If steps are bad again and again, memory runs out or the last checkpoint cannot be written.
@@ -99,6 +113,8 @@ def train(
     ):
         if follower is not None:
             saver.add(follower.pieces)
+        if observer is not None and start.step == 0:
+            look_at(observer, 0, watch, meter, tracker)
         for step in range(start.step, loop.steps):
             profiler.begin(step)
             lr = learning_rate(optim, step, loop.steps)
@@ -129,6 +145,8 @@ def train(
                 row = meter.line(done, lr, guard.norm) | {"skipped": guard.skipped}
                 if tracker is not None:
                     tracker.log(row)
+            if observer is not None:
+                look_at(observer, done, watch, meter, tracker)
             # Within a row of bad steps nothing is saved: the weights are suspected.
             if (done % loop.checkpoint_every == 0 and not guard.in_a_row) or done == loop.steps or stop:
                 watch.at("checkpoint")
@@ -177,6 +195,18 @@ def forward_and_backward(
         values = {"loss": total, **losses.terms, **losses.watched}
         parts.append(Part(batch.indices, {name: value.detach() for name, value in values.items()}, voxels))
     return parts
+
+
+def look_at(observer: Observer, step: int, watch: Watch, meter: Meter, tracker: Tracker | None) -> None:
+    """Have an observer look, if it wants to, and log what it saw."""
+    if not observer.due(step):
+        return
+    watch.at("probe", step)
+    began = time.monotonic()
+    row = observer.observe(step)
+    meter.probed += time.monotonic() - began
+    if tracker is not None:
+        tracker.log({"step": step} | row)
 
 
 def asked_to_stop(request: StopRequest) -> str:

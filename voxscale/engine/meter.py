@@ -76,6 +76,7 @@ class Meter:
     Attributes:
         waited: Seconds spent waiting for data since the last line.
         saved: Seconds spent on checkpoints since the last line.
+        probed: Seconds spent on looking at the network since the last line.
     """
 
     def __init__(self, flops: float = 0.0, peak: float = 0.0) -> None:
@@ -84,7 +85,7 @@ class Meter:
         self._count = 0
         self._samples = self._voxels = 0
         self._since = self._began = time.monotonic()
-        self.waited = self.saved = 0.0
+        self.waited = self.saved = self.probed = 0.0
 
     def add(self, losses: Mapping[str, Tensor], samples: int, voxels: int) -> None:
         """Count one micro-batch of this rank; the losses stay on their device until the next line."""
@@ -102,8 +103,8 @@ class Meter:
         names = sorted(self._sums)  # the same on all ranks, as steps are skipped by all or none
         seconds = max(time.monotonic() - self._since, 1e-9)
         local = [float(self._sums[n]) for n in names]
-        local += [self._count, self._samples, self._voxels, self.waited, self.saved, peak_rss_gb()]
-        *sums, count, samples, voxels, waited, saved, rss = dist.total([float(v) for v in local])
+        local += [self._count, self._samples, self._voxels, self.waited, self.saved, self.probed, peak_rss_gb()]
+        *sums, count, samples, voxels, waited, saved, probed, rss = dist.total([float(v) for v in local])
         row: dict[str, Any] = {"step": step}
         row |= {name: value / count for name, value in zip(names, sums, strict=True)}
         shared = seconds * dist.world_size()
@@ -114,10 +115,12 @@ class Meter:
             "voxels_per_s": voxels / seconds,
             "data_wait": waited / shared,
             "save_wait": saved / shared,
-            "compute": 1 - (waited + saved) / shared,
+            "compute": 1 - (waited + saved + probed) / shared,
             "seconds": time.monotonic() - self._began,
             "rss_gb": rss,
         }
+        if probed:
+            row["probe_wait"] = probed / shared
         if self._flops:
             row["tflops"] = self._flops * samples / shared / 1e12
             if self._peak:
@@ -125,6 +128,6 @@ class Meter:
         if torch.cuda.is_available():
             row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._sums, self._count, self._samples, self._voxels = {}, 0, 0, 0
-        self.waited = self.saved = 0.0
+        self.waited = self.saved = self.probed = 0.0
         self._since = time.monotonic()
         return row

@@ -36,9 +36,9 @@ class Tracker:
             self._thread.start()
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a crash undid, so that each step stands once."""
+        """Drop the lines of steps that a crash undid, so that each step stands once; at the start they all are."""
         rows = read_lines(self._path)
-        kept = [row for row in rows if row["step"] <= step]
+        kept = [row for row in rows if step > 0 and row["step"] <= step]
         if len(kept) != len(rows):
             self._path.unlink()
             for row in kept:

@@ -27,13 +27,19 @@ def knn_classify(
     Raises:
         DataError: If there are fewer examples than neighbours.
     """
+    return vote(labels[nearest_examples(examples, queries, k)])
+
+
+def nearest_examples(examples: Float[Tensor, "n c"], queries: Float[Tensor, "m c"], k: int) -> Int64[Tensor, "m k"]:
+    """Numbers of the k nearest examples of each query, as in `knn_classify`."""
     if not 1 <= k <= len(examples):
         raise DataError(f"examples must be at least k = {k}, not {len(examples)}", "too_few")
-    classes = int(labels.max()) + 1
-    found: list[Tensor] = []
-    for part in queries.split(CHUNK):
-        near = torch.cdist(part, examples).topk(k, dim=1, largest=False).indices
-        votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, labels[near], torch.ones_like(near, dtype=votes.dtype))
-        found.append(votes.argmax(dim=1))
-    return torch.cat(found)
+    parts = [torch.cdist(part, examples).topk(k, dim=1, largest=False).indices for part in queries.split(CHUNK)]
+    return torch.cat(parts)
+
+
+def vote(classes: Int64[Tensor, "m k"]) -> Int64[Tensor, " m"]:
+    """The commonest of each row; of equally common ones the lowest."""
+    counts = torch.zeros(len(classes), int(classes.max()) + 1, device=classes.device)
+    counts.scatter_add_(1, classes, torch.ones_like(classes, dtype=counts.dtype))
+    return counts.argmax(dim=1)

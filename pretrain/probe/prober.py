@@ -1,0 +1,200 @@
+"""Looks at the network every n steps; the training goes on as if nobody had."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.network import Heads, Look, Pretraining
+from pretrain.objectives.interface import Seen
+from pretrain.probe.config import ProbeConfig
+from pretrain.probe.data import Labelled, Unlabelled, Voxels
+from pretrain.probe.features import hypercolumns
+from pretrain.probe.scores import Figure, dice_figures, lines, spread_figures
+from pretrain.scene import Scene
+from voxscale import dist
+from voxscale.engine.types import Engine
+from voxscale.files import write_json
+from voxscale.metrics.head_entropy import head_entropy
+from voxscale.seed import rng
+
+log = logging.getLogger("voxscale")
+
+DENSE = 64
+"""Voxels of each unlabelled crop for the ranks of dense features."""
+
+FIRST = "probe-untrained.json"
+"""What the untrained network was found to be, in the run folder."""
+
+
+class Prober:
+    """Probes a network in training; pass it to `train` as `observer`.
+
+    The network sees the probes' own crops, in evaluation mode and without gradients, so weights, optimizer,
+    running statistics, generators and the position in the stream stay as they are. All ranks show it the same
+    crops, as under ZeRO-3 a forward pass is a joint act; rank 0 alone computes the figures.
+
+    Args:
+        config: When and how.
+        engine: What is trained.
+        network: The network in it.
+        unlabelled: Crops of the training scans.
+        labelled: Crops of labelled scans, if there are any.
+        scene: Makes the scene that heads are shown.
+        run: Run folder; the untrained network's figures are kept there.
+        steps: Length of the run.
+        micro: Crops in one forward pass.
+        seed: Of the run.
+        channels_last: Memory layout of the images.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        engine: Engine,
+        network: Pretraining,
+        unlabelled: Unlabelled,
+        labelled: Labelled | None,
+        scene: Callable[[], Scene],
+        run: Path,
+        steps: int,
+        micro: int,
+        seed: int,
+        channels_last: bool = False,
+    ) -> None:
+        self._config, self._engine, self._network = config, engine, network
+        self._unlabelled, self._labelled, self._scene = unlabelled, labelled, scene
+        self._file, self._steps, self._micro, self._seed = run / FIRST, steps, micro, seed
+        self._channels_last = channels_last
+        self._dense = _scattered(unlabelled, seed)
+
+    def due(self, step: int) -> bool:
+        """Whether to look after so many steps: before the first, every n, and after the last."""
+        return self._config.every > 0 and (step % self._config.every == 0 or step == self._steps)
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, float]:
+        """Probe; every rank calls.
+
+        Returns:
+            A row of metrics, see `voxscale` docs/design.md; empty on ranks other than 0.
+        """
+        self._engine.eval()
+        try:
+            figures = self._figures()
+        finally:
+            self._engine.train()
+        if dist.rank() != 0:
+            return {}
+        if step == 0:
+            write_json(self._file, {name: asdict(one) for name, one in figures.items()})
+            return lines(figures, {}, self._seed)
+        return lines(figures, self._untrained(), self._seed)
+
+    def _untrained(self) -> dict[str, Figure]:
+        if not self._file.is_file():
+            log.warning("probe: %s is gone, so nothing is compared with the untrained network", self._file.name)
+            return {}
+        kept = json.loads(self._file.read_text())
+        return {name: Figure(**{**one, "members": tuple(one["members"])}) for name, one in kept.items()}
+
+    def _figures(self) -> dict[str, Figure]:
+        """All figures by name; on other ranks than 0 only the forward passes are made."""
+        found: dict[str, Figure] = {}
+        for name, one in self._spreads().items():
+            found[name] = one
+        if self._labelled is not None:
+            found |= self._dice(self._labelled)
+        return found | self._heads()
+
+    def _spreads(self) -> dict[str, Figure]:
+        """Ranks and deviations: of pooled deepest features of crops, and of dense features."""
+        pooled: list[Tensor] = []
+        dense = _Columns(self._dense, self._unlabelled.images)
+        for first, seen in self._passes(self._unlabelled.images):
+            pooled.append(seen.features[-1].float().mean(dim=(2, 3, 4)))
+            dense.add(first, seen)
+        if dist.rank() != 0:
+            return {}
+        crops = torch.arange(len(self._unlabelled.images))
+        named = {"embedding": spread_figures(torch.cat(pooled), crops, self._seed)}
+        for source, (columns, _) in dense.done().items():
+            if source != "intensity":
+                named[source] = spread_figures(columns, self._dense.crop, self._seed)
+        return {f"{source}/{name}": one for source, each in named.items() for name, one in each.items()}
+
+    def _dice(self, data: Labelled) -> dict[str, Figure]:
+        examples, queries = (_Columns(voxels, data.images) for voxels in (data.examples, data.queries))
+        for first, seen in self._passes(data.images):
+            examples.add(first, seen)
+            queries.add(first, seen)
+        if dist.rank() != 0:
+            return {}
+        learn, ask = examples.done(), queries.done()
+        return {
+            f"{source}/{name}": one
+            for source, (columns, widths) in learn.items()
+            for name, one in dice_figures(columns, ask[source][0], widths, data, self._config, self._seed).items()
+        }
+
+    def _heads(self) -> dict[str, Figure]:
+        """Entropies of the branches' heads on one scene."""
+        plans = self._network.plans(self._scene())
+        logits: Mapping[str, Tensor] = self._engine(Heads(plans, self._channels_last))["logits"]
+        found: dict[str, Figure] = {}
+        for name, values in logits.items():
+            entropy = head_entropy(values.float())
+            found |= {f"{name}_entropy": Figure(entropy.each), f"{name}_usage": Figure(entropy.usage)}
+        return found
+
+    def _passes(self, images: Tensor) -> Iterator[tuple[int, Seen]]:
+        """Show crops, as many at a time as in training; yields the first one's number and what was made of them."""
+        decoder = self._network.backbone.decoder_levels > 0
+        for first in range(0, len(images), self._micro):
+            part = images[first : first + self._micro].to(self._engine.device)
+            rest = self._micro - len(part)
+            padded = torch.cat([part, part[-1:].expand(rest, *part.shape[1:])]) if rest else part
+            seen: Seen = self._engine(Look(padded, decoder, self._channels_last))["look"]["seen"]
+            yield first, Seen([f[: len(part)] for f in seen.features], [f[: len(part)] for f in seen.decoded])
+
+
+class _Columns:
+    """Gathers the features of chosen voxels, pass by pass, from encoder, decoder and the image itself."""
+
+    def __init__(self, voxels: Voxels, images: Tensor) -> None:
+        self._voxels, self._images = voxels, images
+        self._parts: dict[str, list[Tensor]] = {}
+        self._widths: dict[str, list[int]] = {}
+
+    def add(self, first: int, seen: Seen) -> None:
+        count = len(seen.features[0])
+        here = (self._voxels.crop >= first) & (self._voxels.crop < first + count)
+        crop, place = self._voxels.crop[here] - first, self._voxels.place[here]
+        own = self._images[first : first + count].to(seen.features[0].device)
+        for name, maps in (("encoder", seen.features), ("decoder", seen.decoded), ("intensity", [own])):
+            if maps:
+                self._widths[name] = [m.shape[1] for m in maps]
+                columns = hypercolumns(maps, crop.to(own.device), place, own.shape[2:])
+                self._parts.setdefault(name, []).append(columns)
+
+    def done(self) -> dict[str, tuple[Tensor, list[int]]]:
+        """Features of all voxels and the number of each level's, by source."""
+        return {name: (torch.cat(parts), self._widths[name]) for name, parts in self._parts.items()}
+
+
+def _scattered(data: Unlabelled, seed: int) -> Voxels:
+    """Some voxels inside each unlabelled crop."""
+    places: list[Tensor] = []
+    for number, inside in enumerate(data.inside):
+        at = inside.nonzero()
+        chosen = rng(seed, "probe", "dense", number).permutation(len(at))[:DENSE]
+        chosen.sort()
+        picked = at[torch.from_numpy(chosen)]
+        places.append(torch.cat([torch.full((len(picked), 1), number), picked], dim=1))
+    rows = torch.cat(places)
+    nothing = torch.zeros(len(rows), dtype=torch.long)
+    return Voxels(crop=rows[:, 0], place=rows[:, 1:], label=nothing, case=rows[:, 0])
