@@ -211,8 +211,8 @@ def loss(
         ordinal_weight: Weight of the squared earth mover's distance; with 0 it is not computed.
 
     Returns:
-        Terms `dice`, `ce` and, if it counts, `ordinal`; watched are `pretext_dice`, the Dice of the most likely classes (close
-        to 1 means that the pretext is solved and teaches no more), and `pretext_accuracy`.
+        Terms `dice`, `ce` and, if it counts, `ordinal`; watched are `pretext_dice`, the Dice of the most likely
+        classes (close to 1 means that the pretext is solved and teaches no more), and `pretext_accuracy`.
     """
     heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     target = (label if ignored is None else label.masked_fill(ignored, IGNORED)).squeeze(1)
