@@ -23,7 +23,7 @@ from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from voxscale.config import from_dict, save_json
 from voxscale.contract import InputContract
-from voxscale.engine.checkpoint import load_weights, manifest_text
+from voxscale.engine.checkpoint import load_buffers, load_weights, manifest_text, stored
 from voxscale.files import sha256_file
 from voxscale.models.released.load import FORMS
 from voxscale.shards import ShardIndex, index_name, open_manifest
@@ -208,6 +208,45 @@ def test_two_objectives_in_slices_give_the_same_losses_and_cannot_be_balanced(wo
     more = ["--engine.zero-stage", "3", "--objective.balance", "gradients"]
     said = mix(world, tmp_path / "refused", *more, expect=1)
     assert "objective.balance must be 'none' at ZeRO stage 3" in said
+
+
+def part_whole(world, run, processes):
+    flags = ["--objective.weights.volume-fusion", "0", "--objective.weights.part-whole", "1", "--loop.steps", "4"]
+    for name, value in {"hidden": 16, "bottleneck": 8, "prototypes": 32, "least-voxels": 0, "local-views": 1}.items():
+        flags += [f"--objective.part-whole.{name}", value]
+    flags += ["--objective.part-whole.frozen", "0", "--engine.zero-stage", "2", "--engine.precision", "fp32"]
+    where = ["--cluster", "local", "--processes", processes, "--shards", world / "shards", "--run", run]
+    return launch("pretrain", "configs/pretrain.py:demo", *where, *TINY, "--loop.batch", "4", *flags)
+
+
+def test_part_whole_goes_on_with_centre_and_teacher_to_the_same_bits_and_with_one_process_to_the_same_numbers(
+    world, tmp_path
+):
+    part_whole(world, tmp_path / "whole", 2)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["compose_gradient"] > 0
+    for name in ("resumed", "one"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000004")
+    ends = {}
+    for name, processes in (("resumed", 2), ("one", 1)):
+        assert "step 2 of 4" in part_whole(world, tmp_path / name, processes)
+    for name in ("whole", "resumed", "one"):
+        folder = tmp_path / name / "checkpoints" / "step-00000004"
+        ends[name] = {"weights": load_weights(folder), "ema": stored(folder, "ema"), "buffers": load_buffers(folder)}
+    centre = "branches.part_whole.centre.value"
+    early = load_buffers(tmp_path / "whole" / "checkpoints" / "step-00000002")[centre]
+    assert not torch.equal(early, ends["whole"]["buffers"][centre])
+    assert early.any()
+    for kind, values in ends["whole"].items():
+        assert len(values) > 0
+        for key in values:
+            assert torch.equal(ends["resumed"][kind][key], values[key]), (kind, key)
+            # Adam's steps have the size of the rate where gradients are rounding noise.
+            torch.testing.assert_close(ends["one"][kind][key], values[key], rtol=1e-3, atol=1e-3, msg=f"{kind} {key}")
+    one = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    for term in ("localise", "compose", "decompose"):
+        assert [row[term] for row in one] == pytest.approx([row[term] for row in rows], rel=1e-3)
 
 
 def test_finetuning_starts_from_a_released_file(world, tmp_path):
