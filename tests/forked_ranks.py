@@ -33,7 +33,15 @@ def start_server() -> Any:
     return context
 
 
-def rank_main(rank: int, world: int, port: int, arguments: list[str], kill: tuple[str, int] | None, out: str) -> None:
+def rank_main(
+    rank: int,
+    world: int,
+    port: int,
+    arguments: list[str],
+    kill: tuple[str, int] | None,
+    out: str,
+    script: str = str(WORKER),
+) -> None:
     """One rank, in its own process."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
@@ -42,8 +50,9 @@ def rank_main(rank: int, world: int, port: int, arguments: list[str], kill: tupl
         os.dup2(text.fileno(), 2)
     if kill is not None:
         arm(*kill)
-    sys.argv = [str(WORKER), *arguments]
-    runpy.run_path(str(WORKER), run_name="__main__")
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))  # as Python does for a script
+    runpy.run_path(script, run_name="__main__")
 
 
 def arm(point: str, count: int) -> None:
@@ -102,6 +111,29 @@ def arm(point: str, count: int) -> None:
             around(saver.Saver, "_prune", before=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def together(context: Any, script: Path, world: int, arguments: list[str], out: Path) -> None:
+    """Run another worker to its end as so many ranks; what they say goes into files whose names start with `out`."""
+    port, outs = free_port(), [f"{out}-{rank}.txt" for rank in range(world)]
+    ranks = [
+        context.Process(target=rank_main, args=(r, world, port, arguments, None, outs[r], str(script)))
+        for r in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(PATIENCE_S)
+        rank.kill()
+        rank.join()
+    bad = [Path(outs[r]).read_text()[-3000:] for r, rank in enumerate(ranks) if rank.exitcode != 0]
+    assert not bad, "\n".join(bad)
+
+
 def launch(
     context: Any, run: Path, world: int, stage: str, kill: dict[int, tuple[str, int]], after: float = -1
 ) -> bool:
@@ -118,9 +150,7 @@ def launch(
     Returns:
         Whether all ranks ended well.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     run.mkdir(exist_ok=True)
     arguments = [str(run), str(STEPS), str(STEPS), stage, "fp32", "adamw", "4"]
     outs = [str(run / f"out-{r}.txt") for r in range(world)]
@@ -154,7 +184,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_and_go_on(context: Any, whole: Path, run: Path, stage: str, number: int) -> dict[str, Any]:
+def kill_and_go_on(context: Any, whole: Path, run: Path, stage: str, number: int, world: int = 2) -> dict[str, Any]:
     """One round: kill a run at a moment drawn from the round's number, start it again, compare with the undisturbed.
 
     Returns:
@@ -163,14 +193,14 @@ def kill_and_go_on(context: Any, whole: Path, run: Path, stage: str, number: int
     draw = random.Random(number)
     point = (*POINTS, "time", "time")[number % (len(POINTS) + 2)]
     rank0_only = point in ("state", "manifest", "rename", "renamed")
-    victim = 0 if rank0_only else draw.randrange(2)
+    victim = 0 if rank0_only else draw.randrange(world)
     count = draw.randint(1, STEPS) if point in ("forward", "update") else draw.randint(1, STEPS // EVERY)
     if point == "time":
-        ended = launch(context, run, 2, stage, {}, after=draw.uniform(0, 0.6))
+        ended = launch(context, run, world, stage, {}, after=draw.uniform(0, 0.6))
     else:
-        ended = launch(context, run, 2, stage, {victim: (point, count)})
+        ended = launch(context, run, world, stage, {victim: (point, count)})
     found = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    again = launch(context, run, 2, stage, {})
+    again = launch(context, run, world, stage, {})
     same = again and losses(run) == losses(whole) and len(losses(run)) == STEPS
     same = same and (run / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
     if same:

@@ -9,6 +9,16 @@ def context():
     return start_server()
 
 
+def test_five_killed_runs_of_one_rank_go_on_with_the_same_bits(tmp_path, context):
+    """In a forward pass, half a file, between files, after the manifest, before the name; 50 and more on two ranks are
+    `make bench ONLY=resume`."""
+    whole = tmp_path / "whole"
+    assert launch(context, whole, 1, "2", {}), (whole / "out-0.txt").read_text()
+    rows = [kill_and_go_on(context, whole, tmp_path / f"run-{n}", "2", n, world=1) for n in (0, 3, 4, 7, 8)]
+    assert all(row["killed"] and row["same"] for row in rows), rows
+    assert len({row["point"] for row in rows}) == 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["1", "3"])
 def test_killed_runs_go_on_with_the_same_bits(tmp_path, context, stage):
