@@ -2,7 +2,7 @@
 
 python worker_slices.py FOLDER LABEL SOURCES   (`-`: nothing to read, train two steps)
 
-At stage s the checkpoint `SOURCE-<(s + 1) % 4>` is read, and `LABEL-s` or, of several sources, `LABEL-SOURCE-s` written.
+At stage s `SOURCE-<(s + 1) % 4>` is read, and `LABEL-s` or, of several sources, `LABEL-SOURCE-s` written.
 """
 
 import sys

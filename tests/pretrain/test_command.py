@@ -35,7 +35,7 @@ def lines(run: Path) -> int:
 
 
 def end_by(number: signal.Signals, shards: Path, run: Path) -> tuple[int, str, float]:
-    """Start the command, send it a signal two steps on; returns its exit status, what it said, seconds until its end."""
+    """Start the command, send a signal two steps on; returns exit status, what it said, seconds until its end."""
     command = [sys.executable, "-m", "pretrain", "configs/pretrain.py:demo", "--shards", shards, "--run", run, *FLAGS]
     before = lines(run)
     started = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)

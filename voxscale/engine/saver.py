@@ -66,6 +66,10 @@ class Saver:
         start: Position,
     ) -> None:
         self._run, self._engine, self._optim, self._loop, self._about = run, engine, optim, loop, about
+        if dist.rank() == 0:
+            for left in (run / "checkpoints").glob(".step-*.tmp"):  # never became a checkpoint, and its writer is gone
+                shutil.rmtree(left, ignore_errors=True)
+        # Only now may other ranks begin a save, which makes such a folder.
         self._token = dist.from_rank_0(secrets.token_hex(4))
         self._count = 0
         self._image = Image()
@@ -74,9 +78,6 @@ class Saver:
         self._problem = ""
         self._passed = {path.name for path in steps(run) if step_of(path) > start.step}
         self.waited = 0.0
-        if dist.rank() == 0:
-            for left in (run / "checkpoints").glob(".step-*.tmp"):  # never became a checkpoint, and its writer is gone
-                shutil.rmtree(left, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
