@@ -1,4 +1,4 @@
-"""Slices are DeepSpeed's own, and three ranks' checkpoints are read by one and two and theirs by three, at any stage."""
+"""Slices are DeepSpeed's own; three ranks' checkpoints are read by one and two, and theirs by three, at any stage."""
 
 from pathlib import Path
 
