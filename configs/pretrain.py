@@ -159,3 +159,21 @@ def demo() -> PretrainConfig:
         optim=OptimConfig(lr=3e-3, warmup=0.05),
         loop=LoopConfig(steps=600, batch=4, log_every=10, checkpoint_every=50),
     )
+
+
+def demo_2d() -> PretrainConfig:
+    """The same for images of two dimensions: Volume Fusion, graph matching and masked reconstruction together.
+
+    `python -m launch pretrain configs/pretrain.py:demo_2d --shards SHARDS --run RUN`, of shards for which
+    `data_prep plan --dims 2` chose the patch: slices of volumes, and 2D images.
+    """
+    step = (1, 2, 2)
+    return dataclasses.replace(
+        demo(),
+        model=STUNetConfig(width=8, depth=1, dims=2, strides=(step, step, step, step, step)),
+        objective=MixtureConfig(
+            weights=WeightsConfig(volume_fusion=1.0, graph_matching=1.0, masked_reconstruction=1.0),
+            volume_fusion=VolumeFusionConfig(block_min=(1, 6, 6), block_max=(1, 16, 16)),
+        ),
+        loop=LoopConfig(steps=600, batch=16, log_every=10, checkpoint_every=50),
+    )

@@ -22,7 +22,7 @@ from voxscale.store import Store, open_store
 
 log = logging.getLogger("voxscale")
 
-LOOKED_AT = ["id", "subject", "shape", "spacing", "foreground_box", "bytes", "face", "text"]
+LOOKED_AT = ["id", "subject", "shape", "channels", "spacing", "foreground_box", "bytes", "face", "text"]
 SHOWN = ["shape", "affine", "percentiles"]
 """What is equal for the same scan in two stores, whose ids are keyed."""
 DIGEST = 16
@@ -64,6 +64,8 @@ def choose(
     for table in tables(store, [*LOOKED_AT, *(SHOWN[1:] if tested else [])]):
         keys = table.column("id").to_pylist()
         flat, known = numbers(table.column("shape"))[:, 0] == 1, np.zeros(len(keys), dtype=bool)
+        if patch[0] == 1:  # patches of one slice are cut from 2D images too, but colours are not
+            flat &= numbers(table.column("channels")) != 1
         if exclude is not None:
             found = [row in tested for row in shown(table)] if tested else known
             known = np.array([key in twins for key in keys]) | found
@@ -85,9 +87,12 @@ def _check(scans: int, chosen: int, planar: int, unchecked: int, in_task: int) -
             "not_checked",
         )
     if planar:
-        log.warning("pack: %d 2D images are left out; bricks are cut from volumes", planar)
+        log.warning(
+            "pack: %d 2D images are left out; bricks are cut from volumes, slices from both but colours", planar
+        )
     if planar == scans:
-        raise DataError("store must hold at least one volume; bricks are not cut from 2D images", "only_planar")
+        said = "bricks are not cut from 2D images; plan with --dims 2, and without colours"
+        raise DataError(f"store must hold at least one volume; {said}", "only_planar")
     if not chosen:
         raise DataError("store must hold scans that are not in the task as well; add unlabelled scans", "all_in_task")
     if in_task:

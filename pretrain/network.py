@@ -259,10 +259,11 @@ def look(backbone: Backbone, passes: Mapping[Key, Pass], channels_last: bool) ->
             images = images.contiguous(memory_format=layout)
         # Copies without data, so that a gradient with respect to them is that of the branches alone.
         found = backbone.features(images) if visible is None else backbone.visible_features(images, visible)
-        features = [f.view_as(f) for f in found]
-        filled = features if one.fill is None else one.fill(features, visible)
+        features = _deep([f.view_as(f) for f in found], backbone)
+        flat = [f.squeeze(2) for f in features] if backbone.dims == 2 else features
+        filled = flat if one.fill is None else one.fill(flat, visible)
         decoded = backbone.up(filled) if one.decoder else []
-        out[key] = Seen(_deep(features, backbone), _deep(decoded, backbone))
+        out[key] = Seen(features, _deep(decoded, backbone))
     return out
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from voxscale.config import config, require
 from voxscale.contract import InputContract
@@ -36,7 +37,7 @@ class Plan:
         require(ok, "plan.patch", f"a multiple of its strides {whole}", self.patch)
 
 
-def plan_patch(median_shape: Sequence[float], budget: int) -> tuple[Shape, tuple[Shape, ...]]:
+def plan_patch(median_shape: Sequence[float], budget: int, dims: Literal[2, 3] = 3) -> tuple[Shape, tuple[Shape, ...]]:
     """Choose patch and strides for scans of a typical shape.
 
     An axis of n voxels is halved while at least 4 voxels are left, at most 5
@@ -47,16 +48,17 @@ def plan_patch(median_shape: Sequence[float], budget: int) -> tuple[Shape, tuple
     Args:
         median_shape: Voxels along z, y, x at the target spacing.
         budget: Most voxels of a patch.
+        dims: 3, or 2 for patches of one slice.
 
     Returns:
         The patch (z, y, x) and the strides (z, y, x) of the 5 stages.
 
     Raises:
-        ConfigError: If the shape is not positive or the budget below 64 voxels.
+        ConfigError: If the shape is not positive or the budget below 64 voxels, or 16 of a slice.
     """
     require(len(median_shape) == 3 and min(median_shape) > 0, "shape", "three positive numbers", tuple(median_shape))
-    require(budget >= LEAST**3, "budget_voxels", f"at least {LEAST**3}", budget)
-    patch = [_nearest(n) for n in median_shape]
+    require(budget >= LEAST**dims, "budget_voxels", f"at least {LEAST**dims}", budget)
+    patch = [1] * (3 - dims) + [_nearest(n) for n in median_shape[3 - dims :]]
     while math.prod(patch) > budget:
         axis = patch.index(max(patch))
         patch[axis] = _at_most(patch[axis] - 1)

@@ -1,0 +1,86 @@
+"""Whole runs by the pretrain command: labelled and masked at every ZeRO stage, gone on from a checkpoint, and in 2D."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests_stores import make_store
+
+from data_prep.pack import PackConfig, pack
+from data_prep.plan import plan_task
+from voxscale.contract import InputContract
+from voxscale.engine.checkpoint import load_weights
+
+WORKER = Path(__file__).parent / "worker_pretrain.py"
+CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
+COMMON = ["--model.width", "2", "--loop.log-every", "1", "--loop.checkpoint-every", "2"]
+COMMON += ["--tracker.no-wandb", "--engine.precision", "fp32", "--loop.steps", "4"]
+LABELS = ["--objective.weights.volume-fusion", "0", "--objective.weights.masked-reconstruction", "1"]
+LABELS += ["--optim.kind", "sgd", "--optim.lr", "1e-3"]  # Adam makes noise in gradients that are 0 large
+LABELS += ["--objective.weights.supervised", "0.5", "--objective.supervised.heads", "2", "--loop.batch", "2"]
+FLAT = ["--loop.batch", "8", "--loop.steps", "2", "--objective.masked-reconstruction.decoder", "light"]
+FLAT += ["--objective.volume-fusion.block-min", "1", "3", "3", "--objective.volume-fusion.block-max", "1", "6", "6"]
+FLAT += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2"]
+
+pytestmark = pytest.mark.slow()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volumes as bricks and as slices, and two labelled sets."""
+    folder = tmp_path_factory.mktemp("data")
+    make_store(folder / "scans", 4, labelled=False)
+    for dims, name in ((3, "shards"), (2, "slices")):
+        plan = plan_task(folder / "scans", 16**dims, CONTRACT, dims)
+        pack(folder / "scans", folder / name, plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
+    for name, count in (("one", 3), ("two", 2)):
+        make_store(folder / name, count, labelled=True)
+    return folder
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_runs(data: Path, ranks, tmp_path: Path) -> None:
+    def arguments(run: str, stage: int, *more: str) -> list[str]:
+        sets = ["--objective.supervised.sets", str(data / "one"), str(data / "two")]
+        where = ["--shards", str(data / "shards"), "--run", str(tmp_path / run), "--engine.zero-stage", str(stage)]
+        return ["configs/pretrain.py:demo", *COMMON, *LABELS, *sets, *where, *more]
+
+    def start(world: int, *cases: list[str]) -> None:
+        file = tmp_path / f"cases-{world}.json"
+        file.write_text(json.dumps(cases))
+        ranks(WORKER, world, str(file))
+
+    flat = ["configs/pretrain.py:demo_2d", *COMMON, *FLAT]
+    flat += ["--shards", str(data / "slices"), "--run", str(tmp_path / "flat")]
+    cut, last = arguments("cut", 1), "checkpoints/step-00000004"
+    start(1, arguments("one", 1), cut, ["remove", str(tmp_path / "cut" / last)], cut, flat)
+    start(2, arguments("two", 2), arguments("three", 3))
+    want = lines(tmp_path / "one")
+    assert [row["step"] for row in want] == [1, 2, 3, 4]
+    for run in ("two", "three"):
+        for row, other in zip(want, lines(tmp_path / run), strict=True):
+            for key in ("loss", "masked_reconstruction/error", "supervised/dice", "supervised/cross_entropy"):
+                assert other[key] == pytest.approx(row[key], rel=1e-5), (run, row["step"], key)
+    # Cut after two steps, the run went on with the same labelled and unlabelled samples.
+    assert [(row["step"], row["loss"]) for row in lines(tmp_path / "cut")] == [(r["step"], r["loss"]) for r in want]
+    first, second = (load_weights(tmp_path / run / last) for run in ("one", "cut"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert (tmp_path / "one" / "labelled.jsonl").read_text() == ""
+    check_flat(tmp_path / "flat")
+
+
+def check_flat(run: Path) -> None:
+    """Volume Fusion, graph matching and masked reconstruction on slices."""
+    rows = lines(run)
+    assert len(rows) == 2
+    for branch in ("volume_fusion/dice", "graph_matching/matching", "masked_reconstruction/error"):
+        assert all(np.isfinite(row[branch]) for row in rows)
+        assert all(row[f"{branch.split('/')[0]}/gradient"] > 0 for row in rows[:1])
+    with np.load(run / "preview.npz") as pictures:
+        assert {pictures[name].shape for name in ("fused", "prediction", "masked_told")} == {(1, 16, 16)}
