@@ -28,7 +28,7 @@ import blosc2  # after the line above, which it reads once
 import nibabel as nib
 import numpy as np
 from harness import ROOT, finish
-from ingest_memory import watched
+from ingest_memory import limit, made, watched
 from nnunet_preprocess import Preprocess
 
 from data_prep.config import IngestConfig
@@ -37,6 +37,13 @@ from voxscale.io.isolate import run_isolated
 
 GOAL, MOST_VOLUMES = 2.0, 4.0
 ROUNDS = 3
+MADE = {
+    "int16": ((400, 512, 512), "int16", (1.0, 0.7, 0.7)),
+    "uint8": ((200, 512, 512), "uint8", (1.0, 0.7, 0.7)),
+    "float32": ((100, 512, 512), "float32", (1.0, 0.7, 0.7)),
+    "coarse": ((30, 512, 512), "int16", (6.0, 0.7, 0.7)),
+}
+"""Scans that are made: shape and spacing along z, y, x, and number type."""
 DATA = ROOT.parent / "shared" / "data"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -86,22 +93,23 @@ def bare(files: list[Path], folder: Path) -> None:
 
 
 def memory(files: list[Path]) -> dict[str, dict[str, float]]:
-    """Of the largest real scans and of one of 512 x 512 x 400: memory of their reader beyond an idle one's."""
+    """Of the largest real scans and of some that are made: memory of their reader beyond an idle one's."""
     out: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "made.nii"
-        voxels = np.random.default_rng(0).normal(-200, 400, (400, 512, 512)).astype(np.int16)
-        nib.save(nib.Nifti1Image(voxels.T, np.diag([0.7, 0.7, 1.0, 1.0])), made)
-        del voxels
-        largest = sorted(files, key=decoded, reverse=True)[:3]
-        for number, file in enumerate([*largest, made]):
-            told = run_isolated(watched, (str(file), f"{folder}/{number}"), 600.0, 16.0)
+        scans = {f"real_{n + 1}": file for n, file in enumerate(sorted(files, key=decoded, reverse=True)[:3])}
+        for name, (shape, dtype, spacing) in MADE.items():
+            scans[name] = Path(folder) / f"{name}.nii"
+            made(scans[name], shape, dtype, spacing)
+        for name, file in scans.items():
+            told = run_isolated(watched, (str(file), f"{folder}/{name}"), 600.0, 16.0)
             raw, most = decoded(file), told["peak"] - told["idle"]
-            name = "made" if file == made else f"real_{number + 1}"
             out[name] = {
                 "raw_mb": round(raw / 1e6, 1),
                 "peak_mb": round(most / 1e6, 1),
                 "raw_volumes": round(most / raw, 2),
+                "limit_mb": round(
+                    limit(raw, litres(file), nib.load(file).header.get_data_dtype().itemsize > 2) / 1e6, 1
+                ),
             }
     return out
 
@@ -110,6 +118,12 @@ def decoded(file: Path) -> int:
     """Bytes of a file's voxels as they are decoded from it."""
     header = nib.load(file).header
     return int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
+
+
+def litres(file: Path) -> float:
+    """Size of a file's field of view."""
+    header = nib.load(file).header
+    return float(np.prod(np.multiply(header.get_data_shape()[:3], header.get_zooms()[:3])) / 1e6)
 
 
 def main() -> None:
@@ -148,7 +162,7 @@ def main() -> None:
         "ingest",
         ratio,
         GOAL,
-        ratio >= GOAL and most <= MOST_VOLUMES,
+        ratio >= GOAL and most <= MOST_VOLUMES and all(row["peak_mb"] <= row["limit_mb"] for row in held.values()),
         wall_ratio=round(wall, 3),
         ratio_to_bare=round(to_bare, 3),
         volumes=len(files),

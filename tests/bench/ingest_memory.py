@@ -1,5 +1,7 @@
 """What a reader process needs at most, measured from inside it."""
 
+import ctypes
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,29 @@ import numpy as np
 from data_prep.config import IngestConfig
 from data_prep.scan import Identity, Job, take_in
 from voxscale.store_root import create_store
+
+
+def limit(raw: int, litres: float, wide: bool) -> float:
+    """The most bytes that docs/design.md states, for a scan of so many bytes, field of view, and numbers of 8 or 16 bits or wide."""
+    return max(4 * raw, (3 if wide else 2) * raw + 0.25e6 * litres + (32e6 if wide else 16e6))
+
+
+def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[float, float, float]) -> float:
+    """Write a cylinder in air with noise, (z, y, x), as a scanner would see it; returns its litres."""
+    noise, (y, x) = np.random.default_rng(0), shape[1:]
+    middle = [np.linspace(-1, 1, n) for n in (y, x)]
+    inside = (middle[0][:, None] ** 2 + middle[1] ** 2) < 0.6
+    body, air, width = (120, 8, 3) if dtype == "uint8" else (40, -1000, 20)
+    voxels = np.empty(shape, dtype=dtype)
+    for plane in voxels:
+        drawn = noise.normal(0, width, (y, x)) + np.where(inside, body, air)
+        plane[...] = drawn if plane.dtype.kind == "f" else np.rint(np.clip(drawn, *_ends(plane.dtype)))
+    nib.save(nib.Nifti1Image(voxels.T, np.diag([*spacing[::-1], 1.0])), path)
+    return float(np.prod(np.multiply(shape, spacing)) / 1e6)
+
+
+def _ends(dtype: np.dtype) -> tuple[int, int]:
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
 
 
 def _status(field: str) -> int:
@@ -52,6 +77,8 @@ def watched(file: str, folder: str) -> dict[str, int]:
         scratch=root / "store" / ".scratch",
     )
     take_in(_small(job, root))  # what is imported or built once is not the volume's
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the most so far starts anew
     idle = _status("VmRSS")
     told = take_in(job)

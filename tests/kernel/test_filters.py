@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from voxscale.kernel import filters
+from voxscale.kernel.coarse import Means, coarse
 from voxscale.kernel.filters import block_means, count_values, gaussian, interpolate, maximum, opened, zoom
 
 SHAPES = [(40, 50, 60), (7, 3, 90), (1, 64, 64), (33, 17, 1), (2, 1, 1)]
@@ -70,3 +71,25 @@ def test_counts(dtype, count):
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     voxels = np.random.default_rng(1).integers(low, high + 1, count).astype(dtype)
     assert np.array_equal(np.repeat(np.arange(low, high + 1), count_values(voxels)), np.sort(voxels))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (70, 40, 30)])
+@pytest.mark.parametrize(("size", "steps"), [((2, 3, 4), (2, 3, 4)), ((3, 2, 2), (1, 1, 2)), ((1, 4, 5), (1, 4, 4))])
+@pytest.mark.parametrize("clip", [None, (-100.1, 200.2)])
+def test_coarse_grids_slice_by_slice(shape, size, steps, clip, monkeypatch):
+    monkeypatch.setattr("voxscale.kernel.coarse.BLOCK", 5000)
+    monkeypatch.setattr("voxscale.kernel.coarse.load", filters.load)
+    for mode in ("nearest", "reflect"):
+        means, values = Means(size, steps, mode, clip), scan(shape)
+        where = [np.arange(int(n * 0.8) + 1) * 1.07 for n in means.shape(shape)]
+        want = ndimage.uniform_filter(
+            values if clip is None else np.clip(values, *map(np.float64, clip)), size, mode=mode
+        )
+        want = want[tuple(slice(None, None, step) for step in steps)]
+        want = ndimage.map_coordinates(want, np.meshgrid(*where, indexing="ij"), order=1, mode="nearest")
+        assert np.array_equal(coarse(values, means, where), want.astype(np.float32))
+
+
+def test_part_of_a_gaussian():
+    values = scan((40, 20, 30))
+    assert np.array_equal(gaussian(values, (1.5, 1.5, 1.5), (11, 23)), gaussian(values, (1.5, 1.5, 1.5))[11:23])

@@ -1,0 +1,43 @@
+"""Memory of a reader process against the formula of docs/design.md, measured from inside it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))  # readers get this list too
+from ingest_memory import limit, made, watched
+
+from voxscale.io.isolate import run_isolated
+from voxscale.kernel.filters import load
+
+SCANS = [
+    ((100, 256, 256), "int16", (1.0, 0.8, 0.8)),
+    ((100, 360, 360), "uint8", (1.0, 0.7, 0.7)),
+    ((128, 192, 192), "uint8", (2.0, 2.0, 2.0)),
+    ((60, 256, 256), "float32", (1.0, 0.8, 0.8)),
+    ((30, 512, 512), "int16", (5.0, 0.7, 0.7)),
+    ((60, 128, 128), "int16", (4.0, 4.0, 4.0)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.skipif(load() is None, reason="needs g++")
+def test_a_reader_needs_no_more_than_is_stated(tmp_path):
+    found = []
+    for number, (shape, dtype, spacing) in enumerate(SCANS):
+        file = tmp_path / f"{number}.nii"
+        litres = made(file, shape, dtype, spacing)
+        raw = file.stat().st_size - 352
+        told = run_isolated(watched, (str(file), str(tmp_path / str(number))), 120.0, 4.0)
+        found.append(
+            (
+                dtype,
+                spacing,
+                raw / 1e6,
+                (told["peak"] - told["idle"]) / 1e6,
+                limit(raw, litres, dtype == "float32") / 1e6,
+            )
+        )
+    assert all(raw < peak < most for _, _, raw, peak, most in found), found
