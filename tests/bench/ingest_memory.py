@@ -14,7 +14,7 @@ from voxscale.store_root import create_store
 
 
 def limit(raw: int, litres: float, wide: bool) -> float:
-    """The most bytes that docs/design.md states, for a scan of so many bytes, field of view, and numbers of 8 or 16 bits or wide."""
+    """The most bytes that docs/design.md states; `wide` are numbers of more than 16 bits."""
     return max(4 * raw, (3 if wide else 2) * raw + 0.25e6 * litres + (32e6 if wide else 16e6))
 
 
