@@ -175,7 +175,8 @@ class Reader:
     def __init__(self, scene: Scene) -> None:
         self._first = rows(scene.batch, slice(None, None, scene.crops.images.shape[1]))
         self._matrix = self._first.matrix.double().cpu().numpy()
-        self._levels = {(1, 1, 1): dataclasses.replace(self._first, voxels=self._first.voxels.float())}
+        self._sizes = self._first.sizes.int().tolist()
+        self._levels: dict[tuple[Size, tuple[int, ...]], Batch] = {}
         self.device = self._first.matrix.device
         linear = self._matrix[:, :, :3]
         axis = np.abs(linear).argmax(axis=1)  # of the box, for each axis of the crop
@@ -200,15 +201,23 @@ class Reader:
         given = torch.from_numpy(place).to(self._first.matrix)
         for factor in sorted(set(factors)):
             chosen = [row for row, one in enumerate(factors) if one == factor]
-            level = rows(self._level(factor), chosen)
+            level = self._level(factor, chosen)
             moved = level.matrix @ _square(given[chosen])
             images[chosen], inside[chosen], _ = resample(dataclasses.replace(level, matrix=moved), size)
         return images, inside
 
-    def _level(self, factor: Size) -> Batch:
-        if factor not in self._levels:
-            self._levels[factor] = coarser(self._levels[1, 1, 1], factor)
-        return self._levels[factor]
+    def _level(self, factor: Size, chosen: Sequence[int]) -> Batch:
+        """Some boxes at a coarser level, without the padding that others need."""
+        key = factor, tuple(chosen)
+        if key not in self._levels:
+            z, y, x = (max(self._sizes[row][axis] for row in chosen) for axis in range(3))
+            few = rows(self._first, chosen)
+            trimmed = {
+                name: None if part is None else part[:, :, :z, :y, :x]
+                for name, part in (("voxels", few.voxels.float()), ("label", None), ("removed", few.removed))
+            }
+            self._levels[key] = coarser(dataclasses.replace(few, **trimmed), factor)
+        return self._levels[key]
 
 
 def pooling(steps: Sequence[float]) -> Size:

@@ -22,19 +22,20 @@ def coarser(batch: Batch, factor: Sequence[int]) -> Batch:
         return batch
     by = torch.tensor(factor, device=batch.matrix.device, dtype=batch.matrix.dtype)
     kernel = tuple(factor)
-    real = torch.ones_like(batch.voxels, dtype=torch.float32)
-    for axis in range(3):
-        shape = [1] * 5
-        shape[2 + axis] = -1
-        index = torch.arange(real.shape[2 + axis], device=real.device).view(shape)
-        real *= index < batch.sizes[:, axis].view(-1, 1, 1, 1, 1)
-    weight = _pool(real, kernel)
+    voxels = batch.voxels.float()
+    weight = torch.ones((), device=voxels.device)
+    for axis, (n, block) in enumerate(zip(voxels.shape[2:], kernel, strict=True)):
+        index = torch.arange(n, device=voxels.device)
+        real = (index < batch.sizes[:, axis, None]).float()
+        shape = [len(voxels), 1, *[-1 if other == axis else 1 for other in range(3)]]
+        voxels = voxels * real.view(shape)
+        weight = weight * F.pad(real, (0, -n % block)).unflatten(1, (-1, block)).mean(dim=2).view(shape)
     matrix = batch.matrix / by[:, None]
     matrix[:, :, 3] = (batch.matrix[:, :, 3] + 0.5) / by - 0.5
     removed = batch.removed
     return dataclasses.replace(
         batch,
-        voxels=_pool(batch.voxels.float() * real, kernel) / weight.clamp(min=1e-6),
+        voxels=_pool(voxels, kernel) / weight.clamp(min=1e-6),
         label=None,
         sizes=torch.ceil(batch.sizes / by),
         matrix=matrix,
