@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig
+from pretrain.objectives.graph_config import GraphMatchingConfig
+from pretrain.objectives.graph_matching import GraphMatching
 from pretrain.objectives.interface import Objective
 from pretrain.objectives.masked_reconstruction import MaskedReconstruction, MaskedReconstructionConfig
 from pretrain.objectives.part_whole import PartWhole
@@ -25,6 +26,7 @@ class WeightsConfig:
         part_whole: Of self-distillation, composing and decomposing.
         masked_reconstruction: Of masked reconstruction.
         supervised: Of segmentation of labelled scans.
+        patch_matching: Of the same between tokens of two views.
     """
 
     volume_fusion: float = 1.0
@@ -32,6 +34,7 @@ class WeightsConfig:
     part_whole: float = 0.0
     masked_reconstruction: float = 0.0
     supervised: float = 0.0
+    patch_matching: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -60,6 +63,7 @@ class MixtureConfig:
         part_whole: Self-distillation, composing and decomposing.
         masked_reconstruction: Masked reconstruction.
         supervised: Segmentation of labelled scans.
+        patch_matching: The same between tokens of two views, so that both can be trained at once.
     """
 
     weights: WeightsConfig = WeightsConfig()
@@ -72,6 +76,7 @@ class MixtureConfig:
     part_whole: PartWholeConfig = PartWholeConfig()
     masked_reconstruction: MaskedReconstructionConfig = MaskedReconstructionConfig()
     supervised: SupervisedConfig = SupervisedConfig()
+    patch_matching: GraphMatchingConfig = GraphMatchingConfig(mode="patch")
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -104,5 +109,6 @@ def branches(config: MixtureConfig, backbone: Backbone) -> Mapping[str, Objectiv
         "part_whole": lambda: PartWhole(config.part_whole, backbone),
         "masked_reconstruction": lambda: MaskedReconstruction(config.masked_reconstruction, backbone),
         "supervised": lambda: Supervised(config.supervised, backbone),
+        "patch_matching": lambda: GraphMatching(config.patch_matching, backbone),
     }
     return {name: makers[name]() for name in config.active}

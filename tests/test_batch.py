@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,16 @@ def test_collate_pads_at_the_far_end_and_keeps_the_number_type():
     assert batch.voxels[1, 0, :, 2].abs().sum() == 0
     assert batch.indices == (7, 8)
     assert batch.label is None
+
+
+def test_crops_of_one_scan_are_known_by_a_number_and_places_if_all_have_one():
+    parts = [dataclasses.replace(patch(index=n), volume=name) for n, name in enumerate("baab")]
+    batch = collate(parts)
+    assert batch.scans == (0, 1, 1, 0)
+    assert batch.mm is None
+    placed = [dataclasses.replace(p, mm=np.eye(3, 4) * n) for n, p in enumerate(parts)]
+    assert collate(placed).mm.tolist() == [(np.eye(3, 4) * n).tolist() for n in range(4)]
+    assert collate([*placed, parts[0]]).mm is None
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,7 @@ def test_total_is_the_weighted_sum():
         lambda: Patch(np.zeros((2, 2)), None, np.eye(3, 4), (1, 0), 0, 0, "v"),
         lambda: Patch(np.zeros((2, 2, 2)), np.zeros((2, 2, 1), np.uint8), np.eye(3, 4), (1, 0), 0, 0, "v"),
         lambda: Patch(np.zeros((2, 2, 2)), None, np.eye(3), (1, 0), 0, 0, "v"),
+        lambda: dataclasses.replace(patch(), mm=np.full((3, 4), np.nan)),
         lambda: Losses({}, {}, {}),
         lambda: Losses({"a": torch.zeros(2)}, {"a": 1.0}, {}),
         lambda: Losses({"a": torch.zeros(())}, {}, {}),

@@ -34,6 +34,7 @@ def make_patch(index: int, spare: int = 0, removed: bool = False, label: bool = 
         index=index,
         volume=f"scan-{index}",
         removed=mask if removed else None,
+        mm=np.eye(3, 4) / (index + 1),
     )
 
 

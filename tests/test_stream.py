@@ -183,6 +183,28 @@ def test_crops_show_the_scan_where_they_say(shards):
     assert inside.all()
 
 
+@pytest.mark.parametrize("source", ["shards", "store"])
+def test_the_place_in_mm_is_that_in_the_scan(shards, source):
+    """From a crop's place in mm and its matrix follows the corner of its box, and there the scan has its voxels."""
+    if source == "shards":
+        stream = ShardStream(shards, ShardStreamConfig(), seed=0)
+    else:
+        stream = StoreStream(shards.parent / "store", (8, 8, 8), CONTRACT, StoreStreamConfig(), seed=0)
+    store = open_store(shards.parent / "store")
+    corners = set()
+    for index in range(6):
+        for patch in stream.sample(index)[0]:
+            spacing = np.asarray(store.entries[patch.volume].spacing)
+            corner = patch.mm / spacing[:, None] - patch.matrix
+            np.testing.assert_allclose(corner[:, :3], 0, atol=1e-9)
+            start = corner[:, 3].round().astype(int)
+            np.testing.assert_allclose(corner[:, 3], start, atol=1e-9)
+            spans = [(int(a), int(a + n)) for a, n in zip(start, patch.voxels.shape, strict=True)]
+            assert np.array_equal(store.read(patch.volume, spans), patch.voxels)
+            corners.add(tuple(start))
+    assert len(corners) > 6
+
+
 def test_case_stream_yields_labels_on_the_voxels_it_centres_on(task):
     ids = sorted(open_store(task).entries)
     config = CaseStreamConfig(foreground=1.0, spatial=STILL)

@@ -26,6 +26,7 @@ class Patch:
         index: Global sample index.
         volume: Anonymous id of the scan.
         removed: (z, y, x) uint8 on the same box, 1 where the privacy gate blanked a voxel; None if it blanked none.
+        mm: 3x4; maps (z, y, x, 1) of the network's patch to mm from the scan's first voxel, along the scan's own axes.
     """
 
     voxels: NDArray[Any]
@@ -36,6 +37,7 @@ class Patch:
     index: int
     volume: str
     removed: NDArray[np.uint8] | None = None
+    mm: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Check shapes; raises `DataError`."""
@@ -47,6 +49,8 @@ class Patch:
             raise DataError(f"patch.removed must have shape {self.voxels.shape}, not {self.removed.shape}", "bad_mask")
         if self.matrix.shape != (3, 4) or not np.isfinite(self.matrix).all():
             raise DataError(f"patch.matrix must be a finite 3x4 matrix, not of shape {self.matrix.shape}", "bad_affine")
+        if self.mm is not None and (self.mm.shape != (3, 4) or not np.isfinite(self.mm).all()):
+            raise DataError(f"patch.mm must be a finite 3x4 matrix, not of shape {self.mm.shape}", "bad_affine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,9 @@ class Batch:
         seeds: Seed of each sample.
         indices: Global index of each sample.
         removed: (b, 1, z, y, x) uint8, 1 where a voxel was blanked, or None if none was in any sample.
+        mm: (b, 3, 4), see `Patch.mm`; None if it is not known of all samples.
+        scans: Number of each sample's scan among those of this batch, from 0 in the order of their coming; they say
+            what was cut from one scan and nothing else of it. Empty if not known.
     """
 
     voxels: Shaped[Tensor, "b 1 z y x"]
@@ -72,10 +79,14 @@ class Batch:
     seeds: tuple[int, ...]
     indices: tuple[int, ...]
     removed: UInt8[Tensor, "b 1 z y x"] | None = None
+    mm: Float[Tensor, "b 3 4"] | None = None
+    scans: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that all parts speak of the same number of samples; raises `DataError`."""
         counts = {len(self.voxels), len(self.sizes), len(self.matrix), len(self.scale), len(self.seeds)}
+        counts |= set() if self.mm is None else {len(self.mm)}
+        counts |= {len(self.scans)} if self.scans else set()
         if self.voxels.ndim != 5 or len(counts) != 1:
             raise DataError(f"batch must hold equally many parts, not {sorted(counts)}", "bad_batch")
 
@@ -89,6 +100,8 @@ class Batch:
             seeds=self.seeds,
             indices=self.indices,
             removed=None if self.removed is None else change(self.removed),
+            mm=None if self.mm is None else change(self.mm),
+            scans=self.scans,
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -163,6 +176,8 @@ def collate(patches: Sequence[Patch]) -> Batch:
         voxels[row, 0, :z, :y, :x] = patch.voxels
         if label is not None and patch.label is not None:
             label[row, 0, :z, :y, :x] = patch.label
+    places = [p.mm for p in patches if p.mm is not None]
+    numbers: dict[str, int] = {}
     return Batch(
         voxels=torch.from_numpy(voxels),
         label=None if label is None else torch.from_numpy(label),
@@ -172,4 +187,6 @@ def collate(patches: Sequence[Patch]) -> Batch:
         seeds=tuple(p.seed for p in patches),
         indices=tuple(p.index for p in patches),
         removed=None if removed is None else torch.from_numpy(removed),
+        mm=torch.from_numpy(np.stack(places)).float() if len(places) == len(patches) else None,
+        scans=tuple(numbers.setdefault(p.volume, len(numbers)) for p in patches),
     )

@@ -21,7 +21,8 @@ MESSAGE = 1 << 17
 ALIGN = 64
 """Bytes to which every tensor of a batch is aligned."""
 
-_TENSORS = ("voxels", "label", "sizes", "matrix", "scale", "removed")
+_TENSORS = ("voxels", "label", "sizes", "matrix", "scale", "removed", "mm")
+_NUMBERS = ("seeds", "indices", "scans")
 
 
 def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
@@ -105,7 +106,7 @@ def pack(batch: Batch) -> tuple[int, dict[str, Any]]:
             target = np.frombuffer(room, dtype=array.dtype, count=array.size, offset=start).reshape(array.shape)
             target[...] = array
             del target  # else the memory cannot be unmapped
-    return memory, {"size": max(end, 1), "parts": parts, "seeds": batch.seeds, "indices": batch.indices}
+    return memory, {"size": max(end, 1), "parts": parts, **{name: getattr(batch, name) for name in _NUMBERS}}
 
 
 def unpack(memory: int, told: dict[str, Any]) -> Batch:
@@ -118,4 +119,5 @@ def unpack(memory: int, told: dict[str, Any]) -> Batch:
     for name, (start, shape, kind) in told["parts"].items():
         flat = np.frombuffer(room, dtype=kind, count=int(np.prod(shape)), offset=start)
         tensors[name] = torch.from_numpy(flat.reshape(shape))
-    return Batch(**tensors, seeds=tuple(told["seeds"]), indices=tuple(told["indices"]))
+    seeds, indices, scans = (tuple(told[name]) for name in _NUMBERS)
+    return Batch(**tensors, seeds=seeds, indices=indices, scans=scans)

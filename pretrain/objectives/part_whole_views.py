@@ -232,7 +232,7 @@ def rows(batch: Batch, pick: slice | Sequence[int]) -> Batch:
     def of(value: Any) -> Any:
         if value is None or isinstance(value, Tensor):
             return None if value is None else value[pick]
-        return value[pick] if isinstance(pick, slice) else tuple(value[row] for row in pick)
+        return value[pick] if isinstance(pick, slice) else tuple(value[row] for row in pick if value)
 
     return Batch(**{field.name: of(getattr(batch, field.name)) for field in dataclasses.fields(batch)})
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pretraining, costs, wanted
-from pretrain.objectives.graph_matching import GraphMatching, GraphMatchingConfig, positions_mm
+from pretrain.objectives.graph_config import GraphMatchingConfig, info_nce_twin
+from pretrain.objectives.graph_matching import GraphMatching, positions_mm
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.objectives.volume_fusion import VolumeFusionConfig, volume_fusion
 from pretrain.scene import Scene
@@ -50,7 +51,9 @@ class Brightness(Objective):
         return Losses({"error": self.scale * (guess - plan.targets).square().mean()}, {"error": 1.0}, {})
 
 
-def a_scene(samples: int = 2, crops: int = 2) -> Scene:
+def a_scene(
+    samples: int = 2, crops: int = 2, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), known: bool = False
+) -> Scene:
     n = samples * crops
     batch = Batch(
         voxels=torch.rand(n, 1, 20, 20, 20, generator=torch_generator(3, "scene")),
@@ -60,8 +63,10 @@ def a_scene(samples: int = 2, crops: int = 2) -> Scene:
         scale=torch.tensor([[1.0, 0.0]]).repeat(n, 1),
         seeds=tuple(range(n)),
         indices=tuple(i // crops for i in range(n)),
+        mm=torch.tensor([[2.0, 0, 0, 4], [0, 1, 0, 2], [0, 0, 1, 2]]).repeat(n, 1, 1) if known else None,
+        scans=tuple(i // crops % 3 for i in range(n)),
     )
-    return Scene(batch, PATCH, crops, ViewsConfig(intensity=False))
+    return Scene(batch, PATCH, crops, ViewsConfig(intensity=False), spacing)
 
 
 def a_network(*scales: float) -> Pretraining:
@@ -220,14 +225,84 @@ def test_graph_matching_is_a_branch_beside_volume_fusion():
     assert all(p.grad is not None for p in network.branches.parameters())
     with pytest.raises(ConfigError, match=r"objective.graph_matching.group must be a divisor of a micro-batch's 2"):
         network.plans(a_scene(samples=2))
-    refused = GraphMatching(dataclasses.replace(matching, mode="sub_volume", k=1), backbone)
-    with pytest.raises(ConfigError, match=r"objective.graph_matching.mode must be one that a stream serves"):
-        refused.check(backbone, PATCH)
+
+
+MATCHINGS = {
+    "image": GraphMatchingConfig(group=4, k=2, width=8),
+    "sub_volume": GraphMatchingConfig(mode="sub_volume", group=4, crops=2, k=1, spatial_k=1, width=8),
+    "patch": GraphMatchingConfig(mode="patch", nodes=16, k=3, width=8, level=1),
+    "patch, decoder": GraphMatchingConfig(
+        mode="patch", nodes=16, k=3, width=8, level=2, features="decoder", flips=(0.5, 0.5, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MATCHINGS)
+def test_every_kind_of_graph_is_a_branch_that_its_twin_shares_all_passes_with(name: str):
+    backbone, config = build(MODEL), MATCHINGS[name]
+    made = {"matching": GraphMatching(config, backbone), "twin": GraphMatching(info_nce_twin(config), backbone)}
+    network = Pretraining(backbone, made)
+    network.initialise(torch_generator(0, "weights"))
+    crops = max(branch.views_per_sample for branch in made.values())
+    for branch in made.values():
+        branch.check(backbone, PATCH)
+    scene = a_scene(samples=4, crops=crops, known=True)
+    plans = network.plans(scene)
+    _, together, alone = costs(backbone, plans, 4)
+    assert 2 * together == alone
+    out = network(Job(plans, dict.fromkeys(plans, 1.0)))
+    assert {name for name in out["terms"] if name.startswith("twin")} == {"twin/info_nce"}
+    assert all(value.isfinite() for part in ("terms", "watched") for value in out[part].values())
+    sum(out["terms"].values()).backward()
+    assert all(p.grad is not None for p in network.branches.parameters())
+    again = network(Job(network.plans(a_scene(samples=4, crops=crops, known=True)), dict.fromkeys(plans, 1.0)))
+    assert [float(v.detach()) for v in out["terms"].values()] == [float(v.detach()) for v in again["terms"].values()]
+    # The twin's loss is that of the other's own projector, had it the twin's terms.
+    same = GraphMatching(dataclasses.replace(config, info_nce_weight=1.0), backbone)
+    same.load_state_dict(made["matching"].state_dict())
+    made["twin"].load_state_dict(same.state_dict(), strict=False)
+    pair = Pretraining(backbone, {"same": same, "twin": made["twin"]})
+    terms = pair(Job(pair.plans(scene), {"same": 1.0, "twin": 1.0}))["terms"]
+    assert terms["same/info_nce"].item() == pytest.approx(terms["twin/info_nce"].item(), abs=1e-6)
+
+
+def test_nodes_of_sub_volumes_stand_by_sample_with_the_scan_and_the_place_in_mm():
+    branch = GraphMatching(MATCHINGS["sub_volume"], build(MODEL))
+    scene = a_scene(samples=4, crops=2, known=True)
+    targets = branch.plan(scene).targets
+    assert targets.scans.tolist() == [0, 0, 1, 1, 2, 2, 0, 0]
+    for crop, pair in enumerate(targets.views):
+        for view in pair:
+            assert not torch.equal(view.place[0], view.place[1])
+            corner = view.place[0] @ torch.tensor([0.0, 0, 0, 1])
+            want = torch.tensor([2.0, 1, 1]) * corner + torch.tensor([4.0, 2, 2])
+            torch.testing.assert_close(view.mm[0, :, 3], want)
+            assert view is scene.near("s" if view is pair[0] else "t", (0.6, 1.0), crop=crop)
+
+
+def test_a_patch_without_tokens_for_all_nodes_is_refused_and_a_level_that_is_not_there():
+    backbone = build(MODEL)
+    config = dataclasses.replace(MATCHINGS["patch"], nodes=128, level=2)
+    with pytest.raises(
+        ConfigError, match=r"objective.graph_matching.nodes must be up to the level's 64 tokens, not 128"
+    ):
+        GraphMatching(config, backbone).check(backbone, PATCH)
+    with pytest.raises(ConfigError, match=r"objective.graph_matching.level must be 0 to 4, not 5"):
+        GraphMatching(dataclasses.replace(MATCHINGS["patch, decoder"], level=5), backbone)
+
+
+def test_near_views_of_any_crop_may_be_mirrored_and_their_places_say_so():
+    scene = a_scene()
+    plain = scene.near("a", (0.5, 0.5), central=True, size=(8, 8, 8), crop=1)
+    turned = scene.near("a", (0.5, 0.5), central=True, size=(8, 8, 8), crop=1, flips=(1.0, 0.0, 1.0))
+    torch.testing.assert_close(turned.images, plain.images.flip(2, 4))
+    torch.testing.assert_close(plain.images, scene.crop(1).images[..., 4:12, 4:12, 4:12])
+    torch.testing.assert_close(turned.place[0], torch.tensor([[-1.0, 0, 0, 11], [0, 1, 0, 4], [0, 0, -1, 11]]))
 
 
 def test_places_of_features_are_centres_of_their_cells_in_mm():
-    view = a_scene().near("half", (0.5, 0.5), central=True, size=(8, 8, 8))
-    found = positions_mm(view, (2.0, 1.0, 1.0), torch.Size((4, 4, 4)))
+    view = a_scene(spacing=(2.0, 1.0, 1.0)).near("half", (0.5, 0.5), central=True, size=(8, 8, 8))
+    found = positions_mm(view, torch.Size((4, 4, 4)))
     # Voxels 4 to 11 of the crop are seen; cells are two voxels wide.
     assert found[0, 0, :, 0, 0].tolist() == pytest.approx([9.0, 13.0, 17.0, 21.0])
     assert found[0, 2, 0, 0, :].tolist() == pytest.approx([4.5, 6.5, 8.5, 10.5])

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from voxscale.errors import DataError
 
+LEAN = 1e-4
+"""Share of a distance by which a direction counts as nearer."""
+
 
 @torch.no_grad()
 def nearest(
@@ -31,6 +34,35 @@ def nearest(
         raise DataError(f"k must be 1 to the {most} nodes that can be chosen, not {k}", "bad_graph")
     wide = points.double()  # float32 loses the differences of close nodes that lie far from the origin
     distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    return _nearest(distance, k, group, taken)
+
+
+@torch.no_grad()
+def nearest_places(
+    places: Float[Tensor, "b n 3"], k: int, group: Int64[Tensor, "b n"] | None = None
+) -> Int64[Tensor, "b n k"]:
+    """As `nearest`, for places in mm that may lie on a grid, where many are equally near.
+
+    Of these the one in the direction (1, 3/5, 2/7) comes first, so that edges do
+    not depend on the order in which nodes stand.
+
+    Args:
+        places: (z, y, x) in mm.
+        k: Edges that leave each node.
+        group: As in `nearest`.
+
+    Raises:
+        DataError: As `nearest` does.
+    """
+    nodes = places.shape[1]
+    if not 1 <= k < nodes:
+        raise DataError(f"k must be 1 to the {nodes - 1} nodes that can be chosen, not {k}", "bad_graph")
+    apart = places.double().unsqueeze(1) - places.double().unsqueeze(2)
+    along = apart @ torch.tensor([1.0, 3 / 5, 2 / 7], dtype=torch.float64, device=places.device)
+    return _nearest(apart.norm(dim=3) - LEAN * along, k, group, None)
+
+
+def _nearest(distance: Tensor, k: int, group: Tensor | None, taken: Tensor | None) -> Tensor:
     if group is not None:
         other = group.unsqueeze(1) != group.unsqueeze(2)
         distance = distance + other * (1 + distance.amax(dim=(1, 2), keepdim=True))

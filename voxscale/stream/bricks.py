@@ -17,7 +17,7 @@ from voxscale.folder import Access
 from voxscale.seed import derive, rng
 from voxscale.shard_reader import ShardReader
 from voxscale.shards import BrickInfo, SampleIndex, Split, read_manifest
-from voxscale.stream.crop import Box, cut, intensity_scale, matrix, on_body, place, spans
+from voxscale.stream.crop import Box, cut, intensity_scale, matrix, millimetres, on_body, place, spans
 from voxscale.stream.epoch import Entry, Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
@@ -225,13 +225,15 @@ class ShardStream:
         info, draw = crops.info, crops.draws[index, view]
         z, y, x = (slice(s.start - a, s.stop - a) for s, a in zip(draw.box, crops.corner, strict=True))
         patch, contract = self.manifest.patch, self.manifest.contract
+        mapping = matrix(draw.drawn, patch, contract, info.spacing, draw.centre, draw.box)
         return Patch(
             voxels=crops.voxels[z, y, x],
             label=None,
-            matrix=matrix(draw.drawn, patch, contract, info.spacing, draw.centre, draw.box),
+            matrix=mapping,
             scale=intensity_scale(info, contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
             removed=None if crops.mask is None else crops.mask[z, y, x],
+            mm=millimetres(mapping, draw.box, info.spacing, info.start),
         )

@@ -88,3 +88,18 @@ def matrix(
     """Map patch voxels to voxels of the box that was cut."""
     z, y, x = (c - s.start for c, s in zip(centre, box, strict=True))
     return spatial.matrix(drawn, patch, contract.spacing, spacing, (z, y, x))
+
+
+def millimetres(
+    to_box: NDArray[np.float64], box: Box, spacing: Triple, start: Sequence[int] = (0, 0, 0)
+) -> NDArray[np.float64]:
+    """Map patch voxels to mm from the scan's first voxel, along the scan's own axes.
+
+    Args:
+        to_box: 3x4; maps patch voxels to voxels of the box.
+        box: In the scan or brick.
+        spacing: Of the scan along z, y, x in mm.
+        start: First voxel of the brick in the scan.
+    """
+    shift = np.array([s.start + first for s, first in zip(box, start, strict=True)], dtype=np.float64)
+    return np.asarray(spacing)[:, None] * np.column_stack([to_box[:, :3], to_box[:, 3] + shift])

@@ -20,7 +20,7 @@ from voxscale.folder import Access
 from voxscale.index import ROWS, Index
 from voxscale.seed import derive, rng
 from voxscale.store import open_store
-from voxscale.stream.crop import Size, cut, intensity_scale, matrix, on_body, place, spans
+from voxscale.stream.crop import Size, cut, intensity_scale, matrix, millimetres, on_body, place, spans
 from voxscale.stream.epoch import Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
@@ -164,15 +164,17 @@ class StoreStream:
         if entry.occupancy is not None and generator.random() < self.config.foreground:
             centre = on_body(generator, entry.occupancy, entry.shape, size)
         box = cut(entry.shape, size, centre)
+        mapping = matrix(drawn, self.patch, self.contract, entry.spacing, centre, box)
         return Patch(
             voxels=self.store.read_of(key, entry, spans(box)),
             label=None,
-            matrix=matrix(drawn, self.patch, self.contract, entry.spacing, centre, box),
+            matrix=mapping,
             scale=intensity_scale(entry, self.contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=key,
             removed=self.store.removed_of(key, entry, spans(box)),
+            mm=millimetres(mapping, box, entry.spacing),
         )
 
 

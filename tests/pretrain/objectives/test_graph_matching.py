@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pretrain.objectives.graph_matching import GraphMatchingConfig, GraphMatchingHeads, graph_matching, paper
+from pretrain.objectives.graph_config import GraphMatchingConfig, paper
+from pretrain.objectives.graph_heads import GraphMatchingHeads
+from pretrain.objectives.sample_graphs import graph_matching
 from voxscale.errors import ConfigError, DataError
 from voxscale.losses.info_nce import info_nce
 from voxscale.losses.variance import variance_loss
