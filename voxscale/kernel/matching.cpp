@@ -14,10 +14,12 @@
 namespace {
 
 // What two matrices have in common, entry by entry, and the way back: both rows are read from end to end.
-WIDE void spread(const float* edge, const float* end_row, const float* begin_row, float* out, float* back, int64_t count) {
+// Worths are multiples of 2^-20 and shares of 2^-24, so these sums are exact, in whatever order nodes stand.
+WIDE void spread(const float* edge, const float* end_row, const float* begin_row, double* out, double* back, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-        out[i] += edge[i] * end_row[i];
-        back[i] += edge[i] * begin_row[i];
+        const double value = edge[i];
+        out[i] += value * end_row[i];
+        back[i] += value * begin_row[i];
     }
 }
 
@@ -85,11 +87,12 @@ class Work {
         : share(g.nodes * g.nodes), total(g.nodes * g.nodes), soft(g.nodes * g.nodes), rows(g.nodes), columns(g.nodes),
           ends(g.n * g.m * g.width), begins(ends.size()), out(ends.size()), back(ends.size()), order(g.m * g.nodes),
           moved(g.nodes * g.nodes) {}
-    std::vector<float> share, total;
-    std::vector<double> soft, rows, columns;
-    std::vector<float> ends, begins, out, back;
+    std::vector<float> share;
+    std::vector<double> total, soft, rows, columns;
+    std::vector<float> ends, begins;
+    std::vector<double> out, back;
     std::vector<int32_t> order;
-    std::vector<float> moved;
+    std::vector<double> moved;
 };
 
 void gradient(const Graph& g, Work& w) {
@@ -99,8 +102,8 @@ void gradient(const Graph& g, Work& w) {
         for (int64_t e = 0; e < line; ++e) w.ends[i * line + e] = share[g.target[e]];
         for (int64_t a = 0; a < g.m; ++a) std::fill_n(&w.begins[i * line + a * g.width], g.width, share[a]);
     }
-    std::fill(w.out.begin(), w.out.end(), 0.0f);
-    std::fill(w.back.begin(), w.back.end(), 0.0f);
+    std::fill(w.out.begin(), w.out.end(), 0.0);
+    std::fill(w.back.begin(), w.back.end(), 0.0);
     for (int64_t i = 0; i < g.n; ++i)
         for (int64_t p = 0; p < g.k; ++p) {
             const int64_t end = g.source[i * g.k + p] * line;
@@ -108,7 +111,7 @@ void gradient(const Graph& g, Work& w) {
         }
     std::copy_n(g.vertex, g.nodes * g.nodes, w.total.begin());
     for (int64_t i = 0; i < g.n; ++i) {
-        float* total = &w.total[i * g.nodes];
+        double* total = &w.total[i * g.nodes];
         for (int64_t a = 0; a < g.m; ++a)
             for (int64_t q = 0; q < g.width; ++q) {
                 const int64_t e = a * g.width + q;
@@ -123,9 +126,9 @@ void normalise(Work& w, int64_t n, double beta, int64_t rounds) {
     std::vector<double>& columns = w.columns;
     std::fill(columns.begin(), columns.end(), -std::numeric_limits<double>::infinity());
     for (int64_t i = 0; i < n; ++i) {
-        const float top = *std::max_element(&w.total[i * n], &w.total[i * n] + n);
+        const double top = *std::max_element(&w.total[i * n], &w.total[i * n] + n);
         for (int64_t j = 0; j < n; ++j) {
-            const double value = beta * (static_cast<double>(w.total[i * n + j]) - top);
+            const double value = beta * (w.total[i * n + j] - top);
             w.soft[i * n + j] = value;
             columns[j] = std::max(columns[j], value);
         }
@@ -142,12 +145,19 @@ void normalise(Work& w, int64_t n, double beta, int64_t rounds) {
         multiply_transposed(w.soft.data(), w.rows.data(), columns.data(), n);
         for (double& x : columns) x = 1 / std::clamp(x, LEAST, MOST);
     }
+    constexpr double ROUND = 402653184.0;  // 1.5 * 2^28: adding it rounds to multiples of 2^-24, see `spread`
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < n; ++j)
-            w.share[i * n + j] = static_cast<float>(w.soft[i * n + j] * w.rows[i] * columns[j]);
+            w.share[i * n + j] = static_cast<float>(w.soft[i * n + j] * w.rows[i] * columns[j] + ROUND - ROUND);
 }
 
-void round_greedily(Work& w, int64_t n, int64_t* match) {
+// Of equal shares, such as two halves of a node that both want, the pair of nodes that is worth more comes first.
+void round_greedily(const Graph& g, Work& w, int64_t* match) {
+    const int64_t n = g.nodes;
+    const auto greater = [&](int64_t i, int64_t j, int64_t k, int64_t l) {
+        const float one = w.share[i * n + j], other = w.share[k * n + l];
+        return one > other || (one == other && g.vertex[i * n + j] > g.vertex[k * n + l]);
+    };
     std::vector<int64_t> best(n, -1);
     std::vector<char> done(n, 0), gone(n, 0);
     for (int64_t step = 0; step < n; ++step) {
@@ -157,9 +167,9 @@ void round_greedily(Work& w, int64_t n, int64_t* match) {
             if (best[i] < 0 || gone[best[i]]) {
                 best[i] = -1;
                 for (int64_t j = 0; j < n; ++j)
-                    if (!gone[j] && (best[i] < 0 || w.share[i * n + j] > w.share[i * n + best[i]])) best[i] = j;
+                    if (!gone[j] && (best[i] < 0 || greater(i, j, i, best[i]))) best[i] = j;
             }
-            if (row < 0 || w.share[i * n + best[i]] > w.share[row * n + best[row]]) row = i;
+            if (row < 0 || greater(i, best[i], row, best[row])) row = i;
         }
         match[row] = best[row];
         done[row] = gone[best[row]] = 1;
@@ -167,7 +177,7 @@ void round_greedily(Work& w, int64_t n, int64_t* match) {
 }
 
 // Adds what the edges that begin or end at i would be worth, if i alone moved to a; `sign` takes one node's part away.
-void add_edges_to(const Graph& g, Work& w, const int64_t* match, int64_t j, float sign) {
+void add_edges_to(const Graph& g, Work& w, const int64_t* match, int64_t j, double sign) {
     const int64_t at = match[j];
     for (int64_t i = 0; i < g.n; ++i)  // edges i -> j: their end is known, their begin moves
         for (int64_t p = 0; p < g.k; ++p) {
@@ -179,12 +189,12 @@ void add_edges_to(const Graph& g, Work& w, const int64_t* match, int64_t j, floa
         }
     if (j >= g.n || at >= g.m) return;
     for (int64_t p = 0; p < g.k; ++p) {  // edges j -> i: their begin is known, their end moves
-        float* row = &w.moved[g.source[j * g.k + p] * g.nodes];
+        double* row = &w.moved[g.source[j * g.k + p] * g.nodes];
         for (int64_t q = 0; q < g.width; ++q) row[g.target[at * g.width + q]] += sign * g.pair(j, p, at)[q];
     }
 }
 
-float between(const Graph& g, const Work& w, int64_t i, int64_t p, int64_t a, int64_t b) {
+double between(const Graph& g, const Work& w, int64_t i, int64_t p, int64_t a, int64_t b) {
     if (a >= g.m) return 0;
     const int32_t q = w.order[a * g.nodes + b];
     return q < g.width ? g.pair(i, p, a)[q] : 0;
@@ -197,26 +207,26 @@ void exchange(const Graph& g, Work& w, int64_t* match, int64_t steps) {
         for (int64_t q = 0; q < g.width; ++q) w.order[a * n + g.target[a * g.width + q]] = static_cast<int32_t>(q);
     std::copy_n(g.vertex, n * n, w.moved.begin());
     for (int64_t j = 0; j < n; ++j) add_edges_to(g, w, match, j, 1);
-    std::vector<float>& mended = w.share;  // not needed any more
-    std::vector<float> crossed(n * n);
+    std::vector<double>& mended = w.total;  // not needed any more
+    std::vector<double> crossed(n * n);
     for (int64_t step = 0; step < steps; ++step) {
-        std::fill(mended.begin(), mended.end(), 0.0f);
+        std::fill(mended.begin(), mended.end(), 0.0);
         for (int64_t i = 0; i < g.n; ++i)
             for (int64_t p = 0; p < g.k; ++p) {
                 const int64_t j = g.source[i * g.k + p], a = match[i], b = match[j];
-                const float value = between(g, w, i, p, a, b) + between(g, w, i, p, b, a);
+                const double value = between(g, w, i, p, a, b) + between(g, w, i, p, b, a);
                 mended[i * n + j] += value;
                 mended[j * n + i] += value;
             }
         for (int64_t i = 0; i < n; ++i) {
-            const float stay = w.moved[i * n + match[i]];
+            const double stay = w.moved[i * n + match[i]];
             for (int64_t j = 0; j < n; ++j) crossed[i * n + j] = w.moved[i * n + match[j]] - stay;
         }
-        float gain = 0;
+        double gain = 0;
         int64_t first = -1, second = -1;
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = i + 1; j < n; ++j) {
-                const float value = crossed[i * n + j] + crossed[j * n + i] + mended[i * n + j];
+                const double value = crossed[i * n + j] + crossed[j * n + i] + mended[i * n + j];
                 if (value > gain) gain = value, first = i, second = j;
             }
         if (first < 0) return;
@@ -241,7 +251,7 @@ extern "C" void match_graphs(const float* vertex, const float* edge, const int64
             gradient(g, w);
             normalise(w, g.nodes, first * std::pow(last / first, place), rounds);
         }
-        round_greedily(w, g.nodes, match);
+        round_greedily(g, w, match);
         if (exchanges > 0) exchange(g, w, match, exchanges);
         g.vertex += g.nodes * g.nodes;
         g.edge += g.n * g.k * g.m * g.width;

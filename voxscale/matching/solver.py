@@ -10,7 +10,7 @@ from voxscale.matching import compiled
 from voxscale.matching.problem import Problem
 from voxscale.matching.rounding import round_greedily
 from voxscale.matching.score import score
-from voxscale.matching.softassign import softassign
+from voxscale.matching.softassign import WORTH, softassign
 from voxscale.matching.two_opt import two_opt
 
 
@@ -50,7 +50,10 @@ def solve(
     generator: torch.Generator | None = None,
     candidate: Int64[Tensor, "b N"] | None = None,
 ) -> Int64[Tensor, "b N"]:
-    """A good match of each problem; float32, whatever the precision of training.
+    """A good match of each problem, whatever the precision of training.
+
+    It does not depend on the order in which nodes stand, but for kicks and matches that are worth the same: worths are
+    rounded to multiples of `WORTH`, so that sums of them are exact.
 
     A kick sends the targets of four nodes, drawn for each copy, round in a
     circle; the best of all copies and the match before is kept.
@@ -70,16 +73,21 @@ def solve(
     if config.kicks and (generator is None or nodes < 4):
         raise DataError(f"kicks must have a generator and 4 or more nodes, not {generator} and {nodes}", "bad_graph")
     with torch.autocast(problem.vertex.device.type, enabled=False):
-        ready = problem.with_values(problem.vertex.detach().float(), problem.edge.detach().float())
+        ready = problem.with_values(*(_rounded(part) for part in (problem.vertex, problem.edge)))
         match = compiled.solve(ready, config.steps, config.rounds, config.beta, config.exchanges)
         if match is None:
-            match = round_greedily(softassign(ready, config.steps, config.rounds, config.beta))
-            match = two_opt(ready, match, config.exchanges)
+            wide = ready.with_values(ready.vertex.double(), ready.edge.double())
+            match = round_greedily(softassign(wide, config.steps, config.rounds, config.beta), wide.vertex)
+            match = two_opt(wide, match, config.exchanges)
         if config.kicks and generator is not None:
             copies = ready.repeat(config.kicks)
             for _ in range(config.kick_rounds):
                 match = _kick(ready, copies, match, config, generator)
         return match if candidate is None else better(ready, torch.stack([candidate, match]))
+
+
+def _rounded(worth: Tensor) -> Tensor:
+    return torch.round(worth.detach().float() / WORTH) * WORTH
 
 
 def better(problem: Problem, matches: Int64[Tensor, "c b N"]) -> Int64[Tensor, "b N"]:
