@@ -56,6 +56,7 @@ def without_operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
+@pytest.mark.slow
 def test_operators_are_declared_only_where_they_are_missing(without_operators: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ASK, str(without_operators)], capture_output=True, text=True, check=False
