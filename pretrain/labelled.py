@@ -8,11 +8,11 @@ from pathlib import Path
 from pretrain.mixture import MixtureConfig
 from pretrain.objectives.supervised import NAME
 from pretrain.scene import Labelled
+from pretrain.source import Source
 from voxscale.batch import Batch
 from voxscale.files import write_text
 from voxscale.loader import Event, LoaderConfig, load
 from voxscale.seed import derive
-from voxscale.shards import Manifest
 from voxscale.stream.labelled import LabelledStream
 
 log = logging.getLogger("voxscale")
@@ -20,8 +20,8 @@ log = logging.getLogger("voxscale")
 LEDGER = "labelled.jsonl"
 
 
-def open_labelled(config: MixtureConfig, manifest: Manifest, seed: int) -> LabelledStream | None:
-    """The labelled sets under the shards' contract and patch; None if no objective learns from labels.
+def open_labelled(config: MixtureConfig, source: Source, seed: int) -> LabelledStream | None:
+    """The labelled sets under the contract and patch of the unlabelled ones; None if no objective learns from labels.
 
     Raises:
         ConfigError: As `read_sets` and `LabelledStream` do.
@@ -31,7 +31,7 @@ def open_labelled(config: MixtureConfig, manifest: Manifest, seed: int) -> Label
         return None
     own = config.supervised
     return LabelledStream(
-        own.read(), manifest.patch, manifest.contract, own.stream, derive(seed, "labelled"), own.weights, NAME
+        own.read(), source.patch, source.contract, own.stream, derive(seed, "labelled"), own.weights, NAME
     )
 
 

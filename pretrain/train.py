@@ -1,6 +1,5 @@
-"""Pretrain a backbone on shards of unlabelled scans: `python -m launch pretrain PRESET`."""
+"""Pretrain a backbone on unlabelled scans, from shards or a store: `python -m launch pretrain PRESET`."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from pretrain.network import Job, Pictures, Pretraining, costs, wanted
 from pretrain.probe.data import read_labelled, read_unlabelled
 from pretrain.probe.prober import Prober
 from pretrain.scene import Scene
+from pretrain.source import Source, find_source, open_source
 from voxscale import dist
 from voxscale.batch import Batch, Losses
 from voxscale.config import config_hash, require
@@ -30,8 +30,7 @@ from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
 from voxscale.models.build import ModelConfig, adapt, build
-from voxscale.shards import Manifest, read_manifest
-from voxscale.stream import ShardStream, rank_indices, shuffle_quality
+from voxscale.stream import rank_indices, shuffle_quality
 from voxscale.stream.quality import describe
 
 log = logging.getLogger("voxscale")
@@ -43,20 +42,20 @@ def pretrain(config: PretrainConfig) -> None:
     Longer than others, so that a run can be read from start to end in one place.
 
     Raises:
-        ConfigError: If parts of the config, or config and shards, do not fit together.
-        DataError: If shards are missing or damaged.
+        ConfigError: If parts of the config, or config and data, do not fit together.
+        DataError: If shards or store are missing or damaged.
         TrainingError: If a value is not finite or a checkpoint cannot be written.
     """
     dist.start()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
-    manifest, _ = read_manifest(config.shards, config.stream.access)
-    patch = manifest.patch
-    model_config = backbone(config, manifest)
+    source = find_source(config)
+    patch = source.patch
+    model_config = backbone(config, source)
     network = make_network(config, model_config, patch)
     crops = max(branch.views_per_sample for branch in network.objectives().values())
-    stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
-    labelled = open_labelled(config.objective, manifest, config.seed)
-    inputs = {"shards": stream.manifest_sha256} | ({} if labelled is None else {"labelled": labelled.fingerprint})
+    stream, inputs = open_source(config, source, crops)
+    labelled = open_labelled(config.objective, source, config.seed)
+    inputs |= {} if labelled is None else {"labelled": labelled.fingerprint}
     with open_run(config.run, config, inputs):
         found = find_checkpoint(config.run)
         weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
@@ -66,7 +65,7 @@ def pretrain(config: PretrainConfig) -> None:
         if found is not None and teacher is not None:
             teacher.restore(found)
         log.info("pretrain: step %d of %d", start.step, config.loop.steps)
-        says = dict(about(config, model_config, manifest.contract))
+        says = dict(about(config, model_config, source.contract))
         tracker = None
         if dist.rank() == 0:
             public = {"config_hash": config_hash(config), "model": says["model"], "contract": says["contract"]}
@@ -89,7 +88,7 @@ def pretrain(config: PretrainConfig) -> None:
         def see(batch: Batch, more: LabelledBatches | None) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
             beside = None if more is None else more.beside(batch)
-            return Scene(batch, patch, crops, config.views, manifest.contract.spacing, progress, beside)
+            return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step = batch.indices[0] // config.loop.batch
@@ -100,7 +99,7 @@ def pretrain(config: PretrainConfig) -> None:
             own = None if labelled is None else LabelledBatches(labelled, iter(first), *how)
             return see(next(load(stream, iter(first), *how)).to(engine.device), own)
 
-        prober = make_prober(config, engine, network, manifest, first_scene, micro)
+        prober = make_prober(config, engine, network, source, first_scene, micro)
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:
             log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
@@ -119,15 +118,15 @@ def pretrain(config: PretrainConfig) -> None:
             flops=flops,
             observer=prober,
         )
-        save_preview(engine, network, first_scene(), config, manifest.contract.spacing)
+        save_preview(engine, network, first_scene(), config, source.contract.spacing)
         if tracker is not None:
             tracker.close()
     dist.stop()
 
 
-def backbone(config: PretrainConfig, manifest: Manifest) -> ModelConfig:
+def backbone(config: PretrainConfig, source: Source) -> ModelConfig:
     """The model without outputs, as the branches have their own, and with the strides that the patch allows."""
-    return adapt(config.model, in_channels=1, classes=0, heads=0, strides=manifest.strides)
+    return adapt(config.model, in_channels=1, classes=0, heads=0, strides=source.strides)
 
 
 def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, int, int]) -> Pretraining:
@@ -185,21 +184,22 @@ def make_prober(
     config: PretrainConfig,
     engine: Engine,
     network: Pretraining,
-    manifest: Manifest,
+    source: Source,
     scene: Callable[[], Scene],
     micro: int,
 ) -> Prober | None:
     """Read what is to be probed, if anything is.
 
     Raises:
-        ConfigError: If the store holds too few labelled subjects.
+        ConfigError: If the store holds too few labelled subjects, or scans are not read from shards.
         DataError: If the store or a shard is missing or damaged.
     """
     probe, seed = config.probe, config.seed
     if not probe.every:
         return None
-    labelled = None if probe.labelled is None else read_labelled(probe, manifest.patch, manifest.contract, seed)
-    unlabelled = read_unlabelled(config.shards, config.stream, manifest.patch, probe.patches, seed)
+    require(config.store is None, "probe.every", "0 where a store is read, as bricks are probed", probe.every)
+    labelled = None if probe.labelled is None else read_labelled(probe, source.patch, source.contract, seed)
+    unlabelled = read_unlabelled(config.shards, config.stream, source.patch, probe.patches, seed)
     steps, layout = config.loop.steps, config.engine.channels_last
     return Prober(probe, engine, network, unlabelled, labelled, scene, config.run, steps, micro, seed, layout)
 

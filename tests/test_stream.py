@@ -358,6 +358,27 @@ def test_what_a_stream_opens_does_not_grow_with_the_shards(shards, monkeypatch):
     assert len(opened) == 2  # and the index of one tar
 
 
+@pytest.mark.parametrize("patches", [1, 3])
+def test_a_late_position_is_found_as_fast_as_the_first(shards, monkeypatch, patches):
+    """One index and the bytes of one brick, wherever a run goes on: nothing is replayed."""
+    from voxscale.blobs import Ranged
+    from voxscale.folder import LocalFolder
+
+    opened, ranges = [], []
+    read, ranged = LocalFolder.read, Ranged.ranges
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name: opened.append(name) or read(self, name))
+    monkeypatch.setattr(Ranged, "ranges", lambda self, wanted: ranges.extend(wanted) or ranged(self, wanted))
+    config = ShardStreamConfig(access="range", patches=patches, mix=2)
+    length = len(ShardStream(shards, config, seed=0))
+    for index in (0, length // 2 + 1, length - 1, 7 * length + 5, 1000 * length - 1):
+        stream = ShardStream(shards, config, seed=0)  # as after a restart
+        opened.clear(), ranges.clear()
+        assert not stream.sample(index)[1]
+        tar, brick = stream.brick(stream.entry(index))
+        assert opened == [tar.replace(".tar", ".index.json")]
+        assert ranges == [brick.span]
+
+
 def started(folder, tars, bricks):
     """Files opened, and bytes held, by a stream that starts on so many tars and finds its first brick."""
     groups = [{"main/CT/chest": bricks}] * tars

@@ -1,4 +1,8 @@
-"""Loading batches in worker processes that are watched: one that dies or hangs is named, and the run goes on."""
+"""Loading batches in worker processes that are watched: one that dies or hangs is named, and the run goes on.
+
+Longer than others because what is watched, replaced and handed out again is one
+state, that of `_Pool`: its parts can only be understood side by side.
+"""
 
 import json
 import multiprocessing

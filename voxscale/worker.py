@@ -37,7 +37,7 @@ def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
     torch.set_num_threads(1)
     _send(pipe, {"kind": "ready"})
-    while text := pipe.recv(MESSAGE):
+    while text := _next(pipe):
         task = json.loads(text)
         try:
             _answer(stream, pipe, task)
@@ -50,6 +50,14 @@ def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
         except Exception as error:
             text = f"{type(error).__name__}: {_first_line(error)}"
             _send(pipe, {"kind": "error", "batch": task["batch"], "reason": "loader_failed", "text": text})
+
+
+def _next(pipe: socket.socket) -> bytes:
+    """The next task; none once the parent is gone, which may tell before its own end is noticed."""
+    try:
+        return pipe.recv(MESSAGE)
+    except ConnectionError:
+        return b""
 
 
 def _die_with_parent(life: Connection) -> None:

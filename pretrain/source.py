@@ -1,0 +1,68 @@
+"""Where pretraining reads: shards that were cut for one patch, or a store and the plan of a patch."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+from pretrain.config import PretrainConfig
+from voxscale.config import config_hash, load_json, require, to_dict
+from voxscale.contract import InputContract
+from voxscale.folder import open_folder
+from voxscale.index import INDEX
+from voxscale.ledger import LEDGER
+from voxscale.patches import Plan, Shape
+from voxscale.shards import read_manifest
+from voxscale.stream import ShardStream, StoreStream
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is read.
+
+    Attributes:
+        contract: How scans become network input.
+        patch: Voxels of a patch along z, y, x.
+        strides: Strides along z, y, x of each encoder stage, as the patch allows them.
+    """
+
+    contract: InputContract
+    patch: Shape
+    strides: tuple[Shape, ...]
+
+
+def find_source(config: PretrainConfig) -> Source:
+    """Patch and contract, without opening more than says so.
+
+    Raises:
+        ConfigError: If a store is given without a plan, or a plan without a store.
+        DataError: If shards are missing or damaged.
+    """
+    given = config.plan is not None
+    require(given == (config.store is not None), "plan", "given with a store, and only with one", config.plan)
+    if config.plan is not None:
+        plan = load_json(Plan, config.plan)
+        return Source(plan.contract, plan.patch, plan.strides)
+    manifest, _ = read_manifest(config.shards, config.stream.access)
+    return Source(manifest.contract, manifest.patch, manifest.strides)
+
+
+def open_source(config: PretrainConfig, source: Source, crops: int) -> tuple[ShardStream | StoreStream, dict[str, str]]:
+    """The stream, and a hash of everything it reads, by which a run knows its own.
+
+    Args:
+        config: Of the run.
+        source: What `find_source` says.
+        crops: Views of each sample.
+
+    Raises:
+        DataError: If shards or store are missing, damaged or empty.
+    """
+    if config.store is None:
+        stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
+        return stream, {"shards": stream.manifest_sha256}
+    scans = dataclasses.replace(config.scans, views=crops)
+    stream = StoreStream(config.store, source.patch, source.contract, scans, config.seed)
+    folder = open_folder(config.store)
+    # The index names the hash of each of its parts; a store that is being written has a ledger only.
+    known = folder.read(INDEX if folder.size(INDEX) is not None else LEDGER)
+    return stream, {"store": hashlib.sha256(known).hexdigest(), "plan": config_hash(to_dict(source))}

@@ -1,0 +1,95 @@
+"""Pretraining as a user starts it, from shards and from a store, in folders and behind `s3://` URLs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from object_store import inside
+from tests_stores import make_store
+
+from data_prep.pack import PackConfig, pack
+from data_prep.plan import plan_task
+from pretrain.config import PretrainConfig
+from pretrain.source import find_source, open_source
+from voxscale.config import save_json
+from voxscale.contract import InputContract
+from voxscale.errors import ConfigError
+from voxscale.index_write import write_index
+from voxscale.ledger import accepted
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--model.width", "2", "--objective.volume-fusion.block-min", "2", "--objective.volume-fusion.block-max", "6"]
+TINY += ["--loop.batch", "2", "--loop.steps", "2", "--loop.log-every", "1", "--tracker.no-wandb"]
+TINY += ["--engine.precision", "fp32"]
+TIMES = {"samples_per_s", "voxels_per_s", "data_wait", "save_wait", "compute", "seconds", "rss_gb", "tflops"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A store with an index, its plan and its shards."""
+    folder = tmp_path_factory.mktemp("data")
+    make_store(folder / "store", 4, labelled=False)
+    write_index(folder / "store", accepted(folder / "store"))
+    plan = plan_task(folder / "store", 16**3, InputContract(spacing=(2.0, 1.5, 1.5)))
+    save_json(plan, folder / "plan.json")
+    how = PackConfig(factor=1.25, shard_mb=1)
+    pack(folder / "store", folder / "shards", plan.contract, plan.patch, plan.strides, how)
+    return folder
+
+
+def start(module, run, *arguments):
+    """Run two steps; returns what was logged of each, times apart, and what was said."""
+    command = [sys.executable, "-m", *module, "configs/pretrain.py:demo", "--run", run, *TINY, *arguments]
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert not (run / "incidents-rank0.jsonl").exists()
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["shards", "store"])
+def test_a_run_from_a_url_is_that_from_a_folder(data, s3, tmp_path, source):
+    """To the last bit of every loss; from the URL by the launcher, in a process that submitit starts, with a worker."""
+    more = ["--plan", data / "plan.json"] if source == "store" else []
+    here, said = start(["pretrain"], tmp_path / "here", f"--{source}", data / source, *more)
+    assert said.count("pretrain: shuffle: a batch of 2 mixes") == 1
+    url = f"s3://{inside(s3.upload(data / source))}"
+    launcher = ["launch", "pretrain"]  # on as many threads, as sums depend on them
+    there, said = start(launcher, tmp_path / "there", f"--{source}", url, *more, "--loader.workers", 1, "--cpus", 1)
+    assert there == here
+    assert here[0]["loss"] != here[1]["loss"]
+    assert said.count("pretrain: shuffle: a batch of 2 mixes") == 1
+    assert "leaked" not in said
+    inputs = [json.loads((tmp_path / name / "inputs.json").read_text()) for name in ("here", "there")]
+    assert inputs[0] == inputs[1]
+    assert set(inputs[0]) == {"shards"} if source == "shards" else {"store", "plan"}
+
+
+def test_both_sources_have_one_patch_and_know_what_they_read(data):
+    shards = PretrainConfig(shards=data / "shards")
+    store = PretrainConfig(store=data / "store", plan=data / "plan.json")
+    assert find_source(shards) == find_source(store)
+    for config in (shards, store):
+        stream, inputs = open_source(config, find_source(config), 3)
+        assert len(stream.sample(0)[0]) == 3
+        assert open_source(config, find_source(config), 3)[1] == inputs
+    before = open_source(store, find_source(store), 1)[1]
+    write_index(data / "store", list(accepted(data / "store"))[:3])
+    after = open_source(store, find_source(store), 1)[1]
+    write_index(data / "store", accepted(data / "store"))
+    assert (before["plan"], before["store"]) == (after["plan"], open_source(store, find_source(store), 1)[1]["store"])
+    assert before["store"] != after["store"]
+
+
+@pytest.mark.parametrize("given", ["store", "plan"])
+def test_a_store_and_its_plan_go_together(given, tmp_path):
+    with pytest.raises(ConfigError, match="plan must be given with a store, and only with one"):
+        find_source(PretrainConfig(**{given: tmp_path}))
