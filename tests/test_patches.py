@@ -29,6 +29,15 @@ def test_worked_cases(shape, budget, patch, halvings):
     assert tuple(sum(stage[axis] == 2 for stage in strides) for axis in range(3)) == halvings
 
 
+def test_a_slice_is_never_halved_across():
+    patch, strides = plan_patch((35, 50, 200), 4096, 2)
+    assert patch == (1, 48, 80)
+    assert all(z == 1 for z, _, _ in strides)
+    assert (math.prod(y for _, y, _ in strides), math.prod(x for _, _, x in strides)) == (8, 16)
+    with pytest.raises(ConfigError, match="budget_voxels must be at least 16, not 15"):
+        plan_patch((10, 10, 10), 15, 2)
+
+
 @given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3))
 def test_invariants(shape, budget):
     patch, strides = plan_patch(shape, budget)

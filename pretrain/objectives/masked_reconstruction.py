@@ -102,7 +102,7 @@ class MaskedReconstruction(Objective):
         if self.decoder is not None:
             self.decoder.initialise(generator)
         if self.head is not None and self.fill is not None:
-            initialise_layers(self.head, generator)
+            initialise_layers(self.head, generator, he=False)  # so small that the first guess is near 0
             self.fill.initialise(generator)
 
     def plan(self, scene: Scene) -> Plan:

@@ -112,6 +112,18 @@ def test_one_unchecked_scan_stops_all(store):
         choose(open_store(path), PATCH, CONTRACT, CONFIG, None)
 
 
+def test_patches_of_one_slice_are_cut_from_images_too_but_not_from_colours(store):
+    path, rows = store
+    rows = [(key, dataclasses.replace(entry, channels=3 if n == 4 else 1)) for n, (key, entry) in enumerate(rows)]
+    write_index(path, rows)
+    flat = (1, 16, 16)
+    chosen, _ = choose(open_store(path), flat, CONTRACT, CONFIG, None)
+    assert [each.key for each in chosen] == [key for n, (key, _) in enumerate(rows) if n != 4]
+    write_index(path, [rows[4]])
+    with pytest.raises(DataError, match="plan with --dims 2, and without colours"):
+        choose(open_store(path), flat, CONTRACT, CONFIG, None)
+
+
 def test_digests_tell_every_change_and_are_those_of_entries_in_memory(store):
     path, rows = store
     keys = [key for key, _ in rows]

@@ -62,8 +62,9 @@ class PyramidDecoder(nn.Module):
         self.head = nn.Conv3d(width, math.prod(self.cell), 1)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw all weights."""
+        """Draw all weights; those of the head so small that the first guess is near 0."""
         initialise_layers(self, generator)
+        initialise_layers(self.head, generator, he=False)
         self.fill.initialise(generator)
 
     def forward(self, features: Sequence[Tensor], visible: Bool[Tensor, "b z y x"]) -> Float[Tensor, "b 1 z y x"]:
