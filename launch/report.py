@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.report_data import Ledger, add_counts, data_section, left_out_text, read_ledger
+from launch.report_pretext import pretext_section
+from launch.report_probes import probes_section
 from launch.report_results import headline_section, overlay_section, result_section, transfer_section
-from launch.report_run import config_section, cost_section, curves_section, limits_section, pretext_section
+from launch.report_run import config_section, cost_section, curves_section, limits_section
 from launch.report_text import ARMS, Results, fine_print, result_table, sentence
 from voxscale.errors import DataError
 from voxscale.files import write_json, write_text
@@ -79,6 +81,7 @@ def write_report(out: Path, inputs: ReportInputs) -> Path:
         result_section(results, left_out_text(manifest) if manifest.get("in_task") else ""),
         overlay_section(results, inputs.finetune_run / "previews"),
         pretext_section(inputs.pretrain_run),
+        *([probes] if (probes := probes_section(inputs.pretrain_run)) is not None else []),
         curves_section(inputs.pretrain_run, inputs.finetune_run, ARMS),
         data_section(ledgers, manifest),
         transfer_section(results),

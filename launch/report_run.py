@@ -1,4 +1,4 @@
-"""What was trained and what it cost: pretext task, curves, cost, configs, limits."""
+"""What was trained and what it cost: curves, cost, configs, limits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from voxscale.files import read_lines
 from voxscale.report import charts, page
 from voxscale.report.charts import Points
 from voxscale.report.page import Section
-from voxscale.report.planes import CONVENTION, ramp, three_planes
 from voxscale.report.table import duration, quantity, table
 
 _SPEED = (
@@ -34,94 +33,6 @@ WATCHED = "pretext_"
 
 PROBES = "probe/"
 """How the keys of probes start."""
-
-CROPS = {
-    "background": "Background crop",
-    "foreground": "Foreground crop",
-    "fused": "Mixture: what the network sees",
-}
-"""Images of `preview.npz` and what the page calls them."""
-
-MASKED = {
-    "masked_whole": "Crop",
-    "masked_visible": "What the network sees of it",
-    "masked_told": "Hidden blocks as the network tells them",
-}
-"""Images of masked reconstruction in `preview.npz`."""
-
-PRETEXT = (
-    "Two crops are mixed block by block, each block at its own level, from background only to foreground only."
-    " The network sees the mixture alone and has to name the level at every voxel, which takes knowing what anatomy"
-    " looks like and needs no label drawn by a person."
-)
-
-
-HIDDEN = (
-    "Blocks of a crop are hidden, and the network has to tell their voxels from the rest, which takes knowing what"
-    " anatomy looks like and needs no label drawn by a person."
-)
-
-
-def pretext_section(run: Path) -> Section:
-    """The fused volume and the hidden blocks, and what the network makes of them.
-
-    Args:
-        run: Of pretraining; `preview.npz` in it holds one example.
-    """
-    file = run / "preview.npz"
-    if not file.is_file():
-        return Section("Pretext task", page.paragraph("No preview was saved."), PRETEXT)
-    with np.load(file, allow_pickle=False) as saved:
-        arrays = {key: saved[key] for key in saved.files}
-    parts = [(_fusion(arrays), PRETEXT)] if "fused" in arrays else []
-    parts += [(_masked(arrays), HIDDEN)] if "masked_told" in arrays else []
-    if not parts:
-        return Section("Pretext task", page.paragraph("The objectives of this run make no pictures."))
-    return Section("Pretext task", "".join(body for body, _ in parts), " ".join(words for _, words in parts))
-
-
-def _masked(arrays: Mapping[str, Any]) -> str:
-    images = {key: arrays[key].astype(np.float32) for key in MASKED}
-    whole = images["masked_whole"]
-    window, middle = (float(whole.min()), float(whole.max())), tuple(n // 2 for n in whole.shape)
-    pictures = [
-        page.picture(three_planes(images[key], _spacing(arrays), window=window, point=middle), text, text)
-        for key, text in MASKED.items()
-    ]
-    return page.grid(pictures, "three")
-
-
-def _spacing(arrays: Mapping[str, Any]) -> tuple[float, float, float]:
-    z, y, x = (float(s) for s in arrays["spacing"])
-    return z, y, x
-
-
-def _fusion(arrays: Mapping[str, Any]) -> str:
-    images = {key: arrays[key].astype(np.float32) for key in CROPS}
-    truth, guess = (arrays[key].astype(np.uint8) for key in ("label", "prediction"))
-    z, y, x = _spacing(arrays)
-    levels = max(1, int(truth.max()), int(guess.max()))
-    palette = ramp(levels)
-    window = (float(min(i.min() for i in images.values())), float(max(i.max() for i in images.values())))
-    middle = truth.shape[0] // 2, truth.shape[1] // 2, truth.shape[2] // 2
-    pictures = [
-        page.picture(three_planes(images[key], (z, y, x), window=window, point=middle), text, text)
-        for key, text in CROPS.items()
-    ]
-    for text, label in (("True level", truth), ("Level the network names", guess)):
-        look = {"window": window, "point": middle, "palette": palette, "fill": 0.85}
-        png = three_planes(images["fused"], (z, y, x), prediction=label, **look)
-        pictures.append(page.picture(png, text, text))
-    ends = {1: " (mostly background)", levels: " (foreground only)"}
-    key = page.legend((f"level {k}{ends.get(k, '')}", palette[k - 1]) for k in range(1, levels + 1))
-    right = float((truth == guess).mean())
-    usual = float(np.bincount(truth.ravel()).max() / truth.size)
-    note = (
-        f"In this example from the pretraining scans the network names the right level at {right:.0%} of all voxels;"
-        f" always naming the commonest level would get {usual:.0%}. Level 0 (background only) is not coloured."
-        f" {CONVENTION}"
-    )
-    return key + page.grid(pictures, "three") + page.paragraph(note, "note")
 
 
 def curves_section(pretrain_run: Path, finetune_run: Path, arms: Sequence[str]) -> Section:

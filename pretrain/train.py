@@ -4,14 +4,15 @@ import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.labelled import LabelledBatches, open_labelled, write_ledger
 from pretrain.mixture import branches
-from pretrain.network import Job, Pictures, Pretraining, costs, wanted
+from pretrain.network import Job, Pretraining, costs, wanted
+from pretrain.preview import make_preview
 from pretrain.probe.data import read_labelled, read_unlabelled
 from pretrain.probe.prober import Prober
+from pretrain.saturation import SaturationWatch
 from pretrain.scene import Scene
 from pretrain.source import Source, find_source, open_source
 from voxscale import dist
@@ -69,7 +70,7 @@ def pretrain(config: PretrainConfig) -> None:
         tracker = None
         if dist.rank() == 0:
             public = {"config_hash": config_hash(config), "model": says["model"], "contract": says["contract"]}
-            tracker = Tracker(config.run, config.tracker, public, start.step)
+            tracker = Tracker(config.run, config.tracker, public, start.step, SaturationWatch().hear)
             if labelled is not None:
                 write_ledger(labelled, config.run)
             log.info("pretrain: %s", describe(shuffle_quality(stream, config.loop.batch, least=20 * config.loop.batch)))
@@ -118,7 +119,13 @@ def pretrain(config: PretrainConfig) -> None:
             flops=flops,
             observer=prober,
         )
-        save_preview(engine, network, first_scene(), config, source.contract.spacing)
+        # Crops of bricks alone can be compared across patients; a run on a store shows its objectives' pictures.
+        shown = None
+        if config.store is None:
+            shown = read_unlabelled(config.shards, config.stream, patch, config.probe.patches, config.seed)
+        arrays = make_preview(engine, network, first_scene(), shown, micro, config.engine.channels_last)
+        if dist.rank() == 0:
+            write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(source.contract.spacing)})
         if tracker is not None:
             tracker.close()
     dist.stop()
@@ -202,18 +209,3 @@ def make_prober(
     unlabelled = read_unlabelled(config.shards, config.stream, source.patch, probe.patches, seed)
     steps, layout = config.loop.steps, config.engine.channels_last
     return Prober(probe, engine, network, unlabelled, labelled, scene, config.run, steps, micro, seed, layout)
-
-
-@torch.no_grad()
-def save_preview(
-    engine: Engine,
-    network: Pretraining,
-    scene: Scene,
-    config: PretrainConfig,
-    spacing: tuple[float, float, float],
-) -> None:
-    """Write what the branches saw and guessed of one sample, for the report; every rank calls."""
-    engine.eval()
-    arrays = engine(Pictures(network.plans(scene), config.engine.channels_last))["pictures"]
-    if dist.rank() == 0:
-        write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(spacing)})

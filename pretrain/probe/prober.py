@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.network import Heads, Look, Pretraining
+from pretrain.network import Heads, Pretraining
 from pretrain.objectives.interface import Seen
+from pretrain.preview import passes
 from pretrain.probe.config import ProbeConfig
 from pretrain.probe.data import Labelled, Unlabelled, Voxels
 from pretrain.probe.features import hypercolumns
@@ -29,6 +30,9 @@ DENSE = 64
 
 FIRST = "probe-untrained.json"
 """What the untrained network was found to be, in the run folder."""
+
+LAST = "probe-last.json"
+"""What the network was found to be when it was last looked at, subject by subject."""
 
 
 class Prober:
@@ -68,7 +72,7 @@ class Prober:
     ) -> None:
         self._config, self._engine, self._network = config, engine, network
         self._unlabelled, self._labelled, self._scene = unlabelled, labelled, scene
-        self._file, self._steps, self._micro, self._seed = run / FIRST, steps, micro, seed
+        self._run, self._steps, self._micro, self._seed = run, steps, micro, seed
         self._channels_last = channels_last
         self._dense = _scattered(unlabelled, seed)
 
@@ -81,7 +85,7 @@ class Prober:
         """Probe; every rank calls.
 
         Returns:
-            A row of metrics, see `voxscale` docs/design.md; empty on ranks other than 0.
+            A row of metrics, see docs/design.md; empty on ranks other than 0.
         """
         self._engine.eval()
         try:
@@ -90,16 +94,19 @@ class Prober:
             self._engine.train()
         if dist.rank() != 0:
             return {}
+        plain = {name: asdict(one) for name, one in figures.items()}
+        write_json(self._run / LAST, {"step": step, "figures": plain})
         if step == 0:
-            write_json(self._file, {name: asdict(one) for name, one in figures.items()})
+            write_json(self._run / FIRST, plain)
             return lines(figures, {}, self._seed)
         return lines(figures, self._untrained(), self._seed)
 
     def _untrained(self) -> dict[str, Figure]:
-        if not self._file.is_file():
-            log.warning("probe: %s is gone, so nothing is compared with the untrained network", self._file.name)
+        file = self._run / FIRST
+        if not file.is_file():
+            log.warning("probe: %s is gone, so nothing is compared with the untrained network", file.name)
             return {}
-        kept = json.loads(self._file.read_text())
+        kept = json.loads(file.read_text())
         return {name: Figure(**{**one, "members": tuple(one["members"])}) for name, one in kept.items()}
 
     def _figures(self) -> dict[str, Figure]:
@@ -152,14 +159,7 @@ class Prober:
         return found
 
     def _passes(self, images: Tensor) -> Iterator[tuple[int, Seen]]:
-        """Show crops, as many at a time as in training; yields the first one's number and what was made of them."""
-        decoder = self._network.backbone.decoder_levels > 0
-        for first in range(0, len(images), self._micro):
-            part = images[first : first + self._micro].to(self._engine.device)
-            rest = self._micro - len(part)
-            padded = torch.cat([part, part[-1:].expand(rest, *part.shape[1:])]) if rest else part
-            seen: Seen = self._engine(Look(padded, decoder, self._channels_last))["look"]["seen"]
-            yield first, Seen([f[: len(part)] for f in seen.features], [f[: len(part)] for f in seen.decoded])
+        return passes(self._engine, self._network, images, self._micro, self._channels_last)
 
 
 class _Columns:

@@ -12,8 +12,10 @@ import pytest
 
 from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
 from launch.report_data import left_out_text
+from launch.report_pretext import pretext_section
+from launch.report_probes import probes_section, what_it_does
 from launch.report_results import case_scores, headline_section, result_section
-from launch.report_run import curves_section, limits_section, pretext_section, strip_paths
+from launch.report_run import curves_section, limits_section, strip_paths
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.files import append_line
@@ -617,3 +619,51 @@ def test_a_preview_shows_the_objectives_that_were_trained(tmp_path: Path) -> Non
     assert "Blocks of a crop are hidden" in section.lead
     np.savez(tmp_path / "preview.npz", spacing=(1.0, 1.0, 1.0))
     assert "make no pictures" in pretext_section(tmp_path).html
+
+
+def test_features_neighbours_and_ready_pictures_are_shown_and_a_solved_task_is_told(tmp_path: Path) -> None:
+    crop = np.linspace(0, 1, 8 * 6 * 4, dtype=np.float32).reshape(8, 6, 4)
+    arrays = {"features_image_0": crop, "features_colours_0": np.full((8, 6, 4, 3), 90, np.uint8)}
+    arrays |= {"neighbours": np.zeros((2, 3, 6, 4), np.float32)}
+    arrays |= {"graph_matching_matched_nodes": np.zeros((20, 30, 3), np.uint8)}
+    np.savez(tmp_path / "preview.npz", **arrays, spacing=(2.0, 1.0, 1.0))
+    section = pretext_section(tmp_path)
+    assert section.html.count("<img") == 4
+    assert "Matched nodes" in section.html
+    assert "solved" not in section.html
+    fused = dict.fromkeys(("background", "foreground", "fused"), crop)
+    levels = dict.fromkeys(("label", "prediction"), np.ones((8, 6, 4), np.uint8))
+    np.savez(tmp_path / "preview.npz", **fused, **levels, spacing=(2.0, 1.0, 1.0))
+    for step in range(10):
+        append_line(tmp_path / "metrics.jsonl", {"step": step, "pretext_dice": 0.5 if step < 3 else 0.97})
+    assert "solved since step 3 (Dice 0.970)" in pretext_section(tmp_path).html
+
+
+def probe_rows() -> list[dict[str, float]]:
+    rows = []
+    for place, dice in enumerate((0.2, 0.3, 0.4, 0.5, 0.6)):
+        name = "probe/decoder/linear_dice"
+        row = {"step": 10 * place, name: dice, f"{name}.shuffled_labels": 0.1, f"{name}.untrained": 0.2}
+        row |= {f"{name}.low": dice - 0.1, f"{name}.high": dice + 0.1, f"{name}.gain": dice - 0.2}
+        row |= {
+            "probe/embedding/std": 0.5 if place < 3 else 0.01,
+            "probe/encoder/effective_rank": 60 - 40 * (place > 0),
+        }
+        rows.append(row | {"probe/volume_fusion/levels_entropy": 0.5})
+    return rows
+
+
+def test_probes_are_drawn_with_a_sentence_for_each_and_left_out_where_there_are_none(tmp_path: Path) -> None:
+    assert probes_section(tmp_path) is None
+    for row in probe_rows():
+        append_line(tmp_path / "metrics.jsonl", row)
+    section = probes_section(tmp_path)
+    assert section is not None
+    assert "Decoder, linear Dice: rising." in section.html
+    assert "Embedding, deviation: collapsed after step 20." in section.html
+    assert "Encoder, effective rank: flat since step 10." in section.html  # below the untrained network's, but steady
+    assert "levels entropy:" not in section.html
+    assert section.html.count("<svg") == 3
+    assert "0.500 to 0.700" in section.html
+    assert "+0.400" in section.html
+    assert what_it_does(probe_rows()[:2], "decoder/linear_dice").kind == "unknown"

@@ -4,6 +4,7 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ class Tracker:
     It is told nothing of the machine, the code, or any path.
     """
 
-    def __init__(self, run: Path, config: TrackerConfig, about: dict[str, Any], step: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: TrackerConfig,
+        about: dict[str, Any],
+        step: int,
+        hear: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self._hear = hear  # told of every line
         run.mkdir(parents=True, exist_ok=True)
         self._path = run / "metrics.jsonl"
         self._forget_after(step)
@@ -47,6 +56,7 @@ class Tracker:
     def log(self, row: dict[str, Any]) -> None:
         """Write one line; it must hold `step`."""
         append_line(self._path, row)
+        self._hear(row)
         if self._thread is not None:
             try:
                 self._lines.put_nowait(row)

@@ -75,6 +75,7 @@ def three_planes(
     palette: tuple[str, ...] = PALETTE,
     fill: float = 0.35,
     size: tuple[int, int] = (720, 288),
+    colours: UInt8[NDArray[np.uint8], "z y x 3"] | None = None,
 ) -> bytes:
     """Draw the three planes side by side, all in one scale, see `CONVENTION`.
 
@@ -91,6 +92,7 @@ def three_planes(
         palette: Colours of labels 1, 2, ...
         fill: Opacity of the prediction, 0 to 1.
         size: Width and height of the picture in pixels; the planes fill one of them.
+        colours: Red, green and blue of each voxel, drawn in place of its grey value.
 
     Returns:
         A PNG, grey if nothing is overlaid.
@@ -99,6 +101,8 @@ def three_planes(
         DataError: If an array is not 3D or on another grid, or the point lies outside.
     """
     _check(volume, spacing, label, prediction, point)
+    if colours is not None and colours.shape != (*volume.shape, 3):
+        raise DataError(f"planes.colours must have shape {(*volume.shape, 3)}, not {colours.shape}", "label_grid")
     if point is None:
         known = label if label is not None and label.any() else prediction
         point = focus(known if known is not None else np.zeros(volume.shape, np.uint8))
@@ -109,7 +113,10 @@ def three_planes(
     panels: list[Image.Image] = []
     for axis, down, across, top, left in _PLANES:
         shape = max(1, round(extent[across] * scale)), max(1, round(extent[down] * scale))
-        panel = _grey(_cut(volume, axis, point), window).resize(shape, Image.Resampling.BICUBIC)
+        if colours is None:
+            panel = _grey(_cut(volume, axis, point), window).resize(shape, Image.Resampling.BICUBIC)
+        else:
+            panel = Image.fromarray(_cut(colours, axis, point)).resize(shape, Image.Resampling.BICUBIC)
         if prediction is not None:
             panel = _overlay(panel, _cut(prediction, axis, point), palette, fill, outline=False)
         if label is not None:

@@ -1,0 +1,74 @@
+"""Is a trained network better than itself untrained, in the frozen probe, over several seeds?
+
+python tests/bench/probe_gain.py SHARDS STORE OUT [PRESET ...]: trains presets of configs/probe.py with seeds 0, 1, 2 where
+that is not done, and prints tables for the last step at which all runs of a preset were probed.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ("volume_fusion", "masked")
+SEEDS = (0, 1, 2)
+SOURCES = ("decoder", "encoder", "intensity")
+
+
+def train(preset: str, seed: int, shards: Path, store: Path, run: Path) -> None:
+    """One run, in a process of its own."""
+    flags = ["--shards", shards, "--probe.labelled", store, "--run", run, "--seed", seed]
+    command = [sys.executable, "-m", "pretrain", f"configs/probe.py:{preset}", *map(str, flags)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def read(run: Path) -> dict[int, dict[str, float]]:
+    """The rows of the probes by step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if any(key.startswith("probe/") for key in row)}
+
+
+def table(preset: str, runs: list[Path]) -> str:
+    """Means over seeds as Markdown; the interval of the gain is Student's over seeds, those of a seed over subjects."""
+    found = [read(run) for run in runs]
+    step = max(set.intersection(*(set(rows) for rows in found)))
+    last = [rows[step] for rows in found]
+    lines = [f"`{preset}`, step {step}, {len(runs)} seeds", ""]
+    lines.append("| probe | untrained | trained | gain | of each seed | labels shuffled | features shuffled |")
+    lines.append("|---|---|---|---|---|---|---|")
+    for name in (f"{source}/{kind}" for source in SOURCES for kind in ("knn_dice", "linear_dice")):
+
+        def mean(what: str, key: str = f"probe/{name}") -> float:
+            return fmean(row[key + what] for row in last)
+
+        gains = [row[f"probe/{name}.gain"] for row in last]
+        reach = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains) if len(gains) > 1 else float("nan")
+        each = "; ".join(
+            f"{row[f'probe/{name}.gain']:+.3f} ({row[f'probe/{name}.gain_low']:+.3f} to"
+            f" {row[f'probe/{name}.gain_high']:+.3f})"
+            for row in last
+        )
+        lines.append(
+            f"| {name.replace('/', ', ').replace('_dice', '')} | {mean('.untrained'):.3f} | {mean(''):.3f} "
+            f"| {fmean(gains):+.3f} ({fmean(gains) - reach:+.3f} to {fmean(gains) + reach:+.3f}) | {each} "
+            f"| {mean('.shuffled_labels'):.3f} | {mean('.shuffled_features'):.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train what is missing, then print the tables."""
+    shards, store, out = (Path(part).resolve() for part in sys.argv[1:4])
+    for preset in sys.argv[4:] or PRESETS:
+        runs = [out / f"{preset}-{seed}" for seed in SEEDS]
+        for seed, run in zip(SEEDS, runs, strict=True):
+            if not (run / "preview.npz").is_file():
+                train(preset, seed, shards, store, run)
+        print(table(preset, runs))
+
+
+if __name__ == "__main__":
+    main()
