@@ -1,7 +1,7 @@
 """Is a trained network better than itself untrained, in the frozen probe, over several seeds?
 
-python tests/bench/probe_gain.py SHARDS STORE OUT [PRESET ...]: trains presets of configs/probe.py with seeds 0, 1, 2 where
-that is not done, and prints tables for the last step at which all runs of a preset were probed.
+python tests/bench/probe_gain.py SHARDS STORE OUT [PRESET ...]: trains presets of configs/probe.py with seeds 0, 1, 2
+where that is not done, and prints tables for the last step at which all runs of a preset were probed.
 """
 
 import json
