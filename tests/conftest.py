@@ -1,7 +1,6 @@
 """Shared fixtures: several real processes, the folder of real scans."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from object_store import KEY, SECRET, Gate, ObjectStore, running
+from ports import free_ports
 
 settings.register_profile("fixed", derandomize=True)  # the same cases on every machine and in every run
 settings.load_profile("fixed")
@@ -33,12 +33,6 @@ os.environ |= {
 Ranks = Callable[..., list[str]]
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A real S3 server on loopback."""
@@ -51,7 +45,7 @@ def ranks() -> Ranks:
     """Run a worker script as several real ranks; returns each rank's standard output."""
 
     def run(script: Path, world: int, *args: str, expect: int | None = 0) -> list[str]:
-        port = str(free_port())
+        port = str(free_ports(1)[0])
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
         env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         started = [

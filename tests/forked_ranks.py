@@ -7,11 +7,12 @@ import random
 import runpy
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "engine" / "worker_train.py"
@@ -111,15 +112,9 @@ def arm(point: str, count: int) -> None:
             around(saver.Saver, "_prune", before=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def together(context: Any, script: Path, world: int, arguments: list[str], out: Path) -> None:
     """Run another worker to its end as so many ranks; what they say goes into files whose names start with `out`."""
-    port, outs = free_port(), [f"{out}-{rank}.txt" for rank in range(world)]
+    port, outs = free_ports(1)[0], [f"{out}-{rank}.txt" for rank in range(world)]
     ranks = [
         context.Process(target=rank_main, args=(r, world, port, arguments, None, outs[r], str(script)))
         for r in range(world)
@@ -150,7 +145,7 @@ def launch(
     Returns:
         Whether all ranks ended well.
     """
-    port = free_port()
+    port = free_ports(1)[0]
     run.mkdir(exist_ok=True)
     arguments = [str(run), str(STEPS), str(STEPS), stage, "fp32", "adamw", "4"]
     outs = [str(run / f"out-{r}.txt") for r in range(world)]

@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import s3fs
+from ports import free_ports
 
 KEY, SECRET, BUCKET = "test-key", "test-secret-7d1f", "bucket"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free and differ; all held at once while they are looked for."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
 
 
 class Gate:

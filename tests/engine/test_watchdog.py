@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from object_store import free_ports
+from ports import free_ports
 
 from voxscale.engine.watchdog import LOST_RANK
 
