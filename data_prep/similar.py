@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from usearch.index import Index
 
 from data_prep.descriptor import POINTS, SIZE, Descriptor
 
@@ -135,6 +134,8 @@ def build(vectors: NDArray[np.int8]) -> Index:
 
     It is asked with 8-bit vectors too: floats would be taken for numbers between -1 and 1.
     """
+    from usearch.index import Index  # the other steps do without it
+
     index = Index(ndim=vectors.shape[1], metric="l2sq", dtype="i8", connectivity=16, expansion_add=64)
     index.add(np.arange(len(vectors)), vectors)
     return index

@@ -194,4 +194,6 @@ def restore(checkpoint: Path, engine: Engine, optim: OptimConfig) -> Position:
     own = f"rank{dist.rank()}"
     if own in states:  # a larger world has ranks that the checkpoint does not know; nothing here draws from this state
         torch.set_rng_state(states[own])
+    if torch.cuda.is_available() and f"cuda{dist.rank()}" in states:
+        torch.cuda.set_rng_state(states[f"cuda{dist.rank()}"])
     return Position(**about["position"])

@@ -107,6 +107,9 @@ class Saver:
         self._settle()
         rng = torch.get_rng_state()
         own = [Piece("rng", f"rank{dist.rank()}", tuple(rng.shape), 0, rng)]
+        if torch.cuda.is_available():  # dropout and drop path draw from the device's own generator
+            drawn = torch.cuda.get_rng_state()
+            own.append(Piece("rng", f"cuda{dist.rank()}", tuple(drawn.shape), 0, drawn))
         own += pieces(self._engine, moment_names(self._optim))
         own += buffer_pieces(self._engine)
         own += [piece for source in self._sets for piece in source()]
