@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.descriptor import POINTS, SIZE, Descriptor
+
+if TYPE_CHECKING:
+    from usearch.index import Index
 
 PROPOSED = 16
 """Neighbours of each scan that are compared blob by blob."""
@@ -129,7 +133,7 @@ def propose(asked: NDArray[np.int8], known: NDArray[np.int8]) -> NDArray[np.int6
     return out
 
 
-def build(vectors: NDArray[np.int8]) -> Index:
+def build(vectors: NDArray[np.int8]) -> "Index":
     """A vector index (hierarchical navigable small worlds) of (n, 3 * SIZE) vectors, 8 bits a number.
 
     It is asked with 8-bit vectors too: floats would be taken for numbers between -1 and 1.
