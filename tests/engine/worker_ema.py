@@ -35,7 +35,7 @@ class Whole(Teacher):
         super().update(step)
         m = momentum(EMA, step, STEPS)
         for name, value in read_weights(self._engine):
-            expected[name] = expected[name] * m + value * (1 - m)
+            expected[name] = expected[name] * m + value.cpu() * (1 - m)
         steps.append(step)
 
 
@@ -64,7 +64,7 @@ for case in cases:
     row = {
         "case": case,
         "steps": steps,
-        "error": max(float((found[name] - expected[name]).abs().max()) for name in expected),
+        "error": max(float((found[name].cpu() - expected[name]).abs().max()) for name in expected),
         "rounded": all(torch.equal(working[name], found[name].to(working[name].dtype)) for name in found),
         "frozen": not any(p.requires_grad for p in teacher.module.parameters()) and not teacher.module.training,
         "dtype": str(next(teacher.module.parameters()).dtype),
