@@ -5,6 +5,8 @@ import dataclasses
 from configs import pretrain
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.graph_config import GraphMatchingConfig
+from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from pretrain.probe.config import ProbeConfig
 from voxscale.engine.config import EngineConfig, OptimConfig, TrackerConfig
@@ -29,5 +31,41 @@ def volume_fusion() -> PretrainConfig:
 
 def masked() -> PretrainConfig:
     """The same under masked reconstruction."""
-    weights = WeightsConfig(volume_fusion=0.0, masked_reconstruction=1.0)
-    return dataclasses.replace(volume_fusion(), objective=MixtureConfig(weights=weights))
+    return _under(masked_reconstruction=1.0)
+
+
+def part_whole() -> PretrainConfig:
+    """The same under part-whole, with small heads."""
+    return _under(part_whole=1.0)
+
+
+def graph_matching() -> PretrainConfig:
+    """The same under graph matching of samples, 8 to a graph."""
+    return _under(graph_matching=1.0)
+
+
+def patch_matching() -> PretrainConfig:
+    """The same under graph matching of tokens of two views."""
+    return _under(patch_matching=1.0)
+
+
+def mixture() -> PretrainConfig:
+    """The same under three objectives at once, balanced by their gradients."""
+    return _under(volume_fusion=1.0, part_whole=1.0, graph_matching=1.0)
+
+
+def _under(**weights: float) -> PretrainConfig:
+    """60 steps of 8 samples."""
+    base = volume_fusion()
+    none = WeightsConfig(volume_fusion=0.0)
+    objective = dataclasses.replace(
+        base.objective,
+        weights=dataclasses.replace(none, **weights),
+        balance="gradients" if len(weights) > 1 else "none",
+        measure_every=10 if len(weights) > 1 else 0,
+        part_whole=PartWholeConfig(hidden=128, bottleneck=64, prototypes=512),
+        graph_matching=GraphMatchingConfig(group=8),
+    )
+    loop = dataclasses.replace(base.loop, steps=60, checkpoint_every=60)
+    probe = dataclasses.replace(base.probe, every=60)
+    return dataclasses.replace(base, objective=objective, loop=loop, probe=probe)

@@ -13,7 +13,7 @@ from statistics import fmean
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
-PRESETS = ("volume_fusion", "masked")
+PRESETS = ("volume_fusion", "masked", "part_whole", "graph_matching", "patch_matching", "mixture")
 SEEDS = (0, 1, 2)
 SOURCES = ("decoder", "encoder", "intensity")
 
