@@ -10,8 +10,8 @@ from torch import Tensor
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
     """Images whose strides say channels-last, without a copy where they have one channel.
 
-    torch counts a tensor of one channel as lying in both layouts, so `contiguous(memory_format=...)` returns it as it is,
-    with the strides of the contiguous one; and by the strides alone a convolution chooses its kernel and the
+    torch counts a tensor of one channel as lying in both layouts, so `contiguous(memory_format=...)` returns it
+    as it is, with the strides of the contiguous one; and by the strides alone a convolution chooses its kernel and the
     layout of what it returns. Weights may stay contiguous: of the two, one that is channels-last is enough.
     Under DeepSpeed they are views of flat buffers that checkpoints slice row by row, and stay so.
 
