@@ -12,7 +12,19 @@ from voxscale.report.table import decimal, interval, table
 
 START = "probe/"
 
-NAMES = {"knn_dice": "k-NN Dice", "linear_dice": "linear Dice", "effective_rank": "effective rank", "std": "deviation"}
+NAMES = {
+    "knn_dice": "k-NN Dice",
+    "linear_dice": "linear Dice",
+    "landmark_mm": "landmark error (mm)",
+    "compose_gap": "compose gap",
+    "decompose_slots": "decompose top-1 among slots",
+    "decompose_scans": "decompose top-1 among scans",
+    "interpolation_gap": "interpolation gap",
+    "effective_rank": "effective rank",
+    "std": "deviation",
+}
+
+PROPERTIES = ("compose_gap", "decompose_slots", "decompose_scans", "interpolation_gap")
 
 LEAST = 0.1
 """Share of the untrained network's rank or spread below which a network has collapsed."""
@@ -34,6 +46,15 @@ NOTE = (
     " entropy near 1 is a head that cannot decide, a usage near 0 one that always says the same."
 )
 
+PARTS = (
+    "Landmarks are the centres of labelled structures, found in another person by the most alike feature; less is"
+    " better. Gaps are cosines of what belongs together less those of what"
+    " does not: a crop and the mean of its parts, the mean of two places and the place between them. Decompose: how"
+    " often what a crop's feature map holds in the place of a part is nearest to the part seen by itself, among the"
+    " parts of that crop, and among parts in the same place of other people's crops. An untrained network can be"
+    " good at this, as neighbouring voxels look alike; what training adds is the gain."
+)
+
 
 def probes_section(run: Path) -> Section | None:
     """The probes of a pretraining; None if there were none.
@@ -47,9 +68,22 @@ def probes_section(run: Path) -> Section | None:
         return None
     names = figures(rows)
     said = {name: what_it_does(rows, name) for name in names}
-    sentences = [f"{_first_up(title(name))}: {found.sentence()}." for name, found in said.items() if found]
+    sentences = [f"{_first_up(title(name))}: {_words(name, found)}." for name, found in said.items() if found]
     html = page.bullets(sentences) + page.grid(map(page.chart, _charts(rows, names))) + _table(rows[-1], names)
-    return Section("Probes", html + page.paragraph(NOTE, "note"), LEAD)
+    more = page.paragraph(PARTS, "note") if any(_kind(name) in (*PROPERTIES, "landmark_mm") for name in names) else ""
+    return Section("Probes", html + page.paragraph(NOTE, "note") + more, LEAD)
+
+
+def _words(name: str, found: Trend) -> str:
+    """What it does; of an error, for which the rule is shown its negative, in words that fit both."""
+    said = found.sentence()
+    if _kind(name) == "landmark_mm":
+        said = said.replace("rising", "getting better").replace("falling", "getting worse")
+    return said
+
+
+def _kind(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _first_up(text: str) -> str:
@@ -76,24 +110,29 @@ def title(name: str) -> str:
 
 
 def floor(row: Mapping[str, Any], name: str) -> float:
-    """What a figure is where nothing is left: its shuffled control for a Dice, 1 for a rank, else 0."""
+    """What a figure is where nothing is left: its shuffled control for a Dice or property, 1 for a rank, else 0."""
     if name.endswith("_dice"):
         return float(row.get(f"{START}{name}.shuffled_labels", 0.0))
+    if _kind(name) in (*PROPERTIES, "landmark_mm"):
+        return float(row.get(f"{START}{name}.shuffled_features", 0.0))
     return 1.0 if name.endswith("effective_rank") else 0.0
 
 
 def what_it_does(rows: Sequence[Mapping[str, Any]], name: str) -> Trend | None:
     """By the rule of `voxscale.metrics.trend`; of what need not be high, and of grey values, nothing is said.
 
-    An untrained network has a high rank and a wide spread without being worth anything. So of what is no Dice the
-    rule sees the trained network alone, and it counts as collapsed too when less than `LEAST` of the untrained
+    An untrained network has a high rank and a wide spread without being worth anything. So of these the rule sees
+    the trained network alone, and it counts as collapsed too when less than `LEAST` of the untrained
     network's height above the floor is left.
     """
     if name.endswith("_entropy") or name.startswith("intensity/"):
         return None
     points = [(row["step"], row[START + name]) for row in rows if row.get(START + name) is not None]
     low = floor(rows[-1], name)
-    if not name.endswith("_dice") and points[0][0] == 0 and len(points) > 1:
+    if name.endswith("/landmark_mm"):  # less is better
+        points, low = [(step, -value) for step, value in points], -low
+    spread = _kind(name) in ("effective_rank", "std")
+    if spread and points[0][0] == 0 and len(points) > 1:
         enough = [step for step, value in points if value - low >= LEAST * (points[0][1] - low)]
         if not enough or enough[-1] < points[-1][0]:
             return Trend("collapsed", enough[-1] if enough else 0)
@@ -111,12 +150,17 @@ def _charts(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str
             alt = ", ".join(f"{source} {values[-1]:.2f}" for source, (_, values) in lines.items())
             look = {"name": f"probe-{kind}", "title": f"Frozen features, {NAMES[kind]}", "alt": f"At the end: {alt}"}
             made.append(charts.share_curves(lines, **look))
-    for kind in ("effective_rank", "std"):
-        lines = {name.rsplit("/", 1)[0]: _points(rows, name) for name in names if name.endswith(f"/{kind}")}
-        if lines:
-            alt = ", ".join(f"{source} {values[-1]:.3g}" for source, (_, values) in lines.items())
-            look = {"name": f"probe-{kind}", "title": NAMES[kind].capitalize(), "alt": f"At the end: {alt}"}
-            made.append(charts.loss_curves(lines, None, **look))
+    own = {NAMES[_kind(name)]: _points(rows, name) for name in names if _kind(name) in PROPERTIES}
+    more = {"properties": ("Parts and wholes", own)} if own else {}
+    for kind in ("landmark_mm", "effective_rank", "std"):
+        lines = {name.rsplit("/", 1)[0]: _points(rows, name) for name in names if _kind(name) == kind}
+        if lines and kind == "landmark_mm":
+            lines["places shuffled"] = _points(rows, f"{next(iter(lines))}/{kind}.shuffled_features")
+        more |= {kind: (_first_up(NAMES[kind]), lines)} if lines else {}
+    for kind, (text, lines) in more.items():
+        alt = ", ".join(f"{source} {values[-1]:.3g}" for source, (_, values) in lines.items())
+        look = {"name": f"probe-{kind}", "title": text, "alt": f"At the end: {alt}"}
+        made.append(charts.loss_curves(lines, None, **look))
     return made
 
 

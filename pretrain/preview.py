@@ -72,10 +72,15 @@ def make_preview(
 
 
 def passes(
-    engine: Engine, network: Pretraining, images: Float[Tensor, "n 1 z y x"], micro: int, channels_last: bool
+    engine: Engine,
+    network: Pretraining,
+    images: Float[Tensor, "n 1 z y x"],
+    micro: int,
+    channels_last: bool,
+    decoder: bool = True,
 ) -> Iterator[tuple[int, Seen]]:
     """Show crops, as many at a time as in training; yields the first one's number and what was made of them."""
-    decoder = network.backbone.decoder_levels > 0
+    decoder = decoder and network.backbone.decoder_levels > 0
     for first in range(0, len(images), micro):
         part = images[first : first + micro].to(engine.device)
         rest = micro - len(part)

@@ -11,6 +11,7 @@ from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining, costs, wanted
 from pretrain.preview import make_preview
 from pretrain.probe.data import read_labelled, read_unlabelled
+from pretrain.probe.landmarks import read_landmarks
 from pretrain.probe.prober import Prober
 from pretrain.saturation import SaturationWatch
 from pretrain.scene import Scene
@@ -207,5 +208,19 @@ def make_prober(
     require(config.store is None, "probe.every", "0 where a store is read, as bricks are probed", probe.every)
     labelled = None if probe.labelled is None else read_labelled(probe, source.patch, source.contract, seed)
     unlabelled = read_unlabelled(config.shards, config.stream, source.patch, probe.patches, seed)
-    steps, layout = config.loop.steps, config.engine.channels_last
-    return Prober(probe, engine, network, unlabelled, labelled, scene, config.run, steps, micro, seed, layout)
+    landmarks = None if probe.labelled is None else read_landmarks(probe, source.patch, source.contract, seed)
+    return Prober(
+        probe,
+        engine,
+        network,
+        unlabelled,
+        labelled,
+        landmarks,
+        source.contract.spacing,
+        scene,
+        config.run,
+        config.loop.steps,
+        micro,
+        seed,
+        config.engine.channels_last,
+    )

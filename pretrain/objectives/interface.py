@@ -101,7 +101,10 @@ class Objective(nn.Module, ABC):
         """
 
     def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:  # noqa: ARG002
-        """Scores (n, classes) of heads that can collapse, by a name for each, for the probes' entropies."""
+        """Scores (n, classes) of heads whose softmax is a distribution, by a name for each, for the probes' entropies.
+
+        Masked reconstruction and graph matching have no such head: they make grey values, and vectors.
+        """
         return {}
 
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:  # noqa: ARG002

@@ -166,6 +166,12 @@ class PartWhole(Objective):
         watched = self._watch(terms, own, wanted, targets)
         return Losses({name: terms[name] for name in weights}, weights, watched)
 
+    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:
+        """Prototypes as the student says them of all views, at its temperature."""
+        targets: Targets = plan.targets
+        own = self._embed(seen["large"].features[-1], seen["small"].features[-1], targets)
+        return {"prototypes": self.head(own.views.flatten(0, 1)).float() / self.config.student_temperature}
+
     @torch.no_grad()
     def _watch(self, terms: Mapping[str, Tensor], own: Embedded, wanted: Tensor, targets: Targets) -> dict[str, Tensor]:
         unit = F.normalize(own.whole.detach().float(), dim=1)

@@ -153,6 +153,11 @@ class Supervised(Objective):
         outputs = [head(features) for head, features in zip(self.heads, decoded, strict=False)]
         return partial_loss(outputs, label, annotated)
 
+    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:  # noqa: ARG002
+        """Classes of a voxel in eight, those of all sets."""
+        scores = self.heads[0](seen["labelled"].decoded[0])[..., ::2, ::2, ::2]
+        return {"classes": scores.movedim(1, -1).flatten(0, -2)}
+
     @torch.no_grad()
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:
         """A labelled patch, its label, and the guess."""

@@ -20,7 +20,7 @@ from voxscale.config import require
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
 from voxscale.seed import derive, rng
-from voxscale.store import open_store
+from voxscale.store import Store, open_store
 from voxscale.stream import CaseStream, CaseStreamConfig, ShardStream, ShardStreamConfig
 
 Size = tuple[int, int, int]
@@ -98,8 +98,7 @@ def read_labelled(config: ProbeConfig, patch: Size, contract: InputContract, see
     """
     assert config.labelled is not None
     store = open_store(config.labelled)
-    found = {key: entry.subject for key, entry in store.entries.items() if entry.label and not entry.planar}
-    names, numbers = _choose(found, config.cases, seed)
+    names, numbers = choose_cases(store, config.cases, seed)
     count = len(set(numbers))
     require(count >= 2, "probe.labelled", "a store with labelled scans of at least 2 subjects", count)
     images, labels, insides = (torch.cat(part) for part in zip(
@@ -120,8 +119,9 @@ def read_labelled(config: ProbeConfig, patch: Size, contract: InputContract, see
     )
 
 
-def _choose(subjects: dict[str, str], most: int, seed: int) -> tuple[list[str], tuple[int, ...]]:
-    """A random choice of scans, and numbers for their subjects."""
+def choose_cases(store: Store, most: int, seed: int) -> tuple[list[str], tuple[int, ...]]:
+    """A random choice of labelled scans, and numbers for their subjects."""
+    subjects = {key: entry.subject for key, entry in store.entries.items() if entry.label and not entry.planar}
     names = sorted(subjects)
     names = sorted(names[at] for at in rng(seed, "probe", "cases").permutation(len(names))[:most].tolist())
     people = {person: number for number, person in enumerate(dict.fromkeys(subjects[name] for name in names))}

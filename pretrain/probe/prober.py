@@ -15,12 +15,15 @@ from pretrain.preview import passes
 from pretrain.probe.config import ProbeConfig
 from pretrain.probe.data import Labelled, Unlabelled, Voxels
 from pretrain.probe.features import hypercolumns
+from pretrain.probe.landmarks import Landmarks, landmark_figures, lattice
+from pretrain.probe.properties import Embedded, find_splits, make_tiles, property_figures
 from pretrain.probe.scores import Figure, dice_figures, lines, spread_figures
 from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.engine.types import Engine
 from voxscale.files import write_json
 from voxscale.metrics.head_entropy import head_entropy
+from voxscale.parts import slot_means
 from voxscale.seed import rng
 
 log = logging.getLogger("voxscale")
@@ -48,6 +51,8 @@ class Prober:
         network: The network in it.
         unlabelled: Crops of the training scans.
         labelled: Crops of labelled scans, if there are any.
+        landmarks: Crops around labelled structures, if there are any.
+        spacing: Of all crops along z, y, x in mm.
         scene: Makes the scene that heads are shown.
         run: Run folder; the untrained network's figures are kept there.
         steps: Length of the run.
@@ -63,6 +68,8 @@ class Prober:
         network: Pretraining,
         unlabelled: Unlabelled,
         labelled: Labelled | None,
+        landmarks: Landmarks | None,
+        spacing: tuple[float, float, float],
         scene: Callable[[], Scene],
         run: Path,
         steps: int,
@@ -74,7 +81,12 @@ class Prober:
         self._unlabelled, self._labelled, self._scene = unlabelled, labelled, scene
         self._run, self._steps, self._micro, self._seed = run, steps, micro, seed
         self._channels_last = channels_last
-        self._dense = _scattered(unlabelled, seed)
+        self._dense, self._landmarks = _scattered(unlabelled, seed), landmarks
+        z, y, x = unlabelled.images.shape[2:]
+        splits = find_splits(network.backbone, (z, y, x), spacing)
+        self._tiles = None if splits is None else make_tiles(unlabelled, splits, spacing, seed)
+        if splits is None:
+            log.info("probe: no part of a crop is an image that the model takes, so parts and wholes are not compared")
 
     def due(self, step: int) -> bool:
         """Whether to look after so many steps: before the first, every n, and after the last."""
@@ -116,23 +128,65 @@ class Prober:
             found[name] = one
         if self._labelled is not None:
             found |= self._dice(self._labelled)
+        if self._landmarks is not None:
+            found |= self._matches(self._landmarks)
         return found | self._heads()
 
     def _spreads(self) -> dict[str, Figure]:
-        """Ranks and deviations: of pooled deepest features of crops, and of dense features."""
+        """Ranks and deviations: of pooled deepest features of crops, and of dense features; and parts and wholes."""
         pooled: list[Tensor] = []
+        slots: list[Tensor] = []
         dense = _Columns(self._dense, self._unlabelled.images)
         for first, seen in self._passes(self._unlabelled.images):
-            pooled.append(seen.features[-1].float().mean(dim=(2, 3, 4)))
+            pooled.append(_pooled(seen))
+            slots += [] if self._tiles is None else [slot_means(seen.features[-1].float(), self._tiles.splits).cpu()]
             dense.add(first, seen)
+        properties = self._properties(pooled, slots)
         if dist.rank() != 0:
             return {}
         crops = torch.arange(len(self._unlabelled.images))
-        named = {"embedding": spread_figures(torch.cat(pooled), crops, self._seed)}
+        named = {"embedding": spread_figures(torch.cat(pooled), crops, self._seed) | properties}
         for source, (columns, _) in dense.done().items():
             if source != "intensity":
                 named[source] = spread_figures(columns, self._dense.crop, self._seed)
         return {f"{source}/{name}": one for source, each in named.items() for name, one in each.items()}
+
+    def _properties(self, pooled: list[Tensor], slots: list[Tensor]) -> dict[str, Figure]:
+        """See `property_figures`; further passes of parts and windows, as many voxels at a time as else."""
+        tiles = self._tiles
+        if tiles is None:
+            return {}
+        parts, windows = (self._embed(images, tiles.counted.shape[1]) for images in (tiles.parts, tiles.windows))
+        if dist.rank() != 0:
+            return {}
+        found = Embedded(
+            whole=torch.cat(pooled).cpu(),
+            slots=torch.cat(slots),
+            parts=parts.view(*tiles.counted.shape, -1),
+            windows=windows.view(len(tiles.segments), 4, parts.shape[1]),
+        )
+        return property_figures(found, tiles, self._unlabelled.subjects, self._seed)
+
+    def _embed(self, images: Tensor, times: int) -> Tensor:
+        """Pooled deepest features of smaller images, so many times as many in a pass."""
+        look = (self._engine, self._network, images, self._micro * times, self._channels_last)
+        each = [_pooled(seen).cpu() for _, seen in passes(*look, decoder=False)]
+        return torch.cat(each) if each else torch.zeros(0)
+
+    def _matches(self, data: Landmarks) -> dict[str, Figure]:
+        """See `landmark_figures`."""
+        maps: dict[str, list[Tensor]] = {}
+        widths: dict[str, list[int]] = {}
+        size = data.images.shape[2:]
+        for first, seen in self._passes(data.images):
+            own = data.images[first : first + len(seen.features[0])]
+            for name, each in (("encoder", seen.features), ("decoder", seen.decoded), ("intensity", [own])):
+                if each and dist.rank() == 0:
+                    widths[name] = [m.shape[1] for m in each]
+                    maps.setdefault(name, []).append(lattice(each, size))
+        return landmark_figures(
+            {name: (torch.cat(each), widths[name]) for name, each in maps.items()}, data, self._seed
+        )
 
     def _dice(self, data: Labelled) -> dict[str, Figure]:
         examples, queries = (_Columns(voxels, data.images) for voxels in (data.examples, data.queries))
@@ -184,6 +238,10 @@ class _Columns:
     def done(self) -> dict[str, tuple[Tensor, list[int]]]:
         """Features of all voxels and the number of each level's, by source."""
         return {name: (torch.cat(parts), self._widths[name]) for name, parts in self._parts.items()}
+
+
+def _pooled(seen: Seen) -> Tensor:
+    return seen.features[-1].float().mean(dim=(2, 3, 4))
 
 
 def _scattered(data: Unlabelled, seed: int) -> Voxels:

@@ -648,6 +648,10 @@ def probe_rows() -> list[dict[str, float]]:
         row |= {
             "probe/embedding/std": 0.5 if place < 3 else 0.01,
             "probe/encoder/effective_rank": 60 - 40 * (place > 0),
+            "probe/encoder/landmark_mm": 12 - 2 * place,
+            "probe/encoder/landmark_mm.shuffled_features": 13,
+            "probe/embedding/compose_gap": 0.6,
+            "probe/embedding/compose_gap.shuffled_features": 0.04,
         }
         rows.append(row | {"probe/volume_fusion/levels_entropy": 0.5})
     return rows
@@ -663,7 +667,10 @@ def test_probes_are_drawn_with_a_sentence_for_each_and_left_out_where_there_are_
     assert "Embedding, deviation: collapsed after step 20." in section.html
     assert "Encoder, effective rank: flat since step 10." in section.html  # below the untrained network's, but steady
     assert "levels entropy:" not in section.html
-    assert section.html.count("<svg") == 3
+    assert "Encoder, landmark error (mm): getting better." in section.html
+    assert "Embedding, compose gap: flat since step 0." in section.html
+    assert "places shuffled 13" in section.html
+    assert section.html.count("<svg") == 5
     assert "0.500 to 0.700" in section.html
     assert "+0.400" in section.html
     assert what_it_does(probe_rows()[:2], "decoder/linear_dice").kind == "unknown"

@@ -72,6 +72,14 @@ def test_rows_hold_every_figure_beside_untrained_network_and_controls(made):
     for name in ("embedding/effective_rank", "embedding/std", "decoder/effective_rank"):
         assert found[-1][f"probe/{name}"] > 0
         assert f"probe/{name}.shuffled_features" in found[-1]
+    for name in ("compose_gap", "decompose_slots", "decompose_scans", "interpolation_gap"):
+        last = found[-1]
+        assert last[f"probe/embedding/{name}.untrained"] == found[0][f"probe/embedding/{name}"]
+        assert f"probe/embedding/{name}.shuffled_features" in last
+    for source in ("encoder", "decoder", "intensity"):
+        last = found[-1]
+        assert 0 < last[f"probe/{source}/landmark_mm.lattice"] <= last[f"probe/{source}/landmark_mm"] < 60
+        assert last[f"probe/{source}/landmark_mm.untrained"] == found[0][f"probe/{source}/landmark_mm"]
     for name in ("levels_entropy", "levels_usage"):
         assert 0 < found[-1][f"probe/volume_fusion/{name}"] <= 1
     assert ["probe_wait" in row for row in rows(folder / "1-yes", False)] == [True, False, True, False]
