@@ -14,6 +14,7 @@ from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.batch import Losses
+from voxscale.engine import layout
 from voxscale.engine.meter import BACKWARD
 from voxscale.models.interface import Backbone
 
@@ -254,9 +255,7 @@ def look(backbone: Backbone, passes: Mapping[Key, Pass], channels_last: bool) ->
         images, visible = one.images.to(dtype), one.visible
         if backbone.dims == 2:
             images, visible = images.squeeze(2), None if visible is None else visible.squeeze(1)
-        if channels_last:
-            layout = torch.channels_last_3d if backbone.dims == 3 else torch.channels_last
-            images = images.contiguous(memory_format=layout)
+        images = layout.channels_last(images) if channels_last else images
         # Copies without data, so that a gradient with respect to them is that of the branches alone.
         found = backbone.features(images) if visible is None else backbone.visible_features(images, visible)
         features = _deep([f.view_as(f) for f in found], backbone)

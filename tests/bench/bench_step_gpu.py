@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from voxscale.engine.config import EngineConfig, OptimConfig
 from voxscale.engine.deepspeed import start_engine
+from voxscale.engine.layout import channels_last
 from voxscale.engine.meter import BACKWARD, peak_rss_gb, peak_tflops
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.deep_supervision import deep_supervision
@@ -78,7 +79,7 @@ def our_step(job: Job) -> tuple[Callable[[Tensor, Tensor], float], float]:
     engine = start_engine(model, weights, job.engine, OptimConfig(lr=1e-4), job.batch)
 
     def step(x: Tensor, target: Tensor) -> float:
-        images = x.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+        images = channels_last(x.bfloat16())
         loss = deep_supervision(loss_of, engine(images), target)
         engine.backward(loss)
         engine.step()

@@ -265,7 +265,7 @@ def test_pretraining_with_probes_then_fine_tuning(stage, data, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "preview.npz").is_file()
-    worker("data_prep", "plan", str(data / "task"), "--out", str(tmp_path / "plan.json"), "--patch-voxels", "4096")
+    worker("data_prep", "plan", str(data / "task"), "--out", str(tmp_path / "plan.json"), "--budget-voxels", "4096")
     flags = ["--store", str(data / "task"), "--plan", str(tmp_path / "plan.json"), "--run", str(tmp_path / "fine")]
     flags += ["--checkpoint", str(tmp_path / "run"), "--folds", "2", "--loop.steps", "2", "--loop.batch", "2"]
     worker("finetune", "configs/finetune.py:demo", *flags, "--tracker.no-wandb", "--engine.precision", "bf16")

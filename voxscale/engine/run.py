@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voxscale import dist
 from voxscale.config import save_json, to_dict
 from voxscale.engine import checkpoint
+from voxscale.engine.layout import channels_last
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, ConfigError, DataError, system_error_text
 from voxscale.files import locked, write_json
@@ -117,10 +118,10 @@ def first_weights(model: Seeded, seed: int) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def network_input(images: Tensor, engine: Engine, channels_last: bool) -> Tensor:
-    """Images in the number type and memory layout of the engine's weights."""
+def network_input(images: Tensor, engine: Engine, last: bool) -> Tensor:
+    """Images in the number type of the engine's weights, and channels-last if `last` is true."""
     ready = images.to(next(engine.module.parameters()).dtype)
-    return ready.contiguous(memory_format=torch.channels_last_3d) if channels_last else ready
+    return channels_last(ready) if last else ready
 
 
 def about(config: object, model: object, contract: object) -> Mapping[str, Any]:

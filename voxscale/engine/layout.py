@@ -1,0 +1,26 @@
+"""Channels-last images: what makes every layer of a convolutional network compute in that memory layout."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+    """Images whose strides say channels-last, without a copy where they have one channel.
+
+    torch counts a tensor of one channel as lying in both layouts, so `contiguous(memory_format=...)` returns it
+    as it is, with the strides of the contiguous one; and by the strides alone a convolution chooses its kernel and the
+    layout of what it returns. Weights may stay contiguous: of the two, one that is channels-last is enough.
+    Under DeepSpeed they are views of flat buffers that checkpoints slice row by row, and stay so.
+
+    Args:
+        images: Of two or three spatial dimensions, in any layout.
+    """
+    layout = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
+    batch, channels, *size = images.shape
+    if channels > 1:
+        return images.contiguous(memory_format=layout)
+    steps = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    return images.contiguous().as_strided((batch, 1, *size), (math.prod(size), 1, *steps))
