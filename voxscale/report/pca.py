@@ -14,8 +14,8 @@ SPREAD = (2.0, 98.0)
 
 
 def pca_colours(
-    features: Sequence[Float[NDArray[np.floating], "c z y x"]],
-) -> list[UInt8[NDArray[np.uint8], "z y x 3"]]:
+    features: Sequence[Float[np.ndarray, "c z y x"]],
+) -> list[UInt8[np.ndarray, "z y x 3"]]:
     """The first three principal components of all features together as red, green and blue.
 
     Each component points to the side of its larger skew, so that the colours do not depend on the solver.

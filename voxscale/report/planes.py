@@ -54,7 +54,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def focus(label: UInt8[NDArray[np.uint8], "z y x"]) -> tuple[int, int, int]:
+def focus(label: UInt8[np.ndarray, "z y x"]) -> tuple[int, int, int]:
     """The labelled voxel nearest to the middle of all labelled voxels; the centre if there are none."""
     points = np.argwhere(label > 0)
     if len(points) == 0:
@@ -65,17 +65,17 @@ def focus(label: UInt8[NDArray[np.uint8], "z y x"]) -> tuple[int, int, int]:
 
 
 def three_planes(
-    volume: Float[NDArray[np.floating], "z y x"],
+    volume: Float[np.ndarray, "z y x"],
     spacing: tuple[float, float, float],
-    label: UInt8[NDArray[np.uint8], "z y x"] | None = None,
-    prediction: UInt8[NDArray[np.uint8], "z y x"] | None = None,
+    label: UInt8[np.ndarray, "z y x"] | None = None,
+    prediction: UInt8[np.ndarray, "z y x"] | None = None,
     *,
     window: tuple[float, float] | None = None,
     point: tuple[int, int, int] | None = None,
     palette: tuple[str, ...] = PALETTE,
     fill: float = 0.35,
     size: tuple[int, int] = (720, 288),
-    colours: UInt8[NDArray[np.uint8], "z y x 3"] | None = None,
+    colours: UInt8[np.ndarray, "z y x 3"] | None = None,
 ) -> bytes:
     """Draw the three planes side by side, all in one scale, see `CONVENTION`.
 

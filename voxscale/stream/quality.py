@@ -20,7 +20,7 @@ from voxscale.seed import rng
 WINDOW = 20_000
 """Samples looked at, at least, if an epoch has as many; whole blocks are taken."""
 
-Keys = Mapping[str, Int64[NDArray[np.int64], " n"]]
+Keys = Mapping[str, Int64[np.ndarray, " n"]]
 
 
 @dataclass(frozen=True, slots=True)
