@@ -33,7 +33,7 @@ from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.seed import torch_generator
 
 GOAL = 1.5
-ROUNDS = 5
+ROUNDS = 3
 SIDE = 96
 HEADS = 4
 CLIP = 12.0
@@ -130,7 +130,9 @@ def alternate_cells(cells: list[Cell], rounds: int) -> dict[Cell, dict[str, Any]
         for cell, worker in workers.items():
             worker.stdin.write("step\n")
             worker.stdin.flush()
-            took, peaks[cell] = json.loads(worker.stdout.readline())
+            while not (line := worker.stdout.readline()).startswith("{"):  # DeepSpeed speaks too
+                assert line, f"{cell} ended"
+            took, peaks[cell] = json.loads(line).values()
             print(cell, number, took, peaks[cell], flush=True)
             if number:
                 seconds[cell].append(took)
@@ -177,7 +179,8 @@ def main() -> None:
     once = step(sys.argv[1], sys.argv[2])
     for _ in sys.stdin:
         seconds = once()
-        print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9]), flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps({"cpu_s": seconds, "peak_gb": peak}), flush=True)
 
 
 if __name__ == "__main__":
