@@ -23,8 +23,7 @@ from torch import Tensor
 from voxscale import dist
 from voxscale.engine.config import OptimConfig
 from voxscale.engine.optim import moment_names
-from voxscale.engine.pieces import Stored
-from voxscale.engine.state import make_moments, own_buffers, write_buffers, write_moment
+from voxscale.engine.pieces import Stored, own_buffers
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
 from voxscale.files import sha256_file
@@ -185,6 +184,9 @@ def restore(checkpoint: Path, engine: Engine, optim: OptimConfig) -> Position:
     Raises:
         CheckpointError: If the buffers are not the model's own.
     """
+    # Reading needs no DeepSpeed, so weights are exported where it is not installed.
+    from voxscale.engine.state import make_moments, write_buffers, write_moment
+
     about = read_about(checkpoint)
     make_moments(engine, moment_names(optim), about["updates"])
     for moment in moment_names(optim):

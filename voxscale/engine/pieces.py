@@ -234,3 +234,9 @@ class Stored(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._slices)
+
+
+def own_buffers(values: Stored, rank: int) -> dict[str, Tensor]:
+    """A rank's buffers out of a checkpoint; a rank that it does not know begins with those of rank 0."""
+    start = f"rank{rank}/" if any(key.startswith(f"rank{rank}/") for key in values) else "rank0/"
+    return {key.removeprefix(start): values[key] for key in values if key.startswith(start)}

@@ -123,12 +123,6 @@ def buffer_pieces(engine: Engine) -> Iterator[Piece]:
         yield Piece("buffers", key, tuple(value.shape), 0, value.detach().reshape(-1))
 
 
-def own_buffers(values: Stored, rank: int) -> dict[str, Tensor]:
-    """A rank's buffers out of a checkpoint; a rank that it does not know begins with those of rank 0."""
-    start = f"rank{rank}/" if any(key.startswith(f"rank{rank}/") for key in values) else "rank0/"
-    return {key.removeprefix(start): values[key] for key in values if key.startswith(start)}
-
-
 def write_buffers(engine: Engine, values: Mapping[str, Tensor]) -> None:
     """Set every buffer.
 
