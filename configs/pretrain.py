@@ -124,8 +124,8 @@ def stunet_b_supervised() -> PretrainConfig:
     `python -m launch pretrain configs/pretrain.py:stunet_b_supervised --objective.supervised.sets LIVER SPLEEN
     --objective.supervised.classes liver '*' --shards SHARDS --run RUN --processes 2 --gpus 2`
 
-    Sets are stores. Contract and patch are those of the shards, whose scans are read although nothing is learnt
-    from them; give another objective a weight to use them. Cost on GPUs and what it buys: not measured yet.
+    Sets are stores. Contract and patch are those of the shards, of which nothing else is read unless there are
+    probes; give another objective a weight to use them. Cost on GPUs and what it buys: not measured yet.
     """
     return dataclasses.replace(
         _stunet("B", batch=2, lr=1e-2, steps=1_000_000),

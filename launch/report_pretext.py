@@ -36,10 +36,12 @@ HIDDEN = (
     " anatomy looks like and needs no label drawn by a person."
 )
 
+LEAD = "What the network was asked, and what it makes of the scans."
+
 GROUPS = {
     "masked_": (
         "Masked reconstruction",
-        "",
+        HIDDEN,
         {"whole": "Crop", "visible": "What the network sees of it", "told": "Hidden blocks as the network tells them"},
     ),
     "part_whole_": (
@@ -81,10 +83,13 @@ def pretext_section(run: Path) -> Section:
     parts = [_fusion(arrays, (z, y, x))] if "fused" in arrays else []
     if parts:
         parts.append(_saturation(run))
+    if "supervised_label" in arrays:
+        parts.append(_supervised(arrays, (z, y, x)))
     for start, (title, lead, captions) in GROUPS.items():
         own = {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
         if own:
-            pictures = [_picture(value, (z, y, x), captions.get(key, _words(key))) for key, value in own.items()]
+            at = 4 if start == "part_whole_" else 2  # between two parts there is nothing to see
+            pictures = [_picture(value, (z, y, x), captions.get(key, _words(key)), at) for key, value in own.items()]
             parts.append(page.heading(title) + (page.paragraph(lead) if lead else "") + page.grid(pictures, "three"))
     parts += _features(arrays, (z, y, x))
     if "neighbours" in arrays:
@@ -92,29 +97,41 @@ def pretext_section(run: Path) -> Section:
         parts.append(page.heading("Neighbours across patients") + page.paragraph(NEIGHBOURS) + sheet)
     if not parts:
         return Section("Pretext task", page.paragraph("The objectives of this run make no pictures."))
-    return Section("Pretext task", "\n".join(parts) + page.paragraph(CONVENTION, "note"), _lead(arrays))
+    return Section("Pretext task", "\n".join(parts) + page.paragraph(CONVENTION, "note"), LEAD)
 
 
-def _lead(arrays: Arrays) -> str:
-    known = [FUSION] * ("fused" in arrays) + [HIDDEN] * ("masked_told" in arrays)
-    return (
-        " ".join(known)
-        or "What the network was asked, without any label drawn by a person, and what it makes of the scans."
+def _supervised(arrays: Arrays, spacing: Size3) -> str:
+    """A labelled scan, its label and the guess, through the label's middle."""
+    image = arrays["supervised_image"].astype(np.float32)
+    label, guess = (arrays[f"supervised_{name}"].astype(np.uint8) for name in ("label", "prediction"))
+    if label.any():
+        z, y, x = (int(v) for v in np.round(np.argwhere(label > 0).mean(axis=0)))
+    else:
+        z, y, x = (n // 2 for n in image.shape)
+    look: dict[str, Any] = {"window": (0.0, 1.0), "point": (z, y, x), "fill": 0.6}
+    drawn = (("Labelled scan", None), ("Label", label), ("What the network names", guess))
+    pictures = [page.picture(three_planes(image, spacing, prediction=one, **look), text, text) for text, one in drawn]
+    note = (
+        f"In this example {float((label == guess)[label > 0].mean()):.0%} of the labelled voxels are named right."
+        if label.any()
+        else "In this example nothing is labelled."
     )
+    lead = page.paragraph("Scans that people have labelled are segmented; each colour is one class.")
+    return page.heading("Supervised") + lead + page.grid(pictures, "three") + page.paragraph(note, "note")
 
 
 def _words(key: str) -> str:
     return key.replace("_", " ").capitalize()
 
 
-def _picture(value: NDArray[Any], spacing: Size3, text: str) -> str:
-    """A volume through its middle, or a picture (y, x, 3) as it is."""
+def _picture(value: NDArray[Any], spacing: Size3, text: str, at: int = 2) -> str:
+    """A volume through its middle, or another share of its sides, or a picture (y, x, 3) as it is."""
     if value.ndim == 3 and value.dtype == np.uint8 and value.shape[2] == 3:
         return page.picture(_png(value), text, text)
     volume = value.astype(np.float32)
     z, y, x = volume.shape
     window = (float(volume.min()), max(float(volume.max()), float(volume.min()) + 1e-6))
-    png = three_planes(volume, spacing, window=window, point=(z // 2, y // 2, x // 2))
+    png = three_planes(volume, spacing, window=window, point=(z // at, y // at, x // at))
     return page.picture(png, text, text)
 
 
@@ -185,4 +202,10 @@ def _fusion(arrays: Arrays, spacing: Size3) -> str:
         f"In this example from the pretraining scans the network names the right level at {right:.0%} of all voxels;"
         f" always naming the commonest level would get {usual:.0%}. Level 0 (background only) is not coloured."
     )
-    return page.heading("Volume Fusion") + key + page.grid(pictures, "three") + page.paragraph(note, "note")
+    return (
+        page.heading("Volume Fusion")
+        + page.paragraph(FUSION)
+        + key
+        + page.grid(pictures, "three")
+        + page.paragraph(note, "note")
+    )

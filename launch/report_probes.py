@@ -17,8 +17,8 @@ NAMES = {
     "linear_dice": "linear Dice",
     "landmark_mm": "landmark error (mm)",
     "compose_gap": "compose gap",
-    "decompose_slots": "decompose top-1 among slots",
-    "decompose_scans": "decompose top-1 among scans",
+    "decompose_slots": "top-1 among slots",
+    "decompose_scans": "top-1 among scans",
     "interpolation_gap": "interpolation gap",
     "effective_rank": "effective rank",
     "std": "deviation",
@@ -49,7 +49,7 @@ NOTE = (
 PARTS = (
     "Landmarks are the centres of labelled structures, found in another person by the most alike feature; less is"
     " better. Gaps are cosines of what belongs together less those of what"
-    " does not: a crop and the mean of its parts, the mean of two places and the place between them. Decompose: how"
+    " does not: a crop and the mean of its parts, the mean of two places and the place between them. Top-1: how"
     " often what a crop's feature map holds in the place of a part is nearest to the part seen by itself, among the"
     " parts of that crop, and among parts in the same place of other people's crops. An untrained network can be"
     " good at this, as neighbouring voxels look alike; what training adds is the gain."

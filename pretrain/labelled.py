@@ -71,4 +71,9 @@ class LabelledBatches:
         """The labelled samples that go with a batch, on its device."""
         own = next(self._batches).to(batch.voxels.device)
         assert own.indices == tuple(dict.fromkeys(batch.indices)), "labelled and unlabelled batches must be in step"
-        return Labelled(own, tuple(map(self._stream.set_of, own.indices)))
+        return of_batch(self._stream, own)
+
+
+def of_batch(stream: LabelledStream, batch: Batch) -> Labelled:
+    """A batch of labelled samples with the set of each."""
+    return Labelled(batch, tuple(map(stream.set_of, batch.indices)))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,14 +76,19 @@ class Scene:
     ) -> None:
         self.labelled = labelled
         self.batch, self.patch, self.config, self.spacing, self.progress = batch, patch, config, spacing, progress
-        self.crops = make_views(batch, patch, crops, config)
+        self._crops = crops
         self._cut = [_rows(batch, crops, number) for number in range(crops)]
         self._views: dict[tuple[str, object], View] = {}
+
+    @cached_property
+    def crops(self) -> Views:
+        """The independent crops of each sample; made when somebody asks for them."""
+        return make_views(self.batch, self.patch, self._crops, self.config)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seed of each sample."""
-        return self.crops.seeds
+        return self.batch.seeds[:: self._crops]
 
     def crop(self, number: int = 0) -> View:
         """One of the independent crops; the place of all but the first is unknown and given as none (NaN)."""

@@ -5,12 +5,14 @@ import hashlib
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
+from pretrain.probe.data import PLAIN
 from voxscale.config import config_hash, load_json, require, to_dict
 from voxscale.contract import InputContract
 from voxscale.folder import open_folder
 from voxscale.index import INDEX
 from voxscale.ledger import LEDGER
 from voxscale.patches import Plan, Shape
+from voxscale.seed import derive
 from voxscale.shards import read_manifest
 from voxscale.stream import ShardStream, StoreStream
 
@@ -66,3 +68,17 @@ def open_source(config: PretrainConfig, source: Source, crops: int) -> tuple[Sha
     # The index names the hash of each of its parts; a store that is being written has a ledger only.
     known = folder.read(INDEX if folder.size(INDEX) is not None else LEDGER)
     return stream, {"store": hashlib.sha256(known).hexdigest(), "plan": config_hash(to_dict(source))}
+
+
+def open_upright(config: PretrainConfig, source: Source) -> ShardStream | StoreStream:
+    """The same scans in an order of its own, one upright crop of the body in each sample: for probes and pictures.
+
+    Raises:
+        DataError: As `open_source` does.
+    """
+    seed = derive(config.seed, "probe")
+    if config.store is None:
+        own = dataclasses.replace(config.stream, views=1, patches=1, repeats=1.0, spatial=PLAIN, foreground=1.0)
+        return ShardStream(config.shards, own, seed)
+    scans = dataclasses.replace(config.scans, views=1, repeats=1.0, spatial=PLAIN, foreground=1.0)
+    return StoreStream(config.store, source.patch, source.contract, scans, seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pretrain.config import PretrainConfig
-from pretrain.labelled import LabelledBatches, open_labelled, write_ledger
+from pretrain.labelled import LabelledBatches, of_batch, open_labelled, write_ledger
 from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining, costs, wanted
 from pretrain.preview import make_preview
@@ -15,7 +15,7 @@ from pretrain.probe.landmarks import read_landmarks
 from pretrain.probe.prober import Prober
 from pretrain.saturation import SaturationWatch
 from pretrain.scene import Scene
-from pretrain.source import Source, find_source, open_source
+from pretrain.source import Source, find_source, open_source, open_upright
 from voxscale import dist
 from voxscale.batch import Batch, Losses
 from voxscale.config import config_hash, require
@@ -58,6 +58,8 @@ def pretrain(config: PretrainConfig) -> None:
     stream, inputs = open_source(config, source, crops)
     labelled = open_labelled(config.objective, source, config.seed)
     inputs |= {} if labelled is None else {"labelled": labelled.fingerprint}
+    # Where nothing learns from unlabelled scans, none is read: labelled samples are the batches.
+    labels_only = labelled if config.objective.active == ("supervised",) else None
     with open_run(config.run, config, inputs):
         found = find_checkpoint(config.run)
         weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
@@ -74,7 +76,9 @@ def pretrain(config: PretrainConfig) -> None:
             tracker = Tracker(config.run, config.tracker, public, start.step, SaturationWatch().hear)
             if labelled is not None:
                 write_ledger(labelled, config.run)
-            log.info("pretrain: %s", describe(shuffle_quality(stream, config.loop.batch, least=20 * config.loop.batch)))
+            if labels_only is None:
+                quality = shuffle_quality(stream, config.loop.batch, least=20 * config.loop.batch)
+                log.info("pretrain: %s", describe(quality))
         ranks = (config.engine.accumulate, dist.rank(), dist.world_size())
         incidents = Incidents(config.run, dist.rank(), config.loader.replaced)
         pin = engine.device.type == "cuda"
@@ -82,14 +86,17 @@ def pretrain(config: PretrainConfig) -> None:
         def indices() -> Iterator[list[int]]:
             return rank_indices(start.step, config.loop.steps, config.loop.batch, *ranks)
 
-        batches = incidents.counting(load(stream, indices(), config.loader, pin, incidents.record))
+        first_of = stream if labels_only is None else labels_only
+        batches = incidents.counting(load(first_of, indices(), config.loader, pin, incidents.record))
         more = None
-        if labelled is not None:
+        if labelled is not None and labels_only is None:
             more = LabelledBatches(labelled, indices(), config.loader, pin, incidents.record)
 
         def see(batch: Batch, more: LabelledBatches | None) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
             beside = None if more is None else more.beside(batch)
+            if labels_only is not None:
+                beside = of_batch(labels_only, batch)
             return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
@@ -98,8 +105,8 @@ def pretrain(config: PretrainConfig) -> None:
 
         def first_scene() -> Scene:
             first, how = [list(range(micro))], (LoaderConfig(), False, lambda _: None)
-            own = None if labelled is None else LabelledBatches(labelled, iter(first), *how)
-            return see(next(load(stream, iter(first), *how)).to(engine.device), own)
+            own = None if more is None or labelled is None else LabelledBatches(labelled, iter(first), *how)
+            return see(next(load(first_of, iter(first), *how)).to(engine.device), own)
 
         prober = make_prober(config, engine, network, source, first_scene, micro)
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
@@ -120,10 +127,9 @@ def pretrain(config: PretrainConfig) -> None:
             flops=flops,
             observer=prober,
         )
-        # Crops of bricks alone can be compared across patients; a run on a store shows its objectives' pictures.
         shown = None
-        if config.store is None:
-            shown = read_unlabelled(config.shards, config.stream, patch, config.probe.patches, config.seed)
+        if labels_only is None:
+            shown = read_unlabelled(open_upright(config, source), patch, config.probe.patches)
         arrays = make_preview(engine, network, first_scene(), shown, micro, config.engine.channels_last)
         if dist.rank() == 0:
             write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(source.contract.spacing)})
@@ -199,15 +205,14 @@ def make_prober(
     """Read what is to be probed, if anything is.
 
     Raises:
-        ConfigError: If the store holds too few labelled subjects, or scans are not read from shards.
+        ConfigError: If the store of labelled scans holds too few subjects.
         DataError: If the store or a shard is missing or damaged.
     """
     probe, seed = config.probe, config.seed
     if not probe.every:
         return None
-    require(config.store is None, "probe.every", "0 where a store is read, as bricks are probed", probe.every)
     labelled = None if probe.labelled is None else read_labelled(probe, source.patch, source.contract, seed)
-    unlabelled = read_unlabelled(config.shards, config.stream, source.patch, probe.patches, seed)
+    unlabelled = read_unlabelled(open_upright(config, source), source.patch, probe.patches)
     landmarks = None if probe.labelled is None else read_landmarks(probe, source.patch, source.contract, seed)
     return Prober(
         probe,

@@ -1,6 +1,5 @@
 """What probes look at: a fixed choice of crops and voxels, drawn from the run's seed alone."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import collate
 from voxscale.config import require
 from voxscale.contract import InputContract
-from voxscale.errors import DataError
 from voxscale.seed import derive, rng
 from voxscale.store import Store, open_store
-from voxscale.stream import CaseStream, CaseStreamConfig, ShardStream, ShardStreamConfig
+from voxscale.stream import CaseStream, CaseStreamConfig, ShardStream, StoreStream
 
 Size = tuple[int, int, int]
 
@@ -189,27 +187,20 @@ def _voxels(at: Tensor, labels: Tensor, cases: Tensor) -> Voxels:
     return Voxels(crop=at[:, 0], place=at[:, 1:], label=labels[tuple(at.T)], case=cases[at[:, 0]])
 
 
-def read_unlabelled(shards: Path, config: ShardStreamConfig, patch: Size, count: int, seed: int) -> Unlabelled:
+def read_unlabelled(stream: ShardStream | StoreStream, patch: Size, count: int) -> Unlabelled:
     """The first crops of an order of their own, so that nothing of the training's stream is touched.
 
     Args:
-        shards: Folder of shards.
-        config: The training's; crops are upright here, and each sample is one.
+        stream: See `pretrain.source.open_upright`.
         patch: Voxels of a crop along z, y, x.
         count: How many.
-        seed: Of the run.
     """
-    own = dataclasses.replace(config, views=1, patches=1, repeats=1.0, spatial=PLAIN, foreground=1.0)
-    stream = ShardStream(shards, own, derive(seed, "probe"))
-    found = [stream.sample(index)[0][0] for index in range(count)]
-    parts = [resample(collate([one]), patch) for one in found]
+    images, insides, numbers = list[Tensor](), list[Tensor](), list[int]()
     people: dict[str, int] = {}
-    numbers: list[int] = []
-    for index, one in enumerate(found):
-        try:
-            person = stream.brick(stream.entry(index))[1].subject
-        except DataError:  # the sample is a replacement
-            person = one.volume
-        numbers.append(people.setdefault(person, len(people)))
-    images, insides = torch.cat([part[0] for part in parts]), torch.cat([part[1][:, 0] for part in parts])
-    return Unlabelled(images, insides, tuple(numbers))
+    for index in range(count):
+        found, damaged = stream.sample(index)
+        image, inside, _ = resample(collate(found), patch)
+        images.append(image)
+        insides.append(inside[:, 0])
+        numbers.append(people.setdefault(stream.subject(index, len(damaged)), len(people)))
+    return Unlabelled(torch.cat(images), torch.cat(insides), tuple(numbers))

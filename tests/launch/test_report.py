@@ -616,7 +616,14 @@ def test_a_preview_shows_the_objectives_that_were_trained(tmp_path: Path) -> Non
     section = pretext_section(tmp_path)
     assert section.html.count("<img") == 3
     assert "Hidden blocks as the network tells them" in section.html
-    assert "Blocks of a crop are hidden" in section.lead
+    assert "Blocks of a crop are hidden" in section.html
+    label, guess = np.zeros((2, 8, 8, 8), np.uint8)
+    label[2:4], guess[2:3] = 1, 1
+    own = {"supervised_image": crop, "supervised_label": label, "supervised_prediction": guess}
+    np.savez(tmp_path / "preview.npz", **own, spacing=(1.0, 1.0, 1.0))
+    section = pretext_section(tmp_path)
+    assert section.html.count("<img") == 3
+    assert "50% of the labelled voxels" in section.html
     np.savez(tmp_path / "preview.npz", spacing=(1.0, 1.0, 1.0))
     assert "make no pictures" in pretext_section(tmp_path).html
 

@@ -1,6 +1,7 @@
 """Whole runs by the pretrain command: labelled and masked at every ZeRO stage, gone on from a checkpoint, and in 2D."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tests_stores import make_store
 
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
+from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_weights
 
@@ -20,6 +22,9 @@ COMMON += ["--tracker.no-wandb", "--engine.precision", "fp32", "--loop.steps", "
 LABELS = ["--objective.weights.volume-fusion", "0", "--objective.weights.masked-reconstruction", "1"]
 LABELS += ["--optim.kind", "sgd", "--optim.lr", "1e-3"]  # Adam makes noise in gradients that are 0 large
 LABELS += ["--objective.weights.supervised", "0.5", "--objective.supervised.heads", "2", "--loop.batch", "2"]
+STORE = ["configs/pretrain.py:demo", *COMMON, "--loop.batch", "2", "--loop.steps", "2", "--probe.every", "2"]
+STORE += ["--objective.volume-fusion.block-min", "2", "--objective.volume-fusion.block-max", "6"]
+STORE += ["--probe.crops", "1", "--probe.queries", "100", "--probe.examples", "20", "--probe.patches", "6"]
 FLAT = ["--loop.batch", "8", "--loop.steps", "2", "--objective.masked-reconstruction.decoder", "light"]
 FLAT += ["--objective.volume-fusion.block-min", "1", "3", "3", "--objective.volume-fusion.block-max", "1", "6", "6"]
 FLAT += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2"]
@@ -34,6 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_store(folder / "scans", 4, labelled=False)
     for dims, name in ((3, "shards"), (2, "slices")):
         plan = plan_task(folder / "scans", 16**dims, CONTRACT, dims)
+        if dims == 3:
+            save_json(plan, folder / "plan.json")
         pack(folder / "scans", folder / name, plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
     for name, count in (("one", 3), ("two", 2)):
         make_store(folder / name, count, labelled=True)
@@ -57,8 +64,22 @@ def test_runs(data: Path, ranks, tmp_path: Path) -> None:
 
     flat = ["configs/pretrain.py:demo_2d", *COMMON, *FLAT]
     flat += ["--shards", str(data / "slices"), "--run", str(tmp_path / "flat")]
+    bare = tmp_path / "manifest-alone"  # of shards whose scans are not there
+    bare.mkdir()
+    shutil.copy(data / "shards" / "manifest.json", bare)
+    labels = arguments("labels", 1, "--shards", str(bare), "--objective.weights.masked-reconstruction", "0")
+    store = [
+        *STORE,
+        "--run",
+        str(tmp_path / "store"),
+        "--store",
+        str(data / "scans"),
+        "--plan",
+        str(data / "plan.json"),
+    ]
+    store += ["--probe.labelled", str(data / "one")]
     cut, last = arguments("cut", 1), "checkpoints/step-00000004"
-    start(1, arguments("one", 1), cut, ["remove", str(tmp_path / "cut" / last)], cut, flat)
+    start(1, arguments("one", 1), cut, ["remove", str(tmp_path / "cut" / last)], cut, flat, labels, store)
     start(2, arguments("two", 2), arguments("three", 3))
     want = lines(tmp_path / "one")
     assert [row["step"] for row in want] == [1, 2, 3, 4]
@@ -73,6 +94,20 @@ def test_runs(data: Path, ranks, tmp_path: Path) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert (tmp_path / "one" / "labelled.jsonl").read_text() == ""
     check_flat(tmp_path / "flat")
+    assert all(row["loss"] > 0 for row in lines(tmp_path / "labels"))
+    check_pictures(tmp_path / "labels", {"supervised_image", "supervised_label", "supervised_prediction"}, False)
+    # A store is probed as shards are.
+    rows = [row for row in lines(tmp_path / "store") if "probe/embedding/std" in row]
+    assert [row["step"] for row in rows] == [0, 2]
+    assert rows[1]["probe/encoder/knn_dice.untrained"] == rows[0]["probe/encoder/knn_dice"]
+    check_pictures(tmp_path / "store", {"fused", "prediction"}, True)
+
+
+def check_pictures(run: Path, names: set[str], scans: bool) -> None:
+    """The objectives' own, and those of unlabelled scans where some are read."""
+    with np.load(run / "preview.npz") as pictures:
+        assert names <= set(pictures.files)
+        assert ("neighbours" in pictures.files) == ("features_image_0" in pictures.files) == scans
 
 
 def check_flat(run: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tests_stores import make_store
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from pretrain.config import PretrainConfig
-from pretrain.source import find_source, open_source
+from pretrain.probe.data import read_unlabelled
+from pretrain.source import find_source, open_source, open_upright
 from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError
@@ -59,11 +61,13 @@ def start(module, run, *arguments):
 def test_a_run_from_a_url_is_that_from_a_folder(data, s3, tmp_path, source):
     """To the last bit of every loss; from the URL by the launcher, in a process that submitit starts, with a worker."""
     more = ["--plan", data / "plan.json"] if source == "store" else []
-    here, said = start(["pretrain"], tmp_path / "here", f"--{source}", data / source, *more)
-    assert said.count("pretrain: shuffle: a batch of 2 mixes") == 1
     url = f"s3://{inside(s3.upload(data / source))}"
     launcher = ["launch", "pretrain"]  # on as many threads, as sums depend on them
-    there, said = start(launcher, tmp_path / "there", f"--{source}", url, *more, "--loader.workers", 1, "--cpus", 1)
+    there = [launcher, tmp_path / "there", f"--{source}", url, *more, "--loader.workers", 1, "--cpus", 1]
+    with ThreadPoolExecutor(2) as pool:
+        both = [["pretrain"], tmp_path / "here", f"--{source}", data / source, *more], there
+        (here, plain), (there, said) = pool.map(lambda one: start(*one), both)
+    assert plain.count("pretrain: shuffle: a batch of 2 mixes") == 1
     assert there == here
     assert here[0]["loss"] != here[1]["loss"]
     assert said.count("pretrain: shuffle: a batch of 2 mixes") == 1
@@ -81,6 +85,11 @@ def test_both_sources_have_one_patch_and_know_what_they_read(data):
         stream, inputs = open_source(config, find_source(config), 3)
         assert len(stream.sample(0)[0]) == 3
         assert open_source(config, find_source(config), 3)[1] == inputs
+    for config in (shards, store):
+        crops = read_unlabelled(open_upright(config, find_source(config)), find_source(config).patch, 8)
+        assert len(crops.images) == len(crops.subjects) == 8
+        assert len(set(crops.subjects)) == 4  # each brick and scan once in 4
+        assert bool(crops.inside.any())
     before = open_source(store, find_source(store), 1)[1]
     write_index(data / "store", list(accepted(data / "store"))[:3])
     after = open_source(store, find_source(store), 1)[1]

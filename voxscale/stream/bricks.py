@@ -131,6 +131,14 @@ class ShardStream:
 
         return first_intact(draw, spare)
 
+    def subject(self, index: int, choice: int = 0) -> str:
+        """Subject of the scan that a global sample index shows, or of a later choice in its place.
+
+        Raises:
+            DataError: With reason `corrupt` if the tar's index is damaged.
+        """
+        return self.brick(self.entry(index, choice))[1].subject
+
     def neighbours(self, epoch: int, least: int) -> dict[str, NDArray[np.int64]]:
         """What consecutive samples from an epoch's start show, for `voxscale.stream.quality`.
 

@@ -143,6 +143,10 @@ class StoreStream:
         entry = self.order.spare(epoch, where, choice) if choice else self.order.entry(epoch, where)
         return f"{int(self._unit(entry.unit)[self.order.groups[entry.group]][entry.place]):016x}"
 
+    def subject(self, index: int, choice: int = 0) -> str:
+        """Subject of that scan."""
+        return self.store.entry(self.volume(index, choice)).subject
+
     def sample(self, index: int, spare: int = 0) -> Sample:
         """Views of one scan; of a damaged scan, those of another one."""
 
