@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxscale.models.build import ModelConfig
+from voxscale.models.nnunet import NNUNetConfig
+from voxscale.models.timm_models import TimmConfig
+
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
     """Images whose strides say channels-last, without a copy where they have one channel.
@@ -24,3 +28,12 @@ def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *siz
         return images.contiguous(memory_format=layout)
     steps = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
     return images.contiguous().as_strided((batch, 1, *size), (math.prod(size), 1, *steps))
+
+
+def family(model: ModelConfig) -> str:
+    """The name under which a backbone was measured."""
+    if isinstance(model, NNUNetConfig):
+        return "resenc" if model.residual else "plainconv"
+    if isinstance(model, TimmConfig):
+        return f"timm_{model.name.split('_')[0]}"
+    return model.kind
