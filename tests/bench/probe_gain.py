@@ -2,27 +2,51 @@
 
 python tests/bench/probe_gain.py SHARDS STORE OUT [PRESET ...]: trains presets of configs/probe.py with seeds 0, 1, 2
 where that is not done, and prints tables for the last step at which all runs of a preset were probed.
+
+`masked_shuffled` is the preset `masked` with what is to be told taken from another sample of the batch: all the same
+steps, with nothing to learn from.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("volume_fusion", "masked", "part_whole", "graph_matching", "patch_matching", "mixture")
 SEEDS = (0, 1, 2)
+SHUFFLED = "_shuffled"
 SOURCES = ("decoder", "encoder", "intensity")
+
+
+def shuffle_targets() -> None:
+    """Let masked reconstruction tell the crop of the sample before."""
+    from pretrain.objectives.interface import Plan
+    from pretrain.objectives.masked_reconstruction import MaskedReconstruction
+
+    plan = MaskedReconstruction.plan
+
+    def shuffled(self: MaskedReconstruction, scene: Any) -> Plan:
+        own = plan(self, scene)
+        images, inside, *rest = own.targets
+        return Plan(own.passes, (images.roll(1, 0), inside.roll(1, 0), *rest))
+
+    MaskedReconstruction.plan = shuffled
 
 
 def train(preset: str, seed: int, shards: Path, store: Path, run: Path) -> None:
     """One run, in a process of its own."""
     flags = ["--shards", shards, "--probe.labelled", store, "--run", run, "--seed", seed]
-    command = [sys.executable, "-m", "pretrain", f"configs/probe.py:{preset}", *map(str, flags)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    start = ["-m", "pretrain"]
+    if preset.endswith(SHUFFLED):
+        preset, start = preset.removesuffix(SHUFFLED), [__file__, SHUFFLED]
+    command = [sys.executable, *start, f"configs/probe.py:{preset}", *map(str, flags)]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def read(run: Path) -> dict[int, dict[str, float]]:
@@ -71,4 +95,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == SHUFFLED:
+        from pretrain.config import PretrainConfig
+        from pretrain.train import pretrain
+        from voxscale.cli import leave, run
+
+        shuffle_targets()
+        leave(run(PretrainConfig, pretrain, sys.argv[2:], "probe_gain.py"))
     main()
