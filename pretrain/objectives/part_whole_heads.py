@@ -30,7 +30,7 @@ class Prototypes(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Three layers, then prototypes (Caron et al. 2021, section 3)."""
+    """Three layers, then prototypes (Caron et al. 2021, DINO)."""
 
     def __init__(self, features: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()

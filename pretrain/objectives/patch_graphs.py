@@ -1,7 +1,7 @@
 """Graphs inside a volume: nodes are tokens of two views of a crop, the true match is known from where they were cut.
 
 A dense counterpart of graph matching between samples (Nguyen et al. 2023 leave it open). Nodes may stay unmatched at
-a learned price, one number for all, as in SuperGlue (Sarlin et al. 2020, section 3.2).
+a learned price, one number for all, as in SuperGlue (Sarlin et al. 2020).
 """
 
 import torch

@@ -8,7 +8,7 @@ from voxscale import dist
 
 
 class Centre(nn.Module):
-    """Exponential moving average of the mean over the global batch (Caron et al. 2021, Eq. 4).
+    """Exponential moving average of the mean over the global batch (Caron et al. 2021, DINO).
 
     A buffer: it lies in checkpoints. It counts as a running statistic, so it is taken back with a dropped step.
 

@@ -15,7 +15,7 @@ def teacher_probabilities(
 
 
 def dino_loss(student: Float[Tensor, "v b k"], teacher: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, ""]:
-    """Mean cross-entropy of every view of the student with the teacher (Caron et al. 2021, Eq. 2).
+    """Mean cross-entropy of every view of the student with the teacher (Caron et al. 2021, DINO).
 
     Args:
         student: Logits of each view of each sample.
@@ -41,7 +41,7 @@ def entropies(probabilities: Float[Tensor, "b k"]) -> tuple[Float[Tensor, ""], F
 
 
 def teacher_temperature(start: float, end: float, warmup: float, progress: float) -> float:
-    """Temperature of the teacher: linear over the first part of the run, then constant (Caron et al. 2021, section 3).
+    """Temperature of the teacher: linear over the first part of the run, then constant (Caron et al. 2021, DINO).
 
     Args:
         start: At the beginning.

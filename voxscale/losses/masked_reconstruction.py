@@ -13,7 +13,7 @@ from voxscale.errors import DataError
 def normalise_blocks(
     images: Float[Tensor, "b 1 z y x"], counted: Bool[Tensor, "b 1 z y x"], block: Sequence[int], eps: float = 1e-6
 ) -> tuple[Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]]:
-    """Subtract each block's mean and divide by its deviation (He et al. 2022, MAE, section 4.1).
+    """Subtract each block's mean and divide by its deviation (He et al. 2022, MAE).
 
     Args:
         images: Of which each block is normalised for itself.

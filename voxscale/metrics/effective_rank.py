@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def effective_rank(embeddings: Float[Tensor, "n c"]) -> float:
-    """Exponential of the entropy of the singular values' shares (Roy and Vetterli, EUSIPCO 2007, section 2).
+    """Exponential of the entropy of the singular values' shares (Roy and Vetterli, EUSIPCO 2007).
 
     Embeddings are centred first, so that a direction that all have in common does not count.
 

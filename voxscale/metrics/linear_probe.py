@@ -15,9 +15,9 @@ def linear_classify(
     classes: int,
     shrinkage: float,
 ) -> Int64[Tensor, " m"]:
-    """Linear discriminant analysis, solved exactly (Hastie et al. 2009, section 4.3); no draw, no step.
+    """Linear discriminant analysis, solved exactly (Hastie et al. 2009, chapter 4); no draw, no step.
 
-    Unlike a regression of one-hot classes it names a class that lies between two others (section 4.2).
+    Unlike a regression of one-hot classes it names a class that lies between two others.
 
     Args:
         examples: Features whose class is known.

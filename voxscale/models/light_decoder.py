@@ -15,7 +15,7 @@ from voxscale.models.vit import Block, ViTConfig, rotary_angles
 
 
 class MaskTokens(nn.Module):
-    """Put a learnt vector, one for each level, into the hidden places of features (SparK, section 3.3; MAE, section 3).
+    """Put a learnt vector, one for each level, into the hidden places of features (SparK; MAE).
 
     Args:
         channels: Of each level.
@@ -79,7 +79,7 @@ class PyramidDecoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Transformer blocks over all tokens, visible or not, and a linear map to the voxels of each (MAE, section 3).
+    """Transformer blocks over all tokens, visible or not, and a linear map to the voxels of each (MAE).
 
     Args:
         level: Of the encoder's last features.

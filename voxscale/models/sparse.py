@@ -1,6 +1,6 @@
 """Convolutional encoders that see the visible part of an image alone: sparse convolutions, computed by masking.
 
-Tian et al. 2023 (SparK, section 3.2). Hidden places are 0 after every layer, as places outside of an image are by
+Tian et al. 2023 (SparK). Hidden places are 0 after every layer, as places outside of an image are by
 padding, so what is visible does not depend on what is hidden, nor on how much. Norms take their statistics from
 visible places alone. The work is that of all places; what is saved is nothing.
 """

@@ -198,7 +198,7 @@ class ViT(Backbone):
     def visible_features(self, x: Float[Tensor, "b c *size"], visible: Bool[Tensor, "b ..."]) -> list[Tensor]:
         """Features of the visible tokens, which alone pass through the blocks; see `Backbone.visible_features`.
 
-        He et al. 2022 (MAE, section 3). Layer norms work token by token.
+        He et al. 2022 (MAE). Layer norms work token by token.
         """
         grid = tuple(n // step for n, step in zip(x.shape[2:], self.levels[0].stride, strict=True))
         chosen = visible_places(spread(visible, grid), visible)
