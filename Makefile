@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 OUT ?= out/demo
 PRESET ?= phantoms
 STUDY ?= small
+JOBS ?= 1
 # torch, deepspeed and the rest are pinned in constraints.txt for these two versions of Python.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -19,6 +20,7 @@ help:
 	@echo "make shards DATA=<folders> STORE=<store> SHARDS=<folder> [PLAN=<plan.json>] [EXCLUDE=<task store>]"
 	@echo "                                            check, de-identify and pack scans; ARGS='...' goes to ingest"
 	@echo "make study DATA=<folders> TASK=<folder> OUT=<folder>   which pretext task helps on few labelled cases: a table"
+	@echo "  JOBS=12: trainings at a time. ARGS='--minutes 5': with what is done by then. STUDY=hippocampus on a GPU."
 	@echo "make report STORE=<store> [SHARDS=<folder>] what a store holds, as a page"
 	@echo "make audit STORE=<store> TASK=<store or folder>  scans that are also in a task"
 	@echo "make test                                   all tests"
@@ -55,8 +57,9 @@ shards: install
 	$(PY) -m data_prep pack "$(STORE)" "$(SHARDS)" --plan "$(or $(PLAN),$(STORE).plan.json)" $(if $(EXCLUDE),--exclude "$(EXCLUDE)")
 
 study: install
-	@test -n "$(DATA)" -a -n "$(TASK)" || { echo "error: DATA and TASK must be given"; exit 2; }
-	$(PY) -m launch study configs/study.py:$(STUDY) --out "$(OUT)" --data $(DATA) --task "$(TASK)" $(ARGS)
+	@test -n "$(PREPARED)" -o -n "$(DATA)" -a -n "$(TASK)" || { echo "error: DATA and TASK must be given"; exit 2; }
+	$(PY) -m launch study configs/study.py:$(STUDY) --out "$(OUT)" --jobs $(JOBS) $(if $(DATA),--data $(DATA)) \
+		$(if $(TASK),--task "$(TASK)") $(if $(PREPARED),--prepared "$(PREPARED)") $(ARGS)
 
 report: install
 	@test -n "$(STORE)" || { echo "error: STORE must be given"; exit 2; }

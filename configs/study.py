@@ -9,6 +9,7 @@ from launch.cluster import Cluster
 from launch.study import Pretext, StudyConfig
 from pretrain.mixture import WeightsConfig
 from voxscale.engine.config import OptimConfig
+from voxscale.models.stunet import STUNetConfig
 
 STEPS, BATCH = 200, 16
 
@@ -53,3 +54,42 @@ def small() -> StudyConfig:
         ),
         cluster=Cluster(processes=1, cpus=2, hours=6),
     )
+
+
+def _wider(one: Pretext, steps: int, batch: int) -> Pretext:
+    """The same pretext task on STU-Net S with a budget for GPUs."""
+    base = one.pretrain
+    loop = dataclasses.replace(base.loop, steps=steps, batch=batch, log_every=50, checkpoint_every=steps)
+    model = STUNetConfig(width=16, depth=1)
+    optim = dataclasses.replace(base.optim, lr=1e-3)
+    return Pretext(one.name, dataclasses.replace(base, model=model, loop=loop, optim=optim))
+
+
+def _gpu(pretraining: int, finetuning: int) -> StudyConfig:
+    base = small()
+    order = ("volume_fusion", "masked", "mixture", "graph_matching", "part_whole")
+    named = {one.name: one for one in base.pretexts}
+    loop = dataclasses.replace(base.finetune.loop, steps=finetuning, batch=8, log_every=50, checkpoint_every=finetuning)
+    return dataclasses.replace(
+        base,
+        pack=PackConfig(factor=1.0, overlap=0.0),
+        pretexts=tuple(_wider(named[name], pretraining, 16) for name in order),
+        finetune=dataclasses.replace(
+            base.finetune, loop=loop, inference=dataclasses.replace(base.finetune.inference, batch=16)
+        ),
+        cluster=Cluster(processes=1, cpus=1, hours=6),
+    )
+
+
+def hippocampus() -> StudyConfig:
+    """STU-Net S on patches of up to 48 x 32 x 32 voxels, for one GPU: `make study STUDY=hippocampus JOBS=12 ...`.
+
+    Most important first, so that a run that is stopped holds the smallest numbers of subjects in full. Its cost on a
+    GPU was estimated, not measured.
+    """
+    return dataclasses.replace(_gpu(400, 150), patch_voxels=48 * 32 * 32)
+
+
+def vertebrae() -> StudyConfig:
+    """The same at 2 mm on patches of up to 48^3 voxels, for 2 and 4 labelled subjects. Cost estimated, not measured."""
+    return dataclasses.replace(_gpu(200, 100), patch_voxels=48**3, spacing=(2.0, 2.0, 2.0), subjects=(2, 4))

@@ -9,6 +9,7 @@ from voxscale.augment.noise import NoiseConfig
 from voxscale.config import config, require
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, TrackerConfig
 from voxscale.loader import LoaderConfig
+from voxscale.models.build import ModelConfig
 from voxscale.models.released.load import FORMS, Form
 from voxscale.stream import CaseStreamConfig
 
@@ -78,6 +79,7 @@ class FinetuneConfig:
         store: Store of the labelled task, ingested and planned.
         plan: The plan that `data_prep plan` wrote for it (contract, patch, strides).
         checkpoint: Run folder of the pretraining, or one checkpoint folder in it.
+        backbone: What trains from scratch; `checkpoint` and `init` are then not read.
         init: Released weights to start from instead; `checkpoint` is then not read.
         run: Run folder: results per fold and arm. Started again with the same config, it goes on.
         folds: Parts of the cross-validation, by subject; every case is tested once per seed.
@@ -98,6 +100,7 @@ class FinetuneConfig:
     store: Path = Path("store")
     plan: Path = Path("plan.json")
     checkpoint: Path = Path("runs/pretrain")
+    backbone: ModelConfig | None = None
     init: InitConfig = InitConfig()
     run: Path = Path("runs/finetune")
     folds: int = 4
@@ -122,4 +125,6 @@ class FinetuneConfig:
         require(self.subjects >= 0, "finetune.subjects", "at least 0", self.subjects)
         own = len(self.arms) == len(set(self.arms)) > 0
         require(own, "finetune.arms", "one or two different ones", self.arms, ("scratch", "pretrained"))
+        alone = self.backbone is None or self.arms == ("scratch",)
+        require(alone, "finetune.arms", "scratch alone where a backbone is given", self.arms)
         require(1 <= self.heads <= 5, "finetune.heads", "1 to 5", self.heads)

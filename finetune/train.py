@@ -144,6 +144,8 @@ def open_source(
     config: FinetuneConfig,
 ) -> tuple[ModelConfig, InputContract | None, Mapping[str, Tensor] | Released, str]:
     """Model, contract, weights and hash of what the pretrained arm starts from; released files state no contract."""
+    if config.backbone is not None:
+        return config.backbone, None, {}, config_hash(config.backbone)
     if config.init.weights is not None and config.init.format is not None:
         released = read_released(config.init.weights, config.init.format)
         return released.config, None, released, sha256_file(config.init.weights)

@@ -17,7 +17,8 @@ python -m launch finetune PRESET [--cluster local|slurm --nodes N --processes N 
 python -m launch ingest SRC [SRC ...] STORE --parts N [--cluster local|slurm ...] [flags of data_prep ingest]
 python -m launch pack STORE SHARDS --plan PLAN --parts N [--cluster local|slurm ...] [flags of data_prep pack]
 python -m launch demo [PRESET] --out FOLDER [--data FOLDER ... --task FOLDER] [overrides]
-python -m launch study PRESET --out FOLDER --data FOLDER ... --task FOLDER [overrides]
+python -m launch study PRESET --out FOLDER --data FOLDER ... --task FOLDER [--jobs N] [--minutes N] [overrides]
+python -m launch study PRESET --out FOLDER --prepared FOLDER ..., of data that ... --prepare FOLDER made
 
 PRESET is FILE.py:FUNCTION, such as configs/pretrain.py:stunet_b; --help behind it lists every override."""
 
@@ -111,11 +112,25 @@ def _study(name: str, arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m launch {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("preset")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--task", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--task", type=Path)
+    parser.add_argument("--prepared", type=Path)
+    parser.add_argument("--prepare", type=Path)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float)
     known, rest = parser.parse_known_args(arguments)
     settings = parse(StudyConfig, known.preset, rest, f"python -m launch {name} PRESET")
-    study(settings, known.data, known.task, known.out)
+    seconds = None if known.minutes is None else 60 * known.minutes
+    study(
+        settings,
+        known.data,
+        known.task,
+        known.out,
+        prepared=known.prepared,
+        prepare=known.prepare,
+        jobs=known.jobs,
+        seconds=seconds,
+    )
 
 
 if __name__ == "__main__":

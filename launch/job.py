@@ -50,9 +50,10 @@ class StageJob:
         end_with(self.parent)
         # DeepSpeed still calls collectives by names that torch is about to retire.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-        return self._run()
+        return self.run()
 
-    def _run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
+        """The same in a process whose environment and end are somebody else's care."""
         # Imported here, so that submitting needs neither torch nor the stage's code.
         import torch
 

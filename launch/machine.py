@@ -85,7 +85,14 @@ def describe() -> dict[str, str | int | float]:
         "torch": version("torch"),
         "deepspeed": version("deepspeed"),
         "commit": commit(),
-    }
+    } | gpu()
+
+
+def gpu() -> dict[str, str]:
+    """Name of the first GPU, if there is one."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
 
 
 def _cpu() -> str:

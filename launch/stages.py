@@ -91,10 +91,18 @@ def ingest(chain: Chain, name: str, sources: Sequence[Path], checks: IngestConfi
 
 
 def plan_and_pack(
-    chain: Chain, labelled: Done, unlabelled: Done, patch_voxels: int, options: PackConfig
+    chain: Chain,
+    labelled: Done,
+    unlabelled: Done,
+    patch_voxels: int,
+    options: PackConfig,
+    spacing: tuple[float, float, float] | None = None,
 ) -> tuple[Done, Done]:
     """The plan that a task asks for, and shards of the unlabelled scans cut for it, those of the task left out."""
-    plan = chain.stage("plan", patch_voxels, lambda path: _plan(labelled.folder, patch_voxels, path), after=[labelled])
+    wanted = patch_voxels if spacing is None else [patch_voxels, list(spacing)]
+    plan = chain.stage(
+        "plan", wanted, lambda path: _plan(labelled.folder, patch_voxels, spacing, path), after=[labelled]
+    )
     file = plan.folder / "plan.json"
     # What the plan says counts below, not what it was made from: another labelled case need not mean new shards.
     plan = Done(plan.folder, config_hash(json.loads(file.read_text())))
@@ -109,9 +117,10 @@ def plan_and_pack(
     return plan, Done(shards.folder, sha256_file(shards.folder / "manifest.json"))
 
 
-def _plan(store: Path, budget: int, folder: Path) -> None:
+def _plan(store: Path, budget: int, spacing: tuple[float, float, float] | None, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    data_prep("plan", store, "--budget-voxels", budget, "--out", folder / "plan.json")
+    flags = [] if spacing is None else ["--spacing", *spacing]
+    data_prep("plan", store, "--budget-voxels", budget, *flags, "--out", folder / "plan.json")
 
 
 def data_prep(*arguments: object) -> None:

@@ -1,18 +1,18 @@
 """Does it help, and which of them? Pretext tasks against each other and against scratch, over few labelled cases.
 
 A table of cells, each one training stage that is done once: pretext task, seed,
-number of labelled subjects. Seeds are the outer loop, so that a study that is
-stopped holds whole tables of fewer seeds.
+number of labelled subjects. The order is such that a study that is stopped holds
+all seeds and pretext tasks of the first numbers of subjects.
 """
 
 import dataclasses
 import json
 import logging
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.config import IngestConfig
 from data_prep.pack import PackConfig
@@ -22,12 +22,14 @@ from launch.chain import check_folders
 from launch.cluster import Cluster
 from launch.fit import fit_blocks, fit_folds
 from launch.machine import describe
+from launch.runners import Runner, make_runners
+from launch.schedule import Job, Schedule
 from launch.stages import Chain, Done, ingest, plan_and_pack
 from launch.study_table import SCRATCH, Study, write_study
-from launch.submit import run_stage
 from pretrain.config import PretrainConfig
-from voxscale.config import config, load_json, require, to_dict
-from voxscale.files import locked
+from voxscale.config import config, config_hash, load_json, require, to_dict
+from voxscale.errors import DataError, TrainingError
+from voxscale.files import locked, sha256_file, write_json
 from voxscale.patches import Plan
 from voxscale.store import open_store
 
@@ -64,6 +66,7 @@ class StudyConfig:
         finetune: Fine-tuning of every cell; its seeds, subjects and arms are filled in.
         subjects: Numbers of labelled subjects that a training sees; those that the task is too small for are left out.
         seeds: Of pretraining and fine-tuning alike.
+        spacing: Spacing along z, y, x in mm to train at; None for the task's median.
         cluster: Where each cell runs.
     """
 
@@ -74,6 +77,7 @@ class StudyConfig:
     finetune: FinetuneConfig
     subjects: tuple[int, ...] = (2, 4, 8, 16)
     seeds: tuple[int, ...] = (0, 1, 2)
+    spacing: tuple[float, float, float] | None = None
     cluster: Cluster = Cluster()
 
     def __post_init__(self) -> None:
@@ -92,21 +96,91 @@ class Ready:
     """What all cells share.
 
     Attributes:
+        name: Of the task.
         task: Store of labelled scans.
         plan: Folder with `plan.json`.
         shards: Bricks of the unlabelled scans.
-        finetune: Fine-tuning that fits the task.
-        subjects: Numbers of labelled subjects that every fold can give.
     """
 
+    name: str
     task: Done
     plan: Done
     shards: Done
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Makes the jobs of a table.
+
+    Attributes:
+        chain: Remembers what is done.
+        settings: Config of the study.
+        ready: Data.
+        finetune: Fine-tuning that fits the task.
+        found: Takes in what is done.
+        runs: Pretrainings that are done, by job.
+    """
+
+    chain: Chain
+    settings: StudyConfig
+    ready: Ready
     finetune: FinetuneConfig
-    subjects: tuple[int, ...]
+    found: Study
+    runs: dict[str, Done]
+
+    def pretraining(self, one: Pretext, seed: int) -> Job:
+        """Pretrain one row of the table with one seed."""
+        plan = load_json(Plan, self.ready.plan.folder / "plan.json")
+        fitted = dataclasses.replace(fit_blocks(one.pretrain, plan), seed=seed)
+        name = f"pretrain-{one.name}-{seed}"
+
+        def work(runner: Runner) -> None:
+            def train(run: Path) -> None:
+                runner.run(
+                    "pretrain", dataclasses.replace(fitted, shards=self.ready.shards.folder, run=run), run / "logs"
+                )
+
+            self.runs[name] = self.chain.stage(name, to_dict(fitted), train, after=[self.ready.shards])
+            self.found.pretrained(one.name, self.chain.seconds[name], fitted.loop.steps, fitted.loop.batch)
+
+        return Job(name, work)
+
+    def cell(self, start: str, count: int, seed: int) -> Job:
+        """Train and test one row on every fold; from scratch nothing but the backbone's shape is taken."""
+        arm: Arm = "scratch" if start == SCRATCH else "pretrained"
+        own = dataclasses.replace(self.finetune, seeds=(seed,), subjects=count, arms=(arm,))
+        if start == SCRATCH:
+            own = dataclasses.replace(own, backbone=self.settings.pretexts[0].pretrain.model)
+        name = f"tune-{start}-{count}-{seed}"
+        needs = () if start == SCRATCH else (f"pretrain-{start}-{seed}",)
+        paths = {"store": self.ready.task.folder, "plan": self.ready.plan.folder / "plan.json"}
+
+        def work(runner: Runner) -> None:
+            runs = [self.runs[need] for need in needs]
+            given = paths | ({"checkpoint": runs[0].folder} if runs else {})
+
+            def train(run: Path) -> None:
+                runner.run("finetune", dataclasses.replace(own, **given, run=run), run / "logs")
+
+            done = self.chain.stage(name, to_dict(own), train, after=[self.ready.task, self.ready.plan, *runs])
+            results = json.loads((done.folder / "results.json").read_text())
+            self.found.classes = {str(key): str(value) for key, value in results["classes"].items()}
+            self.found.add(count, start, seed, results["cases"], self.chain.seconds[name])
+
+        return Job(name, work, needs)
 
 
-def study(settings: StudyConfig, data: Sequence[Path], task: Path, out: Path) -> Path:
+def study(
+    settings: StudyConfig,
+    data: Sequence[Path],
+    task: Path | None,
+    out: Path,
+    *,
+    prepared: Path | None = None,
+    prepare: Path | None = None,
+    jobs: int = 1,
+    seconds: float | None = None,
+) -> Path | None:
     """Fill the table; run again, it goes on where it was.
 
     Args:
@@ -114,35 +188,71 @@ def study(settings: StudyConfig, data: Sequence[Path], task: Path, out: Path) ->
         data: Folders of unlabelled scans.
         task: Folder with labelled scans.
         out: Where everything goes.
+        prepared: Task and shards that were made before, instead of `data` and `task`.
+        prepare: Make such a folder and train nothing.
+        jobs: Trainings at a time.
+        seconds: Time limit of the trainings; the table is made of what is done, and says what is missing.
 
     Returns:
         Path of the page; beside it lie `study.json` and `study.md`.
 
     Raises:
         ConfigError: If a folder is not there, or the task is too small for every number of subjects.
+        TrainingError: If trainings failed, once all others are done and the table is written.
         VoxScaleError: Whatever stops a stage, in one line.
     """
     out = out.resolve()
-    check_folders(data, task, out)
+    require(jobs >= 1, "jobs", "at least 1", jobs)
+    require((prepared is None) == (task is not None), "prepared", "given instead of data and task", prepared)
+    if prepared is None:
+        check_folders(data, task, out)
     with locked(out):
         chain = Chain(out)
-        ready = _prepare(chain, settings, [path.resolve() for path in data], task.resolve())
-        found = Study(task=task.name, steps=ready.finetune.loop.steps, folds=ready.finetune.folds, machine=describe())
-        page = out / "report" / "index.html"
-        for seed in settings.seeds:
-            _one_seed(chain, settings, ready, seed, found)
-            page = write_study(out, found)  # after each seed: what is known is shown
-            log.info("study: seed %d done; table in %s", seed, (out / "study.md").name)
-    print((out / "study.md").read_text())
+        if prepared is not None:
+            ready = take_prepared(prepared.resolve())
+        else:
+            assert task is not None  # as was checked above
+            ready = _prepare(chain, settings, [path.resolve() for path in data], task.resolve())
+        if prepare is not None:
+            keep_prepared(ready, prepare)
+            return None
+        return _fill(chain, settings, ready, jobs, seconds)
+
+
+def _fill(chain: Chain, settings: StudyConfig, ready: Ready, jobs: int, seconds: float | None) -> Path:
+    finetune = fit_folds(settings.finetune, ready.task.folder)
+    subjects = fit_subjects(settings, ready.task.folder, finetune.folds)
+    found = Study(
+        task=ready.name,
+        steps=finetune.loop.steps,
+        batch=finetune.loop.batch,
+        rate=finetune.optim.lr,
+        folds=finetune.folds,
+        machine=describe(),
+        jobs=jobs,
+    )
+    cells = Cells(chain, settings, ready, finetune, found, {})
+    wanted = [cells.pretraining(one, seed) for one in settings.pretexts for seed in settings.seeds]
+    starts = [SCRATCH, *(one.name for one in settings.pretexts)]
+    wanted += [cells.cell(start, count, seed) for count in subjects for start in starts for seed in settings.seeds]
+    schedule = Schedule(wanted, make_runners(settings.cluster, jobs))
+    try:
+        schedule.run(seconds)
+    finally:
+        found.missing = dict(schedule.missing)
+        page = write_study(chain.out, found)
+    print((chain.out / "study.md").read_text())
+    if failed := schedule.failed:
+        name, reason = next(iter(failed.items()))
+        raise TrainingError(f"{len(failed)} of {len(wanted)} trainings failed, the first is {name}: {reason}")
     return page
 
 
-def _prepare(chain: Chain, settings: StudyConfig, data: Sequence[Path], task: Path) -> Ready:
-    labelled = ingest(chain, "task", [task], settings.ingest)
-    finetune = fit_folds(settings.finetune, labelled.folder)
-    entries = open_store(labelled.folder).entries.items()
+def fit_subjects(settings: StudyConfig, task: Path, folds: int) -> tuple[int, ...]:
+    """Numbers of labelled subjects that every fold can give; raises `ConfigError` if there are none."""
+    entries = open_store(task).entries.items()
     people = {case: entry.subject for case, entry in entries if entry.label and not entry.planar}
-    tests = split(people, finetune.folds)
+    tests = split(people, folds)
     left = min(len(set(people.values()) - {people[case] for case in test}) for test in tests)
     subjects = tuple(n for n in settings.subjects if n <= left)
     require(
@@ -150,56 +260,48 @@ def _prepare(chain: Chain, settings: StudyConfig, data: Sequence[Path], task: Pa
     )
     if dropped := [n for n in settings.subjects if n > left]:
         log.info("study: no cells of %s subjects, as a fold leaves %d", ", ".join(map(str, dropped)), left)
+    return subjects
+
+
+def _prepare(chain: Chain, settings: StudyConfig, data: Sequence[Path], task: Path) -> Ready:
+    labelled = ingest(chain, "task", [task], settings.ingest)
+    folds = fit_folds(settings.finetune, labelled.folder).folds
+    fit_subjects(settings, labelled.folder, folds)  # before the unlabelled scans are read, which takes longer
     unlabelled = ingest(chain, "ingest", data, dataclasses.replace(settings.ingest, labels="ignore"))
-    plan, shards = plan_and_pack(chain, labelled, unlabelled, settings.patch_voxels, settings.pack)
-    return Ready(labelled, plan, shards, finetune, subjects)
+    plan, shards = plan_and_pack(
+        chain, labelled, unlabelled, settings.patch_voxels, settings.pack, spacing=settings.spacing
+    )
+    return Ready(task.name, labelled, plan, shards)
 
 
-def _one_seed(chain: Chain, settings: StudyConfig, ready: Ready, seed: int, found: Study) -> None:
-    """All cells of one seed: every pretraining, then every number of subjects in every arm."""
-    plan = load_json(Plan, ready.plan.folder / "plan.json")
-    runs: dict[str, Done] = {}
-    for one in settings.pretexts:
-        fitted = dataclasses.replace(fit_blocks(one.pretrain, plan), seed=seed)
-        name = f"pretrain-{one.name}-{seed}"
-        runs[one.name] = _pretrain(chain, name, fitted, ready, settings.cluster)
-        found.pretrained(one.name, chain.seconds[name], fitted.loop.steps, fitted.loop.batch)
-    first = runs[settings.pretexts[0].name]
-    for count in ready.subjects:
-        rows = {SCRATCH: _cell(chain, settings, ready, SCRATCH, first, count, seed, found)}
-        for name, run in runs.items():
-            rows[name] = _cell(chain, settings, ready, name, run, count, seed, found)
-        found.add(count, seed, rows)
+def keep_prepared(ready: Ready, folder: Path) -> None:
+    """Copy all that trainings read, for another machine: `task/`, `plan.json`, `shards/` and the task's name.
+
+    Raises:
+        DataError: If the folder is there already.
+    """
+    if folder.exists():
+        raise DataError(f"{folder.name} must not be there yet; remove it, or give another folder", "exists")
+    left_out = shutil.ignore_patterns(".lock", "thumbnails", "descriptor.bin")
+    shutil.copytree(ready.task.folder, folder / "task", ignore=left_out)
+    shutil.copytree(ready.shards.folder, folder / "shards", ignore=left_out)
+    shutil.copy(ready.plan.folder / "plan.json", folder / "plan.json")
+    write_json(folder / "prepared.json", {"task": ready.name})
 
 
-def _pretrain(chain: Chain, name: str, pretrain: PretrainConfig, ready: Ready, cluster: Cluster) -> Done:
-    def work(run: Path) -> None:
-        full = dataclasses.replace(pretrain, shards=ready.shards.folder, run=run)
-        run_stage("pretrain", full, cluster, run / "logs")
+def take_prepared(folder: Path) -> Ready:
+    """What `keep_prepared` left; cells depend on its files.
 
-    return chain.stage(name, to_dict(pretrain), work, after=[ready.shards])
-
-
-def _cell(
-    chain: Chain, settings: StudyConfig, ready: Ready, name: str, start: Done, count: int, seed: int, found: Study
-) -> list[dict[str, Any]]:
-    """Train and test on every fold; returns a row per case. From scratch only the backbone's shape is taken."""
-    arm: Arm = "scratch" if name == SCRATCH else "pretrained"
-    own = dataclasses.replace(ready.finetune, seeds=(seed,), subjects=count, arms=(arm,))
-
-    def work(run: Path) -> None:
-        full = dataclasses.replace(
-            own,
-            store=ready.task.folder,
-            plan=ready.plan.folder / "plan.json",
-            checkpoint=start.folder,
-            run=run,
-        )
-        run_stage("finetune", full, settings.cluster, run / "logs")
-
-    stage = f"tune-{name}-{count}-{seed}"
-    done = chain.stage(stage, to_dict(own), work, after=[ready.task, ready.plan, start])
-    found.took(name, count, chain.seconds[stage])
-    results = json.loads((done.folder / "results.json").read_text())
-    found.classes = {str(key): str(value) for key, value in results["classes"].items()}
-    return results["cases"]
+    Raises:
+        DataError: If it is no such folder.
+    """
+    file = folder / "prepared.json"
+    if not file.is_file():
+        raise DataError(f"{folder.name} must be a folder that a study with --prepare made", "not_prepared")
+    known: Mapping[str, str] = json.loads(file.read_text())
+    return Ready(
+        name=str(known["task"]),
+        task=Done(folder / "task", sha256_file(folder / "task" / "ledger.jsonl")),
+        plan=Done(folder, config_hash(json.loads((folder / "plan.json").read_text()))),
+        shards=Done(folder / "shards", sha256_file(folder / "shards" / "manifest.json")),
+    )

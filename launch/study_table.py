@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from finetune.summary import by_case, summarise
+from finetune.summary import by_case, summarise, summarise_arm
 from voxscale.files import write_json, write_text
 from voxscale.metrics.holm import holm
 from voxscale.report import charts, page
@@ -31,6 +31,9 @@ HEAD = (
 )
 
 
+STRUCTURES = ("Subjects", "Start", "Structure", "Dice", "95 % interval", "Difference", "95 % interval")
+
+
 @dataclass
 class Study:
     """What the cells have found so far.
@@ -40,42 +43,44 @@ class Study:
         steps: Fine-tuning steps of each training.
         folds: Of the cross-validation.
         machine: What it ran on.
+        batch: Samples of a fine-tuning step.
+        rate: Peak learning rate of fine-tuning.
+        jobs: Trainings at a time, which shared the machine.
         classes: Names by label.
-        rows: Rows of `results.json` by number of subjects, then by start.
+        rows: Rows of `results.json` by number of subjects, start and seed.
         seconds: Duration of each cell by start and number of subjects.
         pretraining: By name: steps, batch and duration of each run.
-        seeds: Those that are whole, by number of subjects.
+        missing: Why each training that is not done is not.
     """
 
     task: str
     steps: int
     folds: int
     machine: Mapping[str, object]
+    batch: int = 0
+    rate: float = 0.0
+    jobs: int = 1
     classes: dict[str, str] = field(default_factory=dict)
-    rows: dict[int, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    seconds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    rows: dict[int, dict[str, dict[int, list[dict[str, Any]]]]] = field(default_factory=dict)
+    seconds: dict[str, dict[int, dict[int, float]]] = field(default_factory=dict)
     pretraining: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seeds: dict[int, list[int]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def pretrained(self, name: str, seconds: float, steps: int, batch: int) -> None:
         """Remember a pretraining."""
         known = self.pretraining.setdefault(name, {"steps": steps, "batch": batch, "seconds": []})
         known["seconds"].append(seconds)
 
-    def took(self, name: str, count: int, seconds: float) -> None:
-        """Remember how long a cell took."""
-        self.seconds.setdefault(name, {}).setdefault(count, []).append(seconds)
-
-    def add(self, count: int, seed: int, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Take in all cells of one number of subjects and one seed."""
-        self.seeds.setdefault(count, []).append(seed)
-        for name, found in rows.items():
-            self.rows.setdefault(count, {}).setdefault(name, []).extend(found)
+    def add(self, count: int, start: str, seed: int, rows: list[dict[str, Any]], seconds: float) -> None:
+        """Take in the cell of one number of subjects, one start and one seed, in any order."""
+        self.rows.setdefault(count, {}).setdefault(start, {})[seed] = rows
+        self.seconds.setdefault(start, {}).setdefault(count, {})[seed] = seconds
 
 
 def summary(study: Study) -> dict[str, Any]:
     """Every comparison with scratch, corrected for their number.
 
+    Compared are the seeds that both have, seed with seed and case with case.
     Seeds are averaged within a case and cases within a subject; intervals are
     bootstrap intervals over subjects, the test flips the signs of the subjects'
     differences, and its p values are corrected over the whole table (Holm 1979).
@@ -84,38 +89,51 @@ def summary(study: Study) -> dict[str, Any]:
         As written to `study.json`: `cells`, one per number of subjects and start, and what they rest on.
     """
     labels = sorted(study.classes, key=int)
+    order = [SCRATCH, *study.pretraining]
     cells: list[dict[str, Any]] = []
     for count, starts in sorted(study.rows.items()):
-        for name, rows in starts.items():
-            times = study.seconds[name][count]
-            cell: dict[str, Any] = {"subjects": count, "start": name, "seconds": [round(t, 1) for t in times]}
-            if name == SCRATCH:
-                found = summarise([*rows, *_as("pretrained", rows)], labels, study.seeds[count])
-                cells.append(cell | found[SCRATCH])
-                continue
-            found = summarise([*starts[SCRATCH], *rows], labels, study.seeds[count])
-            each = [_difference(starts[SCRATCH], rows, seed) for seed in study.seeds[count]]
-            cells.append(cell | found["pretrained"] | {"difference": found["difference"] | {"by_seed": each}})
+        for name in sorted(starts, key=lambda each: (order.index(each) if each in order else len(order), each)):
+            seeds = sorted(starts[name])
+            times = [round(study.seconds[name][count][seed], 1) for seed in seeds]
+            cell: dict[str, Any] = {"subjects": count, "start": name, "seeds": seeds, "seconds": times}
+            cells.append(cell | _scores(starts, name, labels))
     compared = [cell["difference"] for cell in cells if "difference" in cell]
     for difference, corrected in zip(compared, holm([d["p_value"] for d in compared]), strict=True):
         difference["p_holm"] = corrected
     pretraining = {
-        name: known | {"seconds": [round(t, 1) for t in known["seconds"]]} for name, known in study.pretraining.items()
+        name: known | {"seconds": [round(t, 1) for t in known["seconds"]]}
+        for name, known in sorted(study.pretraining.items())
     }
     return {
         "task": study.task,
         "classes": study.classes,
         "folds": study.folds,
         "steps": study.steps,
-        "seeds": {str(count): seeds for count, seeds in sorted(study.seeds.items())},
+        "batch": study.batch,
+        "rate": study.rate,
+        "jobs": study.jobs,
         "pretraining": pretraining,
         "cells": cells,
+        "missing": dict(sorted(study.missing.items())),
         "machine": dict(study.machine),
     }
 
 
-def _as(arm: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [dict(row) | {"arm": arm} for row in rows]
+def _scores(
+    starts: Mapping[str, Mapping[int, list[dict[str, Any]]]], name: str, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Dice of one start over its seeds, and its difference to scratch over the seeds that both have."""
+    own = [row for _, rows in sorted(starts[name].items()) for row in rows]
+    arm = SCRATCH if name == SCRATCH else "pretrained"
+    found = summarise_arm(own, arm, labels)[arm]
+    shared = sorted(starts[name].keys() & starts.get(SCRATCH, {}).keys())
+    if name == SCRATCH or not shared:
+        return found
+    before = [row for seed in shared for row in starts[SCRATCH][seed]]
+    after = [row for seed in shared for row in starts[name][seed]]
+    difference = summarise([*before, *after], labels, shared)["difference"]
+    each = [_difference(before, after, seed) for seed in shared]
+    return found | {"difference": difference | {"by_seed": each}}
 
 
 def _difference(scratch: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], seed: int) -> float:
@@ -160,24 +178,51 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
         yield cell["subjects"], [*own, duration(fmean(cell["seconds"]))]
 
 
+def _structures(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Every structure by itself: Dice and difference, each with its interval."""
+    for cell in found["cells"]:
+        for label, name in sorted(found["classes"].items(), key=lambda item: int(item[0])):
+            own = cell["per_label"][label]
+            line = [str(cell["subjects"]), cell["start"], name, decimal(own["dice_mean"]), interval(own["ci95"])]
+            if "difference" in cell:
+                change = cell["difference"]["per_label"][label]
+                yield [*line, decimal(change["dice_mean"], sign=True), interval(change["ci95"])]
+            else:
+                yield [*line, "", ""]
+
+
 def fine_print(found: Mapping[str, Any]) -> list[str]:
-    """What the figures rest on."""
-    seeds = sorted({seed for each in found["seeds"].values() for seed in each})
+    """What the figures rest on, and what is missing."""
+    seeds = sorted({seed for cell in found["cells"] for seed in cell["seeds"]})
     cases = sorted({cell["difference"]["n_cases"] for cell in found["cells"] if "difference" in cell})
     trained = ", ".join(
         f"{name} {known['steps']} steps of {known['batch']} ({duration(fmean(known['seconds']))})"
         for name, known in found["pretraining"].items()
     )
+    machine = found["machine"]
+    card = f" {machine['gpu']}," if machine.get("gpu") else ""
     return [
         f"Task {found['task']}: {' or '.join(map(str, cases))} test cases, {found['folds']} folds, seeds"
-        f" {', '.join(map(str, seeds))}, {found['steps']} fine-tuning steps in every cell.",
-        f"Pretraining: {trained}.",
+        f" {', '.join(map(str, seeds))}; {found['steps']} fine-tuning steps of {found['batch']} patches in every cell.",
+        f"Pretraining: {trained or 'none'}.",
+        "A seed gives all starts the same training cases, patches, order, augmentation and first weights of what is not"
+        f" transferred. The peak learning rate is {found['rate']:g} for all alike and was tuned for none.",
         "Dice is averaged over labels, seeds and the cases of a subject; 95 % bootstrap intervals over subjects; paired"
         " sign-flip test over subjects, corrected over all comparisons of the table (Holm). Cases of one fold share a"
         " model, so intervals may be too narrow; the differences of single seeds show how far trainings spread.",
-        f"Machine: {found['machine'].get('cpu')}, {found['machine'].get('cores')} cores, commit"
-        f" {found['machine'].get('commit')}.",
+        f"Machine:{card} {machine.get('cpu')}, {machine.get('cores')} cores, {found['jobs']} trainings at a time,"
+        f" commit {machine.get('commit')}.",
+        _missing(found["missing"]),
     ]
+
+
+def _missing(missing: Mapping[str, str]) -> str:
+    if not missing:
+        return "Missing: nothing."
+    reasons: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        reasons.setdefault(why, []).append(name)
+    return "Missing: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()) + "."
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -185,7 +230,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     out = [f"# {found['task']}", "", sentence(found), ""]
     out += ["| Subjects | " + " | ".join(HEAD) + " |", "|---" * (len(HEAD) + 1) + "|"]
     out += [f"| {count} | {' | '.join(cells)} |" for count, cells in _lines(found)]
-    return "\n".join([*out, "", *(f"- {text}" for text in fine_print(found)), ""])
+    out += ["", *(f"- {text}" for text in fine_print(found)), "", "## Structures", ""]
+    out += ["| " + " | ".join(STRUCTURES) + " |", "|---" * len(STRUCTURES) + "|"]
+    return "\n".join([*out, *(f"| {' | '.join(line)} |" for line in _structures(found)), ""])
 
 
 def write_study(out: Path, study: Study) -> Path:
@@ -210,6 +257,8 @@ def write_study(out: Path, study: Study) -> Path:
             svg = charts.forest(drawn, name=f"study-{count}", title=title, alt=alt, mean=False)
             html += page.chart(svg, "Right of zero: in favour of pretraining. Bars are 95 % intervals.")
         sections.append(Section(f"{count} subjects", html))
+    each = table("Dice of each structure", STRUCTURES, list(_structures(found)), text=(0, 1, 2))
+    sections.append(Section("Structures", each))
     path = out / "report" / "index.html"
     write_text(path, render_page(f"VoxScale: which pretraining helps on {found['task']}", sections))
     return path

@@ -46,9 +46,9 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
     words = [sys.executable, "-m", "launch", "study", "tests/launch/study_preset.py:one", "--out", out]
     words += ["--data", tmp_path / "made" / "unlabelled", "--task", tmp_path / "made" / "task", *TINY, *flags]
 
-    def run():
+    def run(*more):
         return subprocess.run(
-            list(map(str, words)),
+            list(map(str, [*words, *more])),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -57,7 +57,11 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
             timeout=300,
         )
 
-    done = run()
+    late = run("--jobs", "2", "--minutes", "0.001")
+    assert late.returncode == 0, late.stderr[-3000:]
+    missing = json.loads((out / "study.json").read_text())["missing"]
+    assert set(missing) == {"pretrain-volume_fusion-0", "tune-scratch-1-0", "tune-volume_fusion-1-0"}
+    done = run("--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no cells of 9 subjects, as a fold leaves 2" in done.stderr
     found = json.loads((out / "study.json").read_text())
@@ -73,4 +77,4 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
     again = run()
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stderr.count("done before") == 7  # two stores, plan, shards, pretraining, two cells
-    assert json.loads((out / "study.json").read_text()) == found
+    assert json.loads((out / "study.json").read_text()) == found | {"jobs": 1}

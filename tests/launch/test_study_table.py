@@ -27,9 +27,8 @@ def study():
         }
         for name in ("good", "mixed"):
             made.pretrained(name, 60.0, steps=7, batch=3)
-        for name in found:
-            made.took(name, 2, 30.0 + seed)
-        made.add(2, seed, found)
+        for name, each in found.items():
+            made.add(2, name, seed, each, 30.0 + seed)
     return made
 
 
@@ -64,3 +63,28 @@ def test_files_say_the_same(study, tmp_path):
 def test_where_nothing_differs_the_page_says_so(study):
     del study.rows[2]["good"]
     assert "None of 1 comparisons with training from scratch shows a difference." in markdown(summary(study))
+
+
+def test_a_table_of_what_is_done_compares_the_seeds_that_both_have(study):
+    del study.rows[2]["scratch"][0]
+    study.missing = {"tune-scratch-2-0": "not reached within the time limit"}
+    scratch, good, _ = summary(study)["cells"]
+    assert (scratch["seeds"], good["seeds"]) == ([1], [0, 1])
+    assert good["difference"]["by_seed"] == pytest.approx([0.117])
+    assert good["difference"]["dice_mean"] == pytest.approx(0.117)
+    assert good["dice_mean"] == pytest.approx(0.475 + 0.112)  # its own Dice is of both seeds
+    assert "Missing: tune-scratch-2-0 (not reached within the time limit)." in markdown(summary(study))
+    del study.rows[2]["scratch"]
+    assert all("difference" not in cell for cell in summary(study)["cells"])
+    assert "None of 0 comparisons" in markdown(summary(study))
+
+
+def test_structures_have_differences_of_their_own(study):
+    for starts in study.rows[2].values():
+        for rows_ in starts.values():
+            for row in rows_:
+                row["dice"]["2"] = 0.5
+    study.classes = {"1": "front", "2": "back"}
+    text = markdown(summary(study))
+    assert "| 2 | good | front | 0.587 |" in text
+    assert "| 2 | good | back | 0.500 | 0.500 to 0.500 | 0.000 | 0.000 to 0.000 |" in text
