@@ -64,6 +64,7 @@ def pretrain(config: PretrainConfig) -> None:
         found = find_checkpoint(config.run)
         weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
         engine = start_engine(network, weights, config.engine, config.optim, micro)
+        del weights  # the engine has its own
         teacher = make_teacher(engine, network, config, model_config, patch)
         start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
         if found is not None and teacher is not None:

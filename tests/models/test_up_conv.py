@@ -112,11 +112,19 @@ def test_transposed_form_is_taken_for_many_voxels_on_cpus_alone() -> None:
         assert not pays(many, steps)
 
 
-@pytest.mark.parametrize("stages", [(), (0, 1, 2)])
+@pytest.mark.parametrize("stages", [(), (0, 1, 2), (2, 1, 0)])  # the last keeps what convolutions return
 def test_stunet_is_the_same_network_in_both_forms(monkeypatch: pytest.MonkeyPatch, stages: tuple[int, ...]) -> None:
     strides = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
     model = build(
-        STUNetConfig(width=2, depth=2, classes=3, heads=2, strides=strides, checkpoint_stages=stages)
+        STUNetConfig(
+            width=2,
+            depth=2,
+            classes=3,
+            heads=2,
+            strides=strides,
+            checkpoint_stages=stages,
+            keep_convolutions=stages[:1] == (2,),
+        )
     ).double()
     x = torch.randn(2, 1, 8, 16, 16, generator=torch_generator(0), dtype=torch.float64)
     found = []

@@ -113,9 +113,13 @@ class Seeded(Protocol):
 
 
 def first_weights(model: Seeded, seed: int) -> dict[str, Tensor]:
-    """Initialise a model from a seed and return its weights by name."""
+    """Initialise a model from a seed and return its weights by name, which are those of the model, not copies.
+
+    An engine in bf16 or with ZeRO gives the model other tensors, so these stay as they are. Let go of them once it
+    has started: they have the size of the model in fp32.
+    """
     model.initialise(torch_generator(seed, "weights"))
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def network_input(images: Tensor, engine: Engine, last: bool) -> Tensor:

@@ -164,10 +164,11 @@ def updates(engine: Engine) -> int:
 
 def make_moments(engine: Engine, moments: tuple[str, ...], updates: int) -> None:
     """Give the inner optimizer moments of zeros and its number of updates, in the form that its first step would."""
+    fused = bool(_inner(engine).defaults.get("fused"))
     for part in _flat_parts(engine):
         state = _inner(engine).state[part]
-        if "exp_avg" in moments:
-            state["step"] = torch.tensor(float(updates))
+        if "exp_avg" in moments:  # the fused form counts beside the weights
+            state["step"] = torch.tensor(float(updates), device=part.device if fused else None)
         for moment in moments:
             state[moment] = torch.zeros_like(part, memory_format=torch.preserve_format)
     _link_moments(engine)

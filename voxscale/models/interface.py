@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from voxscale.config import require
 from voxscale.errors import ConfigError
@@ -64,6 +64,7 @@ class Backbone(nn.Module, ABC):
         levels: Resolutions of `features`, finest first.
         decoder_levels: How many of them, from the finest on, `decode` returns; 0 without a decoder.
         checkpoint_stages: Levels whose stages are recomputed in the backward pass.
+        keep_convolutions: Whether these keep what convolutions return.
         head_prefixes: What the names of all weights of the heads start with.
         input_weights: Names of the weights (out, in, ...) whose second axis is the image channels.
         decay_free: Endings of names of matrices that weight decay should leave alone too.
@@ -217,10 +218,13 @@ class Backbone(nn.Module, ABC):
     def run_stage(self, level: int, function: Callable[..., T], *inputs: object) -> T:
         """Call a stage, keeping only its inputs for the backward pass if its level is to be recomputed."""
         if level in self.checkpoint_stages and torch.is_grad_enabled():
-            contexts = (nullcontext(), _Recomputing(self))
+            contexts: Callable[[], Any] = partial(create_selective_checkpoint_contexts, _policy)
+            if not self.keep_convolutions:
+                recomputing = _Recomputing(self)
+                contexts = partial(tuple, (nullcontext(), recomputing))
             if self._visible is not None:  # the recomputation comes when all is shown again
                 function = partial(_hiding, self, self._visible, function)
-            return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)  # pyright: ignore[reportReturnType]
+            return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportReturnType]
         return function(*inputs)
 
     def place(self, device: torch.device | str | None) -> None:
@@ -237,6 +241,12 @@ class Backbone(nn.Module, ABC):
 
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(f"model must be one with {what}, not {type(self).__name__}")
+
+
+def _policy(_: object, operation: object, *inputs: object, **__: object) -> CheckpointPolicy:
+    """Keep what convolutions return, but for transposed ones, to which the rest of an enlargement is added."""
+    kept = operation is torch.ops.aten.convolution.default and not inputs[6]
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class _Recomputing:

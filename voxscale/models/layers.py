@@ -1,7 +1,8 @@
 """What several families share: layers for two or three dimensions, first weights, counts of operations."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,35 @@ def instance_norm(x: Tensor, norm: nn.Module) -> Tensor:
         return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
     parts = [F.batch_norm(one, None, None, norm.weight, norm.bias, True, 0.0, norm.eps) for one in x.split(1)]
     return torch.cat(parts)
+
+
+def norm_act(x: Tensor, norm: nn.Module, shortcut: Tensor | None = None) -> Tensor:
+    """Leaky ReLU of `norm(x)` plus `shortcut`; on GPUs in one go where features are channels last.
+
+    Args:
+        x: As in `instance_norm`; not to be used after.
+        norm: As in `instance_norm`.
+        shortcut: Of the shape of `x`; nothing is added if None.
+    """
+    if x.device.type == "cuda" and "forward" not in vars(norm) and not torch.compiler.is_compiling():
+        last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+        fused = _fused_norm()
+        if fused is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+            return fused(x, norm.weight, norm.bias, norm.eps, SLOPE, shortcut)
+    y = instance_norm(x, norm)
+    if shortcut is not None:
+        y = y.add_(shortcut)
+    return F.leaky_relu(y, SLOPE, inplace=True)
+
+
+@functools.cache
+def _fused_norm() -> Callable[..., Tensor] | None:
+    """The function of `voxscale.models.norm_triton`, where torch came with a compiler for GPUs."""
+    try:
+        from voxscale.models.norm_triton import norm_add_relu
+    except ImportError:
+        return None
+    return norm_add_relu
 
 
 def conv_flops(before: int, channels: int, kernel: int, voxels: int) -> int:

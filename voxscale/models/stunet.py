@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from voxscale.config import config, require
 from voxscale.models.interface import (
@@ -24,11 +23,10 @@ from voxscale.models.interface import (
 from voxscale.models.layers import (
     CONV,
     INSTANCE_NORM,
-    SLOPE,
     axes,
     conv_flops,
     initialise_layers,
-    instance_norm,
+    norm_act,
 )
 from voxscale.models.up_conv import UP_CONV, join, pays
 
@@ -61,6 +59,7 @@ class STUNetConfig:
         strides: (z, y, x) stride of each of the five downsampling steps. A step of (1, 1, 1)
             keeps the resolution, so a small patch can stop early without losing any weight.
         checkpoint_stages: Levels, 0 at full resolution, that are recomputed in the backward pass.
+        keep_convolutions: Whether these keep what convolutions return, so that only the rest is computed again.
     """
 
     kind: Literal["stunet"] = "stunet"
@@ -78,6 +77,7 @@ class STUNetConfig:
         (2, 2, 2),
     )
     checkpoint_stages: tuple[int, ...] = ()
+    keep_convolutions: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -135,10 +135,10 @@ class ResidualBlock(nn.Module):
         inputs = (x,)
         if skip is not None and self.scale is not None:
             inputs = (x, skip) if pays(x, self.scale) else (join(x, skip, self.scale),)
-        y = F.leaky_relu(instance_norm(self.conv1(*inputs), self.norm1), SLOPE, inplace=True)
-        y = instance_norm(self.conv2(y), self.norm2)
+        y = norm_act(self.conv1(*inputs), self.norm1)
+        y = self.conv2(y)
         shortcut = x if self.conv3 is None else self.conv3(*inputs)
-        return F.leaky_relu(y.add_(shortcut), SLOPE, inplace=True)
+        return norm_act(y, self.norm2, shortcut)
 
 
 class Upsample(nn.Module):
@@ -206,6 +206,7 @@ class STUNet(Backbone):
         self.levels = levels_of(dims, config.strides, config.dims)
         self.decoder_levels = len(dims) - 1
         self.checkpoint_stages = config.checkpoint_stages
+        self.keep_convolutions = config.keep_convolutions
         strides: tuple[Stride, ...] = ((1, 1, 1), *config.strides)
         steps = range(len(dims) - 2, -1, -1)  # encoder stage that each decoder step returns to, deepest first
         # On meta the layers do not draw initial values of their own from the global generator.

@@ -100,8 +100,8 @@ class _Function(torch.autograd.Function):
         conv, transposed = (F.conv3d, F.conv_transpose3d) if y.ndim == 5 else (F.conv2d, F.conv_transpose2d)
         padding = weight.shape[-1] // 2
         coarse, fine = weight.split([y.shape[1], skip.shape[1]], dim=1)
-        out = conv(skip, fine, bias, padding=padding)
-        return out.add_(transposed(y, transposed_weight(coarse, steps), stride=steps, padding=padding))  # pyright: ignore[reportArgumentType]
+        out = transposed(y, transposed_weight(coarse, steps), stride=steps, padding=padding)  # pyright: ignore[reportArgumentType]
+        return out.add_(conv(skip, fine, bias, padding=padding))  # which a recomputation may have kept
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
