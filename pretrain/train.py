@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.labelled import LabelledBatches, of_batch, open_labelled, write_ledger
@@ -24,6 +25,7 @@ from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.ema import Teacher
+from voxscale.engine.heap import keep_freed_memory
 from voxscale.engine.loop import train
 from voxscale.engine.run import about, find_checkpoint, first_weights, open_run
 from voxscale.engine.tracker import Tracker
@@ -49,6 +51,8 @@ def pretrain(config: PretrainConfig) -> None:
         TrainingError: If a value is not finite or a checkpoint cannot be written.
     """
     dist.start()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
     source = find_source(config)
     patch = source.patch

@@ -27,6 +27,7 @@ from pretrain.scene import Scene
 from voxscale.batch import Losses, Views
 from voxscale.config import config, require
 from voxscale.errors import DataError
+from voxscale.kernel.fusion import fuse_grids
 from voxscale.losses.deep_supervision import deep_supervision
 from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.losses.earth_mover import earth_mover_loss
@@ -196,6 +197,28 @@ def fuse(
     return torch.lerp(background, foreground, label.to(background.dtype).div_(levels))
 
 
+def draw_and_fuse(
+    background: Float[Tensor, "b 1 z y x"],
+    foreground: Float[Tensor, "b 1 z y x"],
+    seeds: Sequence[int],
+    config: VolumeFusionConfig,
+) -> tuple[UInt8[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]]:
+    """Draw a label for each pair and blend: `sample_labels` and `fuse`, on CPUs in one pass with the same bits.
+
+    Raises:
+        ConfigError: As `sample_labels` does.
+    """
+    z, y, x = background.shape[2:]
+    if config.layout == "grid" and background.device.type == "cpu":
+        check(config, (z, y, x))
+        grids = [_draw_grid(rng(seed, "fusion"), (z, y, x), config) for seed in seeds]
+        done = fuse_grids(background, foreground, grids, config.levels)
+        if done is not None:
+            return done
+    label = sample_labels(seeds, (z, y, x), config, background.device)
+    return label, fuse(background, foreground, label, config.levels)
+
+
 def loss(
     outputs: Tensor | Sequence[Tensor],
     label: UInt8[Tensor, "b 1 z y x"],
@@ -272,9 +295,8 @@ def fuse_views(
     if config.pairing == "across":
         require(samples > 1, "objective.pairing", "'within' for a batch of one sample", config.pairing)
     background, foreground = _pair(views.images)
-    z, y, x = background.shape[2:]
-    label = sample_labels(views.seeds, (z, y, x), config, background.device)
-    return background, foreground, label, fuse(background, foreground, label, config.levels)
+    label, fused = draw_and_fuse(background, foreground, views.seeds, config)
+    return background, foreground, label, fused
 
 
 def _pair(crops: Shaped[Tensor, "b v 1 z y x"]) -> tuple[Shaped[Tensor, "b 1 z y x"], Shaped[Tensor, "b 1 z y x"]]:

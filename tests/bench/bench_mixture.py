@@ -22,12 +22,13 @@ from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.scene import Scene
 from pretrain.views import ViewsConfig
 from voxscale.batch import Batch
+from voxscale.engine.heap import keep_freed_memory
 from voxscale.models.build import build
 from voxscale.models.stunet import SIZES, STUNetConfig
 from voxscale.seed import torch_generator
 
 GOAL, EQUAL = 0.7, 1e-5
-ROUNDS = 3
+ROUNDS = 4
 SAMPLES, CROPS = 8, 2
 PATCH = (64, 64, 64)
 NAMES = ("volume_fusion", "graph_matching", "patch_matching")
@@ -89,6 +90,7 @@ def step(network: Pretraining, batch: Batch) -> dict[str, float]:
 def main() -> None:
     """Compare losses, count voxels, measure times."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
     batch = a_batch()
     mixed, alone = networks()
     together = step(mixed, batch)

@@ -9,7 +9,8 @@ import itertools
 import torch
 from harness import alternate, finish, paired_ratio
 
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, fuse, sample_labels
+from pretrain.objectives.volume_fusion import VolumeFusionConfig, draw_and_fuse
+from voxscale.engine.heap import keep_freed_memory
 from voxscale.seed import torch_generator
 
 GOAL = 2.0
@@ -19,6 +20,7 @@ ROUNDS = 60
 def main() -> None:
     """Measure both sizes."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
     config = VolumeFusionConfig()
     cells = {}
     for side in (96, 128):
@@ -28,8 +30,7 @@ def main() -> None:
         seeds = itertools.count()
 
         def fused(pair=pair, size=size, seeds=seeds) -> None:
-            label = sample_labels([next(seeds)], size, config)
-            fuse(pair[:1], pair[1:], label, config.levels)
+            draw_and_fuse(pair[:1], pair[1:], [next(seeds)], config)
 
         def copied(pair=pair, copy=copy) -> None:
             copy.copy_(pair)

@@ -18,7 +18,7 @@ from pathlib import Path
 log = logging.getLogger("voxscale")
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp"))
+SOURCES = tuple(HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp"))
 PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h")))
 OFF = "VOXSCALE_NO_KERNEL"
 """Environment variable that switches the compiled reader off."""

@@ -9,6 +9,7 @@ from pretrain.objectives.volume_fusion import (
     IGNORED,
     VolumeFusionConfig,
     check,
+    draw_and_fuse,
     fuse,
     fuse_views,
     loss,
@@ -19,6 +20,7 @@ from pretrain.views import ViewsConfig, make_views
 from voxscale.batch import Patch, Views, collate
 from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError, DataError
+from voxscale.kernel import fusion
 from voxscale.seed import rng
 
 SMALL = VolumeFusionConfig(block_min=2, block_max=4)
@@ -328,3 +330,21 @@ def test_bad_config_is_refused_by_name(wrong: dict[str, object], name: str) -> N
 @pytest.mark.parametrize("config", [VolumeFusionConfig(), DEMO, PREPRINT])
 def test_config_survives_json(config: VolumeFusionConfig) -> None:
     assert from_dict(VolumeFusionConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("size", [(7, 9, 33), (24, 40, 48), (1, 16, 17)])
+@pytest.mark.parametrize("levels", [1, 2, 4, 3])
+def test_one_pass_gives_the_bits_of_label_and_blend(size: tuple[int, int, int], levels: int) -> None:
+    if fusion.load() is None:
+        pytest.skip("needs g++")
+    config = VolumeFusionConfig(levels=levels, block_min=1, block_max=(min(7, size[0]), 7, 9))
+    crops = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, 1, *size)).astype(np.float32))
+    label, fused = draw_and_fuse(crops[:, 0], crops[:, 1], (5, 6, 7), config)
+    wanted = sample_labels((5, 6, 7), size, config)
+    assert torch.equal(label, wanted)
+    plain = fuse(crops[:, 0], crops[:, 1], wanted, levels)
+    assert torch.equal(fused.view(torch.int32), plain.view(torch.int32))
+    wide = fusion.fuse_grids(crops[:, 0].double(), crops[:, 1].double(), [], levels)
+    thirds = fusion.fuse_grids(crops[:, 0], crops[:, 1], [], 3)
+    assert wide is None
+    assert thirds is None
