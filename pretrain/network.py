@@ -216,7 +216,8 @@ class Pretraining(nn.Module):
         for loss in [*(losses.total for losses in found.values()), *terms]:
             grads = () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
             squares.append(float(sum(g.float().square().sum() for g in grads if g is not None)))
-        mean = [value / dist.world_size() for value in dist.total(squares)]
+        # The loss of a step is the mean over ranks, so this is its gradient, whatever their number.
+        mean = [value / dist.world_size() ** 2 for value in dist.total(squares)]
         every = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
         norms = every[: len(found)]
         self.norms.copy_(norms)

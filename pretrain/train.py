@@ -105,8 +105,9 @@ def pretrain(config: PretrainConfig) -> None:
             return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
-            step = batch.indices[0] // config.loop.batch
-            return losses(engine, network, see(batch, more), config, teacher, step)
+            step, within = divmod(batch.indices[0], config.loop.batch)
+            first = within < micro * dist.world_size()  # of the micro-batches of a step
+            return losses(engine, network, see(batch, more), config, teacher, first and due(config, step))
 
         def first_scene() -> Scene:
             first, how = [list(range(micro))], (LoaderConfig(), False, lambda _: None)
@@ -175,22 +176,27 @@ def make_teacher(
     return Teacher(engine, config.ema, config.loop.steps, make_network(config, model, patch))
 
 
+def due(config: PretrainConfig, step: int) -> bool:
+    """Whether gradients are measured in a step."""
+    every = config.objective.measure_every
+    return every > 0 and step % every == 0
+
+
 def losses(
-    engine: Engine, network: Pretraining, scene: Scene, config: PretrainConfig, teacher: Teacher | None, step: int
+    engine: Engine, network: Pretraining, scene: Scene, config: PretrainConfig, teacher: Teacher | None, measure: bool
 ) -> tuple[Losses, int]:
-    """Losses of all branches and the voxels that the encoder saw."""
+    """Losses of all branches and the voxels that the encoder saw; gradients are measured if there are several."""
     mixture, twin = config.objective, None
     if teacher is not None:
         teacher.refresh()
         assert isinstance(teacher.module, Pretraining)
         twin = teacher.module
     several = len(mixture.active) > 1 or bool(network.weighed)
-    measured = mixture.measure_every > 0 and several and config.engine.zero_stage < 3
     job = Job(
         plans=network.plans(scene),
         weights=mixture.weights_at(scene.progress),
         teacher=twin,
-        measure=measured and step % mixture.measure_every == 0,
+        measure=measure and several and config.engine.zero_stage < 3,
         balance=mixture.balance == "gradients",
         channels_last=config.engine.channels_last,
     )

@@ -1,7 +1,7 @@
 """Second-order graph matching as a branch: two near views form two graphs that must match (LVM-Med, 2023)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,14 +30,14 @@ class Targets:
 
     Attributes:
         views: Of each crop in turn, both views.
-        generator: Of noise.
+        generators: Of the noise of each graph, by the seed of its first sample, so whatever stands beside it.
         scans: Which scan each node lies in, for `sub_volume`.
         nodes: Which tokens are nodes, for `patch`.
         tokens_mm: Where the tokens of both views lie in mm, for `patch`.
     """
 
     views: list[tuple[View, View]]
-    generator: torch.Generator
+    generators: Sequence[torch.Generator]
     scans: Tensor | None = None
     nodes: Nodes | None = None
     tokens_mm: tuple[Tensor, Tensor] | None = None
@@ -92,10 +92,12 @@ class GraphMatching(Objective):
             for number, pair in enumerate(views)
             for side, view in zip(SIDES, pair, strict=True)
         }
-        generator = torch_generator(scene.seeds[0], "matching", device=views[0][0].images.device)
+        each = 1 if config.mode == "patch" else config.group // self.views_per_sample
+        device = views[0][0].images.device
+        generators = [torch_generator(seed, "matching", device=device) for seed in scene.seeds[::each]]
         if config.mode == "patch":
-            return Plan(passes, self._patch_targets(scene, views[0], generator))
-        return Plan(passes, Targets(views, generator, self._scans(scene)))
+            return Plan(passes, self._patch_targets(scene, views[0], generators))
+        return Plan(passes, Targets(views, generators, self._scans(scene)))
 
     def _scans(self, scene: Scene) -> Tensor | None:
         """Scan of each node, crops of a sample together."""
@@ -106,7 +108,7 @@ class GraphMatching(Objective):
         scans = torch.tensor(known, device=scene.crops.images.device)
         return scans.repeat_interleave(self.config.crops)
 
-    def _patch_targets(self, scene: Scene, pair: tuple[View, View], generator: torch.Generator) -> Targets:
+    def _patch_targets(self, scene: Scene, pair: tuple[View, View], generators: Sequence[torch.Generator]) -> Targets:
         """Choose nodes; every sample's from its own seed."""
         size = scene.patch
         grid = self._grid(size)
@@ -118,7 +120,7 @@ class GraphMatching(Objective):
         ]
         nodes = choose_nodes(truth, self.config.nodes, self.config.unmatched, (keys[0], keys[1]))
         s, t = (places(cells(view.mm, size, grid), grid) for view in pair)
-        return Targets([pair], generator, nodes=nodes, tokens_mm=(s, t))
+        return Targets([pair], generators, nodes=nodes, tokens_mm=(s, t))
 
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
         """See `graph_matching` and `patch_matching`."""
@@ -126,7 +128,7 @@ class GraphMatching(Objective):
         if targets.nodes is not None and targets.tokens_mm is not None:
             maps = [self._features(seen[f"{side}0"]) for side in SIDES]
             return patch_matching(
-                (maps[0], maps[1]), targets.tokens_mm, targets.nodes, self.heads, self.config, targets.generator
+                (maps[0], maps[1]), targets.tokens_mm, targets.nodes, self.heads, self.config, targets.generators
             )
         maps, spots = [], []
         for at, side in enumerate(SIDES):
@@ -135,7 +137,7 @@ class GraphMatching(Objective):
             maps.append(torch.stack(each, dim=1).flatten(0, 1))
             spots.append(torch.stack(where, dim=1).flatten(0, 1))
         return graph_matching(
-            maps[0], maps[1], (spots[0], spots[1]), self.heads, self.config, targets.generator, targets.scans
+            maps[0], maps[1], (spots[0], spots[1]), self.heads, self.config, targets.generators, targets.scans
         )
 
     def _features(self, seen: Seen) -> Tensor:

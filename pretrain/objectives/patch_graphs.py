@@ -16,7 +16,7 @@ from voxscale.losses.variance import variance_loss
 from voxscale.matching.dustbin import UNMATCHED, complete, partial, with_dustbins
 from voxscale.matching.edge_affinity import edge_affinity
 from voxscale.matching.neighbours import ends, nearest_places
-from voxscale.matching.perturbed import draw_noise, gumbel, perturbed_loss
+from voxscale.matching.perturbed import Generators, draw_noise, gumbel_copies, perturbed_loss
 from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.true_match import Nodes
@@ -35,7 +35,7 @@ def patch_matching(
     nodes: Nodes,
     heads: GraphMatchingHeads,
     config: GraphMatchingConfig,
-    generator: torch.Generator,
+    generator: Generators,
 ) -> Losses:
     """Match tokens of two views.
 
@@ -45,7 +45,8 @@ def patch_matching(
         nodes: Which tokens are nodes, and their true match.
         heads: Projector, graph layers and price of a node that stays unmatched.
         config: What the graphs are.
-        generator: Of noise and kicks, on the device of the features.
+        generator: Of noise, one for all graphs or one for each, on the device of the features; kicks are the
+            first one's.
 
     Returns:
         Terms `matching`, `variance`, `info_nce`, those whose weight is not 0; watched are `match_accuracy` (with
@@ -116,7 +117,7 @@ def _pairs(nodes: Nodes) -> Bool[Tensor, "b n n"]:
 
 
 def _match(
-    problem: Problem, nodes: Nodes, price: Tensor, config: GraphMatchingConfig, generator: torch.Generator
+    problem: Problem, nodes: Nodes, price: Tensor, config: GraphMatchingConfig, generator: Generators
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The matching term, and how often the match is true."""
     shape = problem.vertex.shape[:2]
@@ -124,11 +125,14 @@ def _match(
     binned = with_dustbins(problem, *(price.float() * real for real in (nodes.source_real, nodes.target_real)))
     noise = draw_noise(problem, config.num_samples, config.gumbel_scale, generator)
     # One draw for all dustbins of a node: the greatest of many draws would make it cheap to leave nodes unmatched.
-    to_bins = [config.gumbel_scale * gumbel(torch.Size((len(noise.vertex), shape[1])), generator) for _ in range(2)]
+    draws = [gumbel_copies(shape, config.num_samples, generator) for _ in range(2)]
+    to_bins = [config.gumbel_scale * one for one in draws]
+
+    first = generator if isinstance(generator, torch.Generator) else generator[0]
 
     def solver(case: Problem) -> Tensor:
         known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
-        return solve(case, config.solver, generator, known)
+        return solve(case, config.solver, first, known)
 
     binned_noise = with_dustbins(noise, to_bins[0], to_bins[1])
     found = perturbed_loss(binned, truth, binned_noise, solver, margin=config.margin, lambda_=config.lambda_)

@@ -16,7 +16,7 @@ from voxscale.losses.variance import variance_loss
 from voxscale.matching.edge_affinity import edge_affinity, offset_affinity
 from voxscale.matching.local_affinity import local_affinity
 from voxscale.matching.neighbours import nearest
-from voxscale.matching.perturbed import draw_noise, perturbed_loss
+from voxscale.matching.perturbed import Generators, draw_noise, perturbed_loss
 from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.vertex_affinity import cosines, vertex_affinity
@@ -28,7 +28,7 @@ def graph_matching(
     positions: tuple[Float[Tensor, "s d *grid"], Float[Tensor, "s d *grid"]],
     heads: GraphMatchingHeads,
     config: GraphMatchingConfig,
-    generator: torch.Generator,
+    generator: Generators,
     scans: Int64[Tensor, " s"] | None = None,
 ) -> Losses:
     """Match the graphs of two views.
@@ -39,7 +39,8 @@ def graph_matching(
         positions: Place of each feature vector in its scan in mm, of both views.
         heads: Projector and graph layers.
         config: What the graphs are.
-        generator: Of noise and kicks, on the device of the features.
+        generator: Of noise, one for all graphs or one for each, on the device of the features; kicks are the
+            first one's.
         scans: Which scan each sample was cut from (`sub_volume` only).
 
     Returns:
@@ -70,14 +71,16 @@ def graph_matching(
 
 
 def _match(
-    problem: Problem, truth: Int64[Tensor, "b n"], config: GraphMatchingConfig, generator: torch.Generator
+    problem: Problem, truth: Int64[Tensor, "b n"], config: GraphMatchingConfig, generator: Generators
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The matching term, and how often the match is true."""
     noise = draw_noise(problem, config.num_samples, config.gumbel_scale, generator)
 
+    first = generator if isinstance(generator, torch.Generator) else generator[0]
+
     def solver(case: Problem) -> Tensor:
         known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
-        return solve(case, config.solver, generator, known)
+        return solve(case, config.solver, first, known)
 
     found = perturbed_loss(problem, truth, noise, solver, margin=config.margin, lambda_=config.lambda_)
     watched = {"match_accuracy": share(found.match, truth)}

@@ -318,16 +318,17 @@ def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) ->
         DataError: As `fuse_views` does.
     """
     *_, label, fused = fuse_views(views, config)
-    return loss(network(fused), label, _nowhere(views), config.ordinal_weight)
+    return loss(network(fused), label, _nowhere(views, label, config.levels), config.ordinal_weight)
 
 
-def _nowhere(views: Views) -> Bool[Tensor, "b 1 z y x"]:
-    """Voxels outside the scan in both crops: they are 0 whatever the label, so they do not count.
+def _nowhere(views: Views, label: UInt8[Tensor, "b 1 z y x"], levels: int) -> Bool[Tensor, "b 1 z y x"]:
+    """Voxels at which a crop shows what lies outside of its scan or was blanked; they do not count.
 
-    The published versions never see such voxels: they crop inside.
+    Where only one of the crops shows, at class 0 or K, the other may be anything. The published versions never see
+    such voxels: they crop inside.
     """
-    here, there = _pair(views.inside)
-    return ~(here | there)
+    background, foreground = _pair(views.inside)
+    return (~background & (label < levels)) | (~foreground & (label > 0))
 
 
 class VolumeFusion(Objective):
@@ -351,7 +352,7 @@ class VolumeFusion(Objective):
         """Fuse the crops."""
         views = scene.all_crops(self.views_per_sample)
         parts = fuse_views(views, self.config)
-        return Plan({"fused": Pass(parts[3], decoder=True)}, (*parts, _nowhere(views)))
+        return Plan({"fused": Pass(parts[3], decoder=True)}, (*parts, _nowhere(views, parts[2], self.config.levels)))
 
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
         """See `loss`."""

@@ -99,3 +99,13 @@ def test_bad_input_is_named() -> None:
     for truth, lambda_ in ((identity(2, 3), 80.0), (identity(2, 4), 0.0)):
         with pytest.raises(DataError, match="^truth must be"):
             perturbed_loss(problem, truth, noise, solve_exactly, lambda_=lambda_)
+
+
+def test_noise_of_a_problem_with_its_own_generator_does_not_depend_on_those_beside_it():
+    problem = Problem(torch.zeros(3, 5, 5), torch.zeros(3, 5, 2, 5, 2), *[torch.zeros(3, 5, 2, dtype=torch.long)] * 2)
+    all_three = draw_noise(problem, 2, 1.0, [torch_generator(s) for s in range(3)])
+    alone = Problem(*(part[1:2] for part in (problem.vertex, problem.edge, problem.source, problem.target)))
+    second = draw_noise(alone, 2, 1.0, [torch_generator(1)])
+    for whole, own in ((all_three.vertex, second.vertex), (all_three.edge, second.edge)):
+        assert whole[1::3].equal(own)
+        assert not own[0].equal(own[1])

@@ -87,6 +87,8 @@ def test_runs(data: Path, ranks, tmp_path: Path) -> None:
         for row, other in zip(want, lines(tmp_path / run), strict=True):
             for key in ("loss", "masked_reconstruction/error", "supervised/dice", "supervised/cross_entropy"):
                 assert other[key] == pytest.approx(row[key], rel=1e-5), (run, row["step"], key)
+    for key in ("masked_reconstruction/gradient", "supervised/gradient"):
+        assert lines(tmp_path / "two")[0][key] == pytest.approx(want[0][key], rel=1e-4)
     # Cut after two steps, the run went on with the same labelled and unlabelled samples.
     assert [(row["step"], row["loss"]) for row in lines(tmp_path / "cut")] == [(r["step"], r["loss"]) for r in want]
     first, second = (load_weights(tmp_path / run / last) for run in ("one", "cut"))

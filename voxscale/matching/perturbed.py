@@ -1,6 +1,6 @@
 """Learning to match: the perturbed best match against the true one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from voxscale.matching.problem import Problem
 from voxscale.matching.score import score
 
 Solver = Callable[[Problem], Int64[Tensor, "b N"]]
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One for all problems, or one for each."""
 SURE = 10.0
 """Value of lambda from which the second solve returns the truth, so that it is left out."""
 
@@ -82,16 +84,25 @@ def perturbed_loss(
 
 
 @torch.no_grad()
-def draw_noise(problem: Problem, samples: int, scale: float, generator: torch.Generator) -> Problem:
+def gumbel_copies(shape: torch.Size, samples: int, generator: Generators) -> Tensor:
+    """So many draws for each of the problems (b, ...), copies of all one after another.
+
+    With a generator for each, what is drawn for a problem does not depend on those beside it.
+    """
+    if isinstance(generator, torch.Generator):
+        return gumbel(torch.Size((samples * shape[0], *shape[1:])), generator)
+    each = [gumbel(torch.Size((samples, *shape[1:])), one) for one in generator]
+    return torch.stack(each, dim=1).flatten(0, 1)
+
+
+def draw_noise(problem: Problem, samples: int, scale: float, generator: Generators) -> Problem:
     """Gumbel noise for every worth of every copy (LVM-Med, Algorithm 1).
 
     Args:
         problem: b problems; values are not looked at.
         samples: Draws per problem.
         scale: Factor of Gumbel(0, 1); 0 gives zeros.
-        generator: On the device of the problems.
+        generator: On the device of the problems; see `gumbel_copies`.
     """
-    copies = problem.repeat(samples)
-    return copies.with_values(
-        scale * gumbel(copies.vertex.shape, generator), scale * gumbel(copies.edge.shape, generator)
-    )
+    vertex, edge = (gumbel_copies(part.shape, samples, generator) for part in (problem.vertex, problem.edge))
+    return problem.repeat(samples).with_values(scale * vertex, scale * edge)
