@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("volume_fusion", "masked", "part_whole", "graph_matching", "patch_matching", "mixture")
 SEEDS = (0, 1, 2)
 SHUFFLED = "_shuffled"
+CONTROL = f"masked{SHUFFLED}"
 SOURCES = ("decoder", "encoder", "intensity")
 
 
@@ -83,6 +84,21 @@ def table(preset: str, runs: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def against(preset: str, runs: list[Path], control: list[Path]) -> str:
+    """What a preset gains over the control of the same seeds, at the last step of both; Student's over seeds."""
+    pairs = [(read(run), read(other)) for run, other in zip(runs, control, strict=True)]
+    step = max(set.intersection(*(set(rows) & set(others) for rows, others in pairs)))
+    lines = [f"`{preset}` less `{control[0].name.rsplit('-', 1)[0]}`, step {step}, {len(runs)} seeds", ""]
+    lines += ["| probe | difference | of each seed |", "|---|---|---|"]
+    for name in (f"{source}/{kind}" for source in SOURCES[:2] for kind in ("knn_dice", "linear_dice")):
+        each = [rows[step][f"probe/{name}"] - others[step][f"probe/{name}"] for rows, others in pairs]
+        reach = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each)
+        mean, text = fmean(each), "; ".join(f"{one:+.3f}" for one in each)
+        ends = f"{mean - reach:+.3f} to {mean + reach:+.3f}"
+        lines.append(f"| {name.replace('/', ', ').replace('_dice', '')} | {mean:+.3f} ({ends}) | {text} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Train what is missing, then print the tables."""
     shards, store, out = (Path(part).resolve() for part in sys.argv[1:4])
@@ -92,6 +108,9 @@ def main() -> None:
             if not (run / "preview.npz").is_file():
                 train(preset, seed, shards, store, run)
         print(table(preset, runs))
+        control = [out / f"{CONTROL}-{seed}" for seed in SEEDS]
+        if preset not in (CONTROL, "volume_fusion") and all((run / "preview.npz").is_file() for run in control):
+            print(against(preset, runs, control))
 
 
 if __name__ == "__main__":
