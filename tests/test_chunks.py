@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from voxscale import arrays, kernel
 from voxscale.arrays import layout_of, write_array
 from voxscale.blobs import Held, Mapped, Ranged
-from voxscale.chunks import encode_shard, open_shard, read_box, to_float
+from voxscale.chunks import encode_shard, open_shard, read_box, read_boxes, to_float
 from voxscale.errors import DataError
 
 SHAPE = (70, 33, 95)
@@ -64,32 +64,33 @@ def test_any_box_is_what_zarr_python_reads(written, blob, as_float, box):
 
 
 @pytest.mark.parametrize("blob", [Mapped, Ranged])
-@settings(max_examples=25, deadline=None)
-@given(parts=st.lists(spans, min_size=1, max_size=3))
-def test_parts_of_a_box_are_what_was_written(written, blob, parts):
+@pytest.mark.parametrize("as_float", [False, True])
+@settings(max_examples=20, deadline=None)
+@given(boxes=st.lists(spans, min_size=1, max_size=4))
+def test_boxes_read_together_are_what_was_written(written, blob, as_float, boxes):
     folder, layout, voxels = written
-    around = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*parts, strict=True)]
-    found = read_box(layout, opener(folder, layout, blob), around, parts=parts)
-    assert found.shape == tuple(b - a for a, b in around)
-    for part in parts:
-        inside = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(part, around, strict=True))
-        assert np.array_equal(found[inside], voxels[tuple(slice(a, b) for a, b in part)])
+    found = read_boxes(layout, opener(folder, layout, blob), boxes, as_float)
+    for box, each in zip(boxes, found, strict=True):
+        wanted = voxels[tuple(slice(a, b) for a, b in box)]
+        assert np.array_equal(each, wanted) and each.dtype == (np.float32 if as_float else np.int16)
+        each[...] = 0  # what is another one's is not changed, as the next ones show
 
 
-def test_only_chunks_that_parts_touch_are_decoded(written, tmp_path, engine):
-    """Damage elsewhere is not met; damage to any chunk that a part touches is."""
+def test_only_chunks_that_boxes_touch_are_decoded(written, tmp_path, engine):
+    """Damage elsewhere is not met, between the boxes either; damage to any chunk that a box touches is."""
     folder, layout, voxels = written
     shutil.copytree(folder, tmp_path / "a")
     file = tmp_path / "a" / "c" / "0" / "0" / "0"
     data = bytearray(file.read_bytes())
     data[30] ^= 1  # in the first chunk
     file.write_bytes(data)
-    around, part = [(0, 60), (0, 10), (0, 60)], [(32, 60), (0, 10), (5, 60)]
-    found = read_box(layout, opener(tmp_path / "a", layout), around, parts=[part])
-    assert np.array_equal(found[32:60, :10, 5:60], voxels[32:60, :10, 5:60])
-    for parts in (None, [part, [(31, 40), (0, 10), (31, 40)]]):
+    far, near = [(32, 60), (0, 10), (5, 60)], [(0, 60), (0, 10), (40, 60)]
+    found = read_boxes(layout, opener(tmp_path / "a", layout), [far, near])
+    assert np.array_equal(found[0], voxels[32:60, :10, 5:60])
+    assert np.array_equal(found[1], voxels[:60, :10, 40:60])
+    for boxes in ([[(0, 60), (0, 10), (0, 60)]], [far, [(31, 40), (0, 10), (31, 40)]]):
         with pytest.raises(DataError):
-            read_box(layout, opener(tmp_path / "a", layout), around, parts=parts)
+            read_boxes(layout, opener(tmp_path / "a", layout), boxes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

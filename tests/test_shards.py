@@ -38,7 +38,7 @@ def open_all(folder):
 def everything(folder):
     reader, indexes = open_all(folder)
     opened = [(reader.open(i.name, s), s) for i in indexes for s in i.samples]
-    return reader.manifest, [((brick.info, brick.read()), s) for brick, s in opened]
+    return reader.manifest, [((brick.info, brick.read()[0]), s) for brick, s in opened]
 
 
 @pytest.mark.parametrize(("length", "edge", "overlap"), [(10, 10, 0.0), (10, 4, 0.0), (100, 17, 0.25), (5, 9, 0.5)])
@@ -141,7 +141,7 @@ def test_every_part_of_a_brick_is_checked(tmp_path):
                 ShardReader(folder, reader.manifest).open(indexes[0].name, sample).read()
             assert error.value.reason == "corrupt"
     tar.write_bytes(whole)
-    assert ShardReader(folder, reader.manifest).open(indexes[0].name, sample).read().size
+    assert ShardReader(folder, reader.manifest).open(indexes[0].name, sample).read()[0].size
 
 
 def test_a_cut_or_missing_tar_and_a_changed_index_are_noticed(tmp_path):
@@ -333,7 +333,7 @@ def test_blanked_voxels_travel_with_their_bricks(tmp_path):
             brick = reader.open(index.name, sample)
             info, mask = brick.info, brick.read_mask()
             z, y, x = (slice(a, a + n) for a, n in zip(info.start, info.shape, strict=True))
-            assert np.array_equal(removed[z, y, x], np.zeros(info.shape, bool) if mask is None else mask)
+            assert np.array_equal(removed[z, y, x], np.zeros(info.shape, bool) if mask is None else mask[0])
             marked += mask is not None
     assert marked
     stream = ShardStream(tmp_path / "shards", ShardStreamConfig(), 0)

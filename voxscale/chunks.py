@@ -21,7 +21,8 @@ LEAST = 20
 """Bytes of the shortest chunk: the header of a Blosc frame and the checksum."""
 
 Box = Sequence[tuple[int, int]]
-_PLACE = np.dtype([("offset", "i8"), ("bytes", "i8"), ("from", "i8", 3), ("to", "i8", 3), ("count", "i8", 3)])
+_CHUNK = np.dtype([("offset", "i8"), ("bytes", "i8"), ("start", "i8", 3)])
+_TARGET = np.dtype([("voxels", "u8"), ("low", "i8", 3), ("shape", "i8", 3)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,102 +52,95 @@ def open_shard(blob: Blob, layout: Layout) -> Shard:
 
 
 def read_box(
-    layout: Layout,
-    shard: Callable[[tuple[int, int, int]], Shard],
-    box: Box,
-    as_float: bool = False,
-    parts: Sequence[Box] | None = None,
+    layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], box: Box, as_float: bool = False
 ) -> NDArray[Any]:
-    """Decode a box.
+    """Decode a box; see `read_boxes`."""
+    return read_boxes(layout, shard, [box], as_float)[0]
+
+
+def read_boxes(
+    layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], boxes: Sequence[Box], as_float: bool = False
+) -> list[NDArray[Any]]:
+    """Decode boxes that may overlap, each chunk that they touch once.
 
     Args:
         layout: How the array is cut.
         shard: Opens the shard at a place of the grid of shards.
-        box: Half-open index ranges along three axes, inside the array and not empty.
+        boxes: Half-open index ranges along three axes, inside the array and not empty.
         as_float: Whether to convert 8- and 16-bit numbers to float32 on the way.
-        parts: Boxes inside the box that are all that will be looked at; None means all of it.
 
     Returns:
-        The box in the array's number type, or float32; of any content where no part is.
+        Each box, in memory of its own, in the array's number type or float32.
 
     Raises:
         DataError: With reason `corrupt` if a byte that is needed is missing or differs from what was written.
     """
-    out = buffers.empty([b - a for a, b in box], np.float32 if as_float else layout.dtype)
-    spans = [range(a // s, (b - 1) // s + 1) for (a, b), s in zip(box, layout.shard, strict=True)]
+    kind = np.float32 if as_float else layout.dtype
+    out = [buffers.empty([b - a for a, b in box], kind) for box in boxes]
+    around = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*boxes, strict=True)]
+    spans = [range(a // s, (b - 1) // s + 1) for (a, b), s in zip(around, layout.shard, strict=True)]
     for place in itertools.product(*spans):
         opened = shard((place[0], place[1], place[2]))
-        places = _places(layout, opened.index, place, box, parts)
-        if not len(places):
+        chunks = _touched(layout, opened.index, place, around, boxes)
+        if not len(chunks):
             continue
         # A missing chunk has -1 for both; beyond the array's end that is how it must be, inside it is damage.
-        ends = places["offset"] + places["bytes"]
+        ends = chunks["offset"] + chunks["bytes"]
         size = opened.blob.size
         last = np.iinfo(np.int64).max if size is None else size - layout.index_bytes  # else a short read will tell
-        inside = (places["offset"] >= 0) & (places["bytes"] >= LEAST) & (ends >= 0) & (ends <= last)
+        inside = (chunks["offset"] >= 0) & (chunks["bytes"] >= LEAST) & (ends >= 0) & (ends <= last)
         if not inside.all():
             raise DataError("shard must hold all of its chunks", "corrupt")
-        _decode(layout, opened.blob, places, out)
+        _decode(layout, opened.blob, chunks, boxes, out)
     return out
 
 
-def _places(
-    layout: Layout, index: NDArray[np.int64], shard: Sequence[int], box: Box, parts: Sequence[Box] | None
-) -> NDArray[np.void]:
-    """Of each chunk of one shard that a box touches: where it is, and which part of it goes where in the box."""
-    axes: list[tuple[NDArray[np.int64], ...]] = []
-    for (low, high), edge, chunk, place, n in zip(
-        box, layout.shard, layout.chunk, shard, layout.per_shard, strict=True
-    ):
-        base = place * edge
-        first = max(low - base, 0) // chunk
-        last = min((high - base - 1) // chunk, n - 1)
-        number = np.arange(first, last + 1)
-        start = base + number * chunk
-        begin, end = np.maximum(low, start), np.minimum(high, start + chunk)
-        axes.append((number, begin - start, begin - low, end - begin))
-    shape = [len(axis[0]) for axis in axes]
-    z, y, x = np.ix_(*(axis[0] for axis in axes))
-    flat = ((z * layout.per_shard[1] + y) * layout.per_shard[2] + x).reshape(-1)
-    places = np.empty(len(flat), dtype=_PLACE)
-    places["offset"], places["bytes"] = index[flat, 0], index[flat, 1]
-    for column, name in enumerate(("from", "to", "count"), 1):
-        for number, axis in enumerate(axes):
-            along = axis[column].reshape([-1 if number == k else 1 for k in range(3)])
-            places[name][:, number] = np.broadcast_to(along, shape).reshape(-1)
-    return places if parts is None else places[_touched(layout, shard, [axis[0] for axis in axes], parts)]
-
-
 def _touched(
-    layout: Layout, shard: Sequence[int], numbers: Sequence[NDArray[np.int64]], parts: Sequence[Box]
-) -> NDArray[np.bool_]:
-    """Which chunks of a shard, given by their numbers along each axis, any of the boxes touches."""
+    layout: Layout, index: NDArray[np.int64], shard: Sequence[int], around: Box, boxes: Sequence[Box]
+) -> NDArray[np.void]:
+    """Where the chunks of one shard are that any box touches, and their first voxels, in C order."""
+    firsts: list[int] = []
+    numbers: list[NDArray[np.int64]] = []
+    for (low, high), edge, chunk, place, n in zip(
+        around, layout.shard, layout.chunk, shard, layout.per_shard, strict=True
+    ):
+        firsts.append(max(low - place * edge, 0) // chunk)
+        numbers.append(np.arange(firsts[-1], min((high - place * edge - 1) // chunk, n - 1) + 1))
     touched = np.zeros([len(axis) for axis in numbers], dtype=bool)
-    for part in parts:
+    for box in boxes:
         spans: list[slice] = []
-        for (low, high), edge, chunk, place, axis in zip(part, layout.shard, layout.chunk, shard, numbers, strict=True):
-            first, last = (low - place * edge) // chunk, (high - 1 - place * edge) // chunk
-            spans.append(slice(max(first - int(axis[0]), 0), max(last + 1 - int(axis[0]), 0)))
+        for (low, high), edge, chunk, place, first in zip(box, layout.shard, layout.chunk, shard, firsts, strict=True):
+            begin, end = (low - place * edge) // chunk, (high - 1 - place * edge) // chunk
+            spans.append(slice(max(begin - first, 0), max(end + 1 - first, 0)))
         touched[tuple(spans)] = True
-    return touched.reshape(-1)
+    at = [axis[found] for axis, found in zip(numbers, np.nonzero(touched), strict=True)]
+    flat = (at[0] * layout.per_shard[1] + at[1]) * layout.per_shard[2] + at[2]
+    chunks = np.empty(len(flat), dtype=_CHUNK)
+    chunks["offset"], chunks["bytes"] = index[flat, 0], index[flat, 1]
+    for axis in range(3):
+        chunks["start"][:, axis] = at[axis] * layout.chunk[axis] + shard[axis] * layout.shard[axis]
+    return chunks
 
 
-def _decode(layout: Layout, blob: Blob, places: NDArray[np.void], out: NDArray[Any]) -> None:
-    """Decode chunks into a box."""
+def _decode(
+    layout: Layout, blob: Blob, chunks: NDArray[np.void], boxes: Sequence[Box], out: Sequence[NDArray[Any]]
+) -> None:
+    """Decode chunks into the boxes."""
     buffer = blob.whole()
     if buffer is None:
-        buffer = _gather(blob, places)
+        buffer = _gather(blob, chunks)
     native = library()
-    if native is None or (out.dtype != layout.dtype and np.dtype(layout.dtype).name not in _TO_FLOAT):
-        _decode_plain(layout, buffer, places, out)
+    kind, made = np.dtype(layout.dtype), out[0].dtype
+    if native is None or (made != kind and kind.name not in _TO_FLOAT):
+        _decode_plain(layout, buffer, chunks, boxes, out)
         return
-    kind = np.dtype(layout.dtype)
     data = np.frombuffer(buffer, dtype=np.uint8)
-    chunk, shape = np.array(layout.chunk, dtype=np.int64), np.array(out.shape, dtype=np.int64)
-    to_float = int(out.dtype == np.float32 and kind != np.float32)
+    told = [(each.ctypes.data, [a for a, _ in box], each.shape) for box, each in zip(boxes, out, strict=True)]
+    targets = np.array(told, dtype=_TARGET)
+    edges = np.array(layout.chunk, dtype=np.int64)
     code = native.read_chunks(
-        data.ctypes.data, places.ctypes.data, len(places), chunk.ctypes.data, kind.kind.encode(), kind.itemsize,
-        to_float, out.ctypes.data, shape.ctypes.data,
+        data.ctypes.data, chunks.ctypes.data, len(chunks), edges.ctypes.data, kind.kind.encode(), kind.itemsize,
+        int(made == np.float32 and kind != np.float32), targets.ctypes.data, len(targets),
     )  # fmt: skip
     if code:
         raise DataError("chunk must have the checksum it was written with", "corrupt")
@@ -174,20 +168,22 @@ def to_float(voxels: NDArray[Any]) -> NDArray[np.float32]:
 _TO_FLOAT = ("int8", "uint8", "int16", "uint16", "float32")
 
 
-def _gather(blob: Blob, places: NDArray[np.void]) -> bytes:
-    """Read the chunks of a box, neighbours together, and point the places at what was read."""
-    starts = places["offset"].tolist()
-    joined, bases = join(starts, (places["offset"] + places["bytes"]).tolist(), blob.gap)
+def _gather(blob: Blob, chunks: NDArray[np.void]) -> bytes:
+    """Read chunks, neighbours together, and make their offsets those in what was read."""
+    starts = chunks["offset"].tolist()
+    joined, bases = join(starts, (chunks["offset"] + chunks["bytes"]).tolist(), blob.gap)
     parts = exact_ranges(blob, joined)
-    places["offset"] += bases
+    chunks["offset"] += bases
     return b"".join(parts)
 
 
-def _decode_plain(layout: Layout, buffer: Bytes, places: NDArray[np.void], out: NDArray[Any]) -> None:
+def _decode_plain(
+    layout: Layout, buffer: Bytes, chunks: NDArray[np.void], boxes: Sequence[Box], out: Sequence[NDArray[Any]]
+) -> None:
     """The same in Python, chunk by chunk."""
     view = memoryview(buffer)
-    for place in places:
-        start, size = int(place["offset"]), int(place["bytes"])
+    for chunk in chunks:
+        start, size = int(chunk["offset"]), int(chunk["bytes"])
         frame, stored = bytes(view[start : start + size - 4]), bytes(view[start + size - 4 : start + size])
         if google_crc32c.value(frame) != struct.unpack("<I", stored)[0]:
             raise DataError("chunk must have the checksum it was written with", "corrupt")
@@ -197,12 +193,15 @@ def _decode_plain(layout: Layout, buffer: Bytes, places: NDArray[np.void], out: 
             raise DataError("chunk must be a Blosc frame", "corrupt") from None
         if len(raw) != layout.chunk_bytes:
             raise DataError("chunk must hold as many voxels as its array says", "corrupt")
-        chunk = np.frombuffer(raw, dtype=layout.dtype).reshape(layout.chunk)
-        source, target = (
-            tuple(slice(int(a), int(a + n)) for a, n in zip(place[name], place["count"], strict=True))
-            for name in ("from", "to")
-        )
-        out[target] = chunk[source]
+        voxels = np.frombuffer(raw, dtype=layout.dtype).reshape(layout.chunk)
+        for box, target in zip(boxes, out, strict=True):
+            common = [
+                (int(max(low, first)), int(min(high, first + edge)), int(first), low)
+                for (low, high), first, edge in zip(box, chunk["start"], layout.chunk, strict=True)
+            ]
+            if all(a < b for a, b, _, _ in common):
+                source = tuple(slice(a - first, b - first) for a, b, first, _ in common)
+                target[tuple(slice(a - low, b - low) for a, b, _, low in common)] = voxels[source]
 
 
 def copy_chunks(layout: Layout, shard: Callable[[tuple[int, int, int]], Shard], box: Box) -> tuple[Layout, bytes]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from voxscale.arrays import Layout, one_shard
 from voxscale.blobs import Blob, Held, part_of
-from voxscale.chunks import Box, Shard, open_shard, read_box
+from voxscale.chunks import Box, Shard, open_shard, read_boxes
 from voxscale.config import from_dict
 from voxscale.errors import DataError, VoxScaleError
 from voxscale.folder import Access, Folder, open_folder
@@ -42,24 +42,22 @@ class Brick:
         """How its arrays are cut."""
         return one_shard(self.info.shape, self.info.chunk, dtype or self.info.dtype)
 
-    def read(self, box: Box | None = None, as_float: bool = False, parts: Sequence[Box] | None = None) -> NDArray[Any]:
-        """Stored numbers, (z, y, x); see `voxscale.chunks.read_box`, None reads all.
+    def read(self, boxes: Sequence[Box] | None = None, as_float: bool = False) -> list[NDArray[Any]]:
+        """Stored numbers of boxes, (z, y, x) each; see `voxscale.chunks.read_boxes`, None reads all.
 
         Raises:
             DataError: With reason `corrupt`.
         """
-        return read_box(self.layout(), lambda _: self.voxels, box or self._all, as_float, parts)
+        return read_boxes(self.layout(), lambda _: self.voxels, boxes or self._all, as_float)
 
-    def read_mask(self, box: Box | None = None, parts: Sequence[Box] | None = None) -> NDArray[np.uint8] | None:
-        """1 where the privacy gate blanked a voxel, (z, y, x) uint8; None if it blanked none in the brick."""
+    def read_mask(self, boxes: Sequence[Box] | None = None) -> list[NDArray[np.uint8]] | None:
+        """1 where the privacy gate blanked a voxel, (z, y, x) uint8 of each box; None if it blanked none in the brick."""
         mask = self.mask
-        if mask is None:
-            return None
-        return read_box(self.layout("uint8"), lambda _: mask, box or self._all, False, parts)
+        return None if mask is None else read_boxes(self.layout("uint8"), lambda _: mask, boxes or self._all)
 
     @property
-    def _all(self) -> Box:
-        return [(0, n) for n in self.info.shape]
+    def _all(self) -> list[Box]:
+        return [[(0, n) for n in self.info.shape]]
 
 
 class ShardReader:

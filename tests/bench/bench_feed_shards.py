@@ -1,8 +1,9 @@
 """128^3 patches from packed shards, four from each brick: `make bench ONLY=feed_shards`.
 
 Ours is `ShardStream` in its own order, from a sample's number to float32
-tensors of the boxes that it cuts, without zoom; the conversion happens on the
-device in training and is counted here. The peer reads as many boxes of the same
+tensors of the boxes that it cuts, without zoom (`as_float`: numbers become
+floats as they are decoded; `stored` converts crops of stored numbers instead,
+which training leaves to the device). The peer reads as many boxes of the same
 scan from nnU-Net's blosc2 file. One thread each, warm page cache; whatever is
 decoded for one brick is paid for in these times. Each patch is let go before
 the next one is read. Where four are held together (`zscore_held`), the peer
@@ -104,15 +105,23 @@ def cells_of(root, factor, reads, starts):
     """All comparisons with bricks of one size."""
     manifest = packed(root, factor)
     folder = root / f"shards-{factor}"
-    stream = ShardStream(folder, ShardStreamConfig(views=1, patches=EACH, spatial=STILL), 0)
+    streams = {
+        as_float: ShardStream(folder, ShardStreamConfig(views=1, patches=EACH, spatial=STILL, as_float=as_float), 0)
+        for as_float in (True, False)
+    }
 
-    def ours(number):
+    def ours(number, as_float=True):
         """The patches of a brick, one by one."""
         for index in range(number * EACH, (number + 1) * EACH):
-            patches, damaged = stream.sample(index)
+            patches, damaged = streams[as_float].sample(index)
             assert not damaged
-            yield torch.from_numpy(to_float(patches[0].voxels))
+            yield torch.from_numpy(to_float(patches.pop().voxels) if not as_float else patches.pop().voxels)
 
+    def stored(number):
+        """The same, converted from stored numbers."""
+        return ours(number, False)
+
+    assert all(map(torch.equal, ours(0), stored(0)))
     sizes = {tuple(tensor.shape) for number in range(4) for tensor in ours(number)}
     assert all(a >= b for size in sizes for a, b in zip(size, PATCH, strict=True)), sizes
     peers = {
@@ -121,6 +130,7 @@ def cells_of(root, factor, reads, starts):
     }
     cells = {norm: compare(one_by_one(ours), one_by_one(peer)) for norm, peer in peers.items()}
     cells["zscore_held"] = compare(lambda number: list(ours(number)), lambda number: list(peers["zscore"](number)))
+    cells["stored"] = compare(one_by_one(stored), one_by_one(peers["zscore"]))
     cells["raw_tar"] = against_tars(one_by_one(ours), folder, manifest)
     size = sum(line.bytes for line in manifest.shards)
     return cells | {"boxes": sorted(sizes), "bricks": manifest.samples, "tar_bytes": size}

@@ -85,7 +85,7 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, whole, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.read_chunks.argtypes = [
-        pointer, pointer, whole, pointer, ctypes.c_char, flag, flag, pointer, pointer
+        pointer, pointer, whole, pointer, ctypes.c_char, flag, flag, pointer, whole
     ]  # fmt: skip
     found.read_chunks.restype = whole
     found.to_float.argtypes = [pointer, pointer, pointer, ctypes.c_char, flag, pointer]

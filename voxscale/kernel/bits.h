@@ -93,18 +93,20 @@ __attribute__((target("avx2"))) inline void stream_float(const uint16_t* from, f
     to_float<SIGNED>(from + x, to + x, n - x);
 }
 
-// Copies the row of a usual chunk: past the caches if it fills a line of them.
-__attribute__((target("avx2"))) inline void copy_row(const int16_t* from, int16_t* to) {
-    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + 1);
-    __m256i* out = reinterpret_cast<__m256i*>(to);
-    if ((reinterpret_cast<uintptr_t>(to) & 63) == 0) {
-        _mm256_stream_si256(out, first);
-        _mm256_stream_si256(out + 1, second);
-    } else {
-        _mm256_storeu_si256(out, first);
-        _mm256_storeu_si256(out + 1, second);
+// Copies a row in the same way.
+__attribute__((target("avx2"))) inline void stream_copy(const uint16_t* from, uint16_t* to, int64_t n) {
+    const int64_t head = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63) / 2;
+    if (n < head + 32) {
+        std::memcpy(to, from, static_cast<size_t>(n) * 2);
+        return;
     }
+    std::memcpy(to, from, static_cast<size_t>(head) * 2);
+    int64_t x = head;
+    for (; x + 32 <= n; x += 32)
+        for (int64_t k = x; k < x + 32; k += 16)
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
+                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
+    std::memcpy(to + x, from + x, static_cast<size_t>(n - x) * 2);
 }
 
 // After stores past the caches, before others read.

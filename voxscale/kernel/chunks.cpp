@@ -1,13 +1,14 @@
-// Decodes the chunks of a Zarr v3 shard that a box touches, straight into the box.
+// Decodes the chunks of a Zarr v3 shard that boxes touch, each once, straight into the boxes.
 //
 // Each chunk is [Blosc frame][crc32c, 4 bytes little-endian]. The checksum is
 // compared before the frame is decoded, so a damaged byte never reaches the
 // decoder. All sizes come from the caller, which has checked that every chunk
 // lies inside the buffer.
 //
-// 16-bit numbers lie in bit planes. Of those only the rows that the box touches
-// are put together, in the first-level cache, and converted on their way into
-// the box. Everything else is decoded whole by the blosc2 library.
+// 16-bit numbers lie in bit planes. Of those only the rows that boxes touch are
+// put together, in the first-level cache, and converted on their way into the
+// boxes. Everything else is decoded whole by the blosc2 library.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -20,27 +21,40 @@ extern "C" int LZ4_decompress_safe(const char* from, char* to, int size, int roo
 
 namespace {
 
-struct Place {  // one chunk: where it is in the buffer, and which part of it goes where in the box
-    int64_t offset, bytes;
-    int64_t from[3], to[3], count[3];
+struct Chunk {  // where it is in the buffer, and its first voxel
+    int64_t offset, bytes, start[3];
+};
+
+struct Target {  // a box: its memory, its first voxel and its edges
+    void* voxels;
+    int64_t low[3], shape[3];
 };
 
 struct Decoded {  // voxels, or the planes of the low and of the high bits
     const uint8_t *voxels, *low, *high;
 };
 
-struct Target {  // the box, the edges of a chunk, and whether chunks hold signed numbers
-    void* box;
-    const int64_t *shape, *chunk;
-    bool is_signed;
-};
-
 thread_local blosc2_context* context = nullptr;
-thread_local std::vector<uint8_t> decoded;  // chunks side by side
-thread_local std::vector<int16_t> slices;   // one slice of each
+thread_local std::vector<uint8_t> room;    // chunks side by side
+thread_local std::vector<int16_t> slices;  // one slice of each
+thread_local std::vector<int16_t> joined;  // rows of a box in one of them
 
 constexpr int64_t SHORT = 32;         // numbers of a row of the usual chunk
 constexpr int64_t SIDE_BY_SIDE = 16;  // most chunks along x that are decoded before they are written
+
+struct Window {  // what a box shows of a run of chunks: its first voxels, ends, and which chunks
+    const Target* target;
+    int64_t z, z_end, y, y_end, first, end;
+    int64_t from[SIDE_BY_SIDE], count[SIDE_BY_SIDE];  // of a row of each chunk
+
+    int64_t place(const Chunk& chunk, int64_t slice, int64_t row) const {  // of the first voxel of a row in the box
+        const int64_t* low = target->low;
+        const int64_t x = chunk.start[2] + from[first] - low[2];
+        return ((slice - low[0]) * target->shape[1] + row - low[1]) * target->shape[2] + x;
+    }
+};
+
+thread_local std::vector<Window> windows;  // of one run
 
 template <typename In, typename Out>
 void write_row(const uint8_t* from, void* box, int64_t at, int64_t n) {
@@ -72,58 +86,98 @@ WriteRow chosen(char kind, int size, bool to_float) {
                        : nullptr;
 }
 
-// Writes a run of chunks that lie side by side along x, so that whole rows of the box are written at once.
-void scatter(const Decoded* run, const Place* places, int64_t length, int64_t size, const Target& target, WriteRow write) {
-    const int64_t* chunk = target.chunk;
-    for (int64_t z = 0; z < places->count[0]; z++) {
-        for (int64_t y = 0; y < places->count[1]; y++) {
-            const int64_t row = ((places->from[0] + z) * chunk[1] + places->from[1] + y) * chunk[2];
-            const int64_t at = ((places->to[0] + z) * target.shape[1] + places->to[1] + y) * target.shape[2];
-            for (int64_t i = 0; i < length; i++)
-                write(run[i].voxels + (row + places[i].from[2]) * size, target.box, at + places[i].to[2],
-                      places[i].count[2]);
+// What the boxes show of a run of chunks.
+int64_t look(const Chunk* run, int64_t length, const int64_t* edges, const Target* targets, int64_t count, Window* found) {
+    int64_t n = 0;
+    for (const Target* target = targets; target < targets + count; target++) {
+        Window& w = found[n];
+        const int64_t *low = target->low, *shape = target->shape, *start = run[0].start;
+        w.target = target;
+        w.z = std::max(low[0], start[0]), w.z_end = std::min(low[0] + shape[0], start[0] + edges[0]);
+        w.y = std::max(low[1], start[1]), w.y_end = std::min(low[1] + shape[1], start[1] + edges[1]);
+        w.first = w.end = 0;
+        for (int64_t i = 0; i < length; i++) {
+            w.from[i] = std::max<int64_t>(low[2] - run[i].start[2], 0);
+            w.count[i] = std::min(low[2] + shape[2] - run[i].start[2], edges[2]) - w.from[i];
+            if (w.count[i] <= 0) continue;
+            if (w.first == w.end) w.first = i;
+            w.end = i + 1;
         }
+        if (w.z < w.z_end && w.y < w.y_end && w.first < w.end) n++;
     }
+    return n;
+}
+
+// Writes a run of chunks that lie side by side along x, so that whole rows of a box are written at once.
+void scatter(const Decoded* decoded, const Chunk* run, const Window* windows, int64_t count, const int64_t* edges,
+             int64_t size, WriteRow write) {
+    for (const Window* w = windows; w < windows + count; w++)
+        for (int64_t z = w->z; z < w->z_end; z++)
+            for (int64_t y = w->y; y < w->y_end; y++) {
+                const int64_t row = ((z - run[0].start[0]) * edges[1] + y - run[0].start[1]) * edges[2];
+                int64_t at = w->place(run[w->first], z, y);
+                for (int64_t i = w->first; i < w->end; at += w->count[i], i++)
+                    write(decoded[i].voxels + (row + w->from[i]) * size, w->target->voxels, at, w->count[i]);
+            }
 }
 
 #if HAVE_UNBIT
-// The same from bit planes, slice by slice.
 template <bool TO_FLOAT, bool SIGNED>
-__attribute__((target("avx2"))) void scatter_bits(const Decoded* run, const Place* places, int64_t length,
-                                                  const Target& target) {
-    const int64_t* chunk = target.chunk;
-    const int64_t room = chunk[1] * chunk[2] + 2 * bits::NUMBERS;
+__attribute__((target("avx2"))) void stream(const int16_t* from, void* box, int64_t at, int64_t n) {
+    const uint16_t* numbers = reinterpret_cast<const uint16_t*>(from);
+    if (TO_FLOAT)
+        bits::stream_float<SIGNED>(numbers, static_cast<float*>(box) + at, n);
+    else
+        bits::stream_copy(numbers, static_cast<uint16_t*>(box) + at, n);
+}
+
+// Writes rows of a box from slices of chunks side by side. Short rows are joined first; if they are all that the box has
+// there, they lie next to one another in it too and are written at once, so that no line of the cache is written twice.
+template <bool TO_FLOAT, bool SIGNED>
+void write_bits(const int16_t* row, int64_t room, const Window& w, int64_t edge, int64_t at) {
+    const int64_t width = w.target->shape[2], rows = w.y_end - w.y;
+    void* box = w.target->voxels;
+    if (edge > SHORT) {
+        for (int64_t y = 0; y < rows; y++, row += edge, at += width)
+            for (int64_t i = w.first, x = 0; i < w.end; x += w.count[i], i++)
+                stream<TO_FLOAT, SIGNED>(row + i * room + w.from[i], box, at + x, w.count[i]);
+        return;
+    }
+    joined.resize(static_cast<size_t>(rows * SIDE_BY_SIDE * SHORT + SHORT));
+    int64_t n = 0;
+    for (int64_t y = 0; y < rows; y++, row += edge) {
+        for (int64_t i = w.first; i < w.end; n += w.count[i], i++)  // what is too much is written over
+            std::memcpy(joined.data() + n, row + i * room + w.from[i], SHORT * 2);
+        if (n == (y + 1) * width) continue;
+        stream<TO_FLOAT, SIGNED>(joined.data(), box, at + y * width, n);
+        n = 0;
+    }
+    if (n > 0) stream<TO_FLOAT, SIGNED>(joined.data(), box, at, n);
+}
+
+// The same as `scatter` from bit planes, slice by slice, each put together once for all boxes.
+template <bool TO_FLOAT, bool SIGNED>
+void scatter_bits(const Decoded* decoded, const Chunk* run, const Window* windows, int64_t count, const int64_t* edges) {
+    const int64_t room = edges[1] * edges[2] + 2 * bits::NUMBERS;
     slices.resize(static_cast<size_t>(SIDE_BY_SIDE * room));
-    int16_t* const slice = slices.data();
     const bits::Unbit unbit = bits::chosen_unbit();
-    const int64_t plane = chunk[0] * chunk[1] * chunk[2] / 8;
-    for (int64_t z = 0; z < places->count[0]; z++) {
-        const int64_t first = ((places->from[0] + z) * chunk[1] + places->from[1]) * chunk[2];
-        const int64_t start = first / 8, stop = (first + places->count[1] * chunk[2] + 7) / 8;
-        for (int64_t i = 0; i < length; i++)
-            unbit(run[i].low, run[i].high, plane, start, stop - start, slice + i * room);
-        for (int64_t y = 0; y < places->count[1]; y++) {
-            const int64_t row = first % 8 + y * chunk[2];
-            const int64_t at = ((places->to[0] + z) * target.shape[1] + places->to[1] + y) * target.shape[2];
-            if (TO_FLOAT && chunk[2] <= SHORT) {  // short rows are joined, then converted at once
-                int16_t joined[(SIDE_BY_SIDE + 1) * SHORT];
-                int64_t width = 0;
-                for (int64_t i = 0; i < length; width += places[i].count[2], i++)  // what is too much is written over
-                    std::memcpy(joined + width, slice + i * room + row + places[i].from[2], SHORT * 2);
-                bits::stream_float<SIGNED>(reinterpret_cast<const uint16_t*>(joined),
-                                           static_cast<float*>(target.box) + at + places->to[2], width);
-                continue;
-            }
-            for (int64_t i = 0; i < length; i++) {
-                const int16_t* from = slice + i * room + row + places[i].from[2];
-                const int64_t to = at + places[i].to[2], n = places[i].count[2];
-                if (TO_FLOAT)
-                    bits::stream_float<SIGNED>(reinterpret_cast<const uint16_t*>(from), static_cast<float*>(target.box) + to, n);
-                else if (n == SHORT)
-                    bits::copy_row(from, static_cast<int16_t*>(target.box) + to);
-                else
-                    std::memcpy(static_cast<int16_t*>(target.box) + to, from, static_cast<size_t>(n) * 2);
-            }
+    const int64_t plane = edges[0] * edges[1] * edges[2] / 8, *start = run[0].start;
+    for (int64_t z = start[0]; z < start[0] + edges[0]; z++) {
+        int64_t top = start[1] + edges[1], bottom = start[1], first = SIDE_BY_SIDE, end = 0;
+        for (const Window* w = windows; w < windows + count; w++) {
+            if (z < w->z || z >= w->z_end) continue;
+            top = std::min(top, w->y), bottom = std::max(bottom, w->y_end);
+            first = std::min(first, w->first), end = std::max(end, w->end);
+        }
+        if (first >= end) continue;
+        const int64_t begin = ((z - start[0]) * edges[1] + top - start[1]) * edges[2];
+        const int64_t from = begin / 8, stop = (begin + (bottom - top) * edges[2] + 7) / 8;
+        for (int64_t i = first; i < end; i++)
+            unbit(decoded[i].low, decoded[i].high, plane, from, stop - from, slices.data() + i * room);
+        for (const Window* w = windows; w < windows + count; w++) {
+            if (z < w->z || z >= w->z_end) continue;
+            const int16_t* row = slices.data() + begin % 8 + (w->y - top) * edges[2];
+            write_bits<TO_FLOAT, SIGNED>(row, room, *w, edges[2], w->place(run[w->first], z, w->y));
         }
     }
     bits::fence();
@@ -163,8 +217,8 @@ bool find_planes(const uint8_t* frame, int32_t bytes, int32_t raw, uint8_t* room
 }  // namespace
 
 // Returns 0; i + 1 if chunk i is damaged; -1 if the number type is not known.
-extern "C" int64_t read_chunks(const uint8_t* buffer, const Place* places, int64_t count, const int64_t* chunk,
-                               char kind, int size, int to_float, void* box, const int64_t* shape) {
+extern "C" int64_t read_chunks(const uint8_t* buffer, const Chunk* chunks, int64_t count, const int64_t* edges, char kind,
+                               int size, int to_float, const Target* targets, int64_t boxes) {
     if (context == nullptr) {
         blosc2_dparams params = BLOSC2_DPARAMS_DEFAULTS;
         params.nthreads = 1;
@@ -172,24 +226,25 @@ extern "C" int64_t read_chunks(const uint8_t* buffer, const Place* places, int64
     }
     const WriteRow write = chosen(kind, size, to_float != 0);
     if (write == nullptr || context == nullptr) return -1;
-    const int64_t raw = chunk[0] * chunk[1] * chunk[2] * size;
-    const Target target = {box, shape, chunk, kind == 'i'};
-    decoded.resize(static_cast<size_t>(SIDE_BY_SIDE * raw));
-    Decoded run[SIDE_BY_SIDE];
+    const int64_t raw = edges[0] * edges[1] * edges[2] * size;
+    room.resize(static_cast<size_t>(SIDE_BY_SIDE * raw));
+    windows.resize(static_cast<size_t>(boxes));
+    Decoded decoded[SIDE_BY_SIDE];
     for (int64_t first = 0; first < count;) {
+        const Chunk* run = chunks + first;
         bool planes = false;
         int64_t length = 0;
         for (; length < SIDE_BY_SIDE && first + length < count; length++) {
-            const Place& p = places[first + length];
-            if (p.to[0] != places[first].to[0] || p.to[1] != places[first].to[1]) break;
-            const uint8_t* frame = buffer + p.offset;
-            const int32_t bytes = static_cast<int32_t>(p.bytes - 4);
+            const Chunk& chunk = run[length];
+            if (chunk.start[0] != run[0].start[0] || chunk.start[1] != run[0].start[1]) break;
+            const uint8_t* frame = buffer + chunk.offset;
+            const int32_t bytes = static_cast<int32_t>(chunk.bytes - 4);
             if (bytes < 16 || crc::sum(frame, bytes) != static_cast<uint32_t>(int_at(frame + bytes)))
                 return first + length + 1;
-            uint8_t* room = decoded.data() + length * raw;
+            uint8_t* own = room.data() + length * raw;
 #if HAVE_UNBIT
             if (size == 2 && (length == 0 || planes) && bits::can()) {
-                planes = find_planes(frame, bytes, static_cast<int32_t>(raw), room, run + length);
+                planes = find_planes(frame, bytes, static_cast<int32_t>(raw), own, decoded + length);
                 if (planes) continue;
                 if (length > 0) {
                     planes = true;
@@ -197,19 +252,20 @@ extern "C" int64_t read_chunks(const uint8_t* buffer, const Place* places, int64
                 }
             }
 #endif
-            if (blosc2_decompress_ctx(context, frame, bytes, room, static_cast<int32_t>(raw)) != raw)
+            if (blosc2_decompress_ctx(context, frame, bytes, own, static_cast<int32_t>(raw)) != raw)
                 return first + length + 1;
-            run[length] = {room, nullptr, nullptr};
+            decoded[length] = {own, nullptr, nullptr};
         }
+        const int64_t seen = look(run, length, edges, targets, boxes, windows.data());
 #if HAVE_UNBIT
         if (planes) {
-            const auto scatter_planes = !to_float            ? scatter_bits<false, false>
-                                        : target.is_signed ? scatter_bits<true, true>
-                                                           : scatter_bits<true, false>;
-            scatter_planes(run, places + first, length, target);
+            const auto scatter_planes = !to_float     ? scatter_bits<false, false>
+                                        : kind == 'i' ? scatter_bits<true, true>
+                                                      : scatter_bits<true, false>;
+            scatter_planes(decoded, run, windows.data(), seen, edges);
         } else
 #endif
-            scatter(run, places + first, length, size, target, write);
+            scatter(decoded, run, windows.data(), seen, edges, size, write);
         first += length;
     }
     return 0;

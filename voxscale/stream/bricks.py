@@ -23,6 +23,9 @@ from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
 from voxscale.volume import Triple
 
+SHORT = ("int8", "uint8", "int16", "uint16")
+"""Number types that `as_float` concerns."""
+
 _Key = tuple[str, str, int]
 """Tar, brick, and number of the run of samples that share it."""
 
@@ -38,14 +41,11 @@ class _Draw:
 
 @dataclass(frozen=True, slots=True)
 class _Crops:
-    """All crops of the samples that share a brick: voxels are known where crops are, from a corner on."""
+    """Crops of the samples that share a brick; of a sample that was handed out they are gone."""
 
     key: _Key
     info: BrickInfo
-    draws: dict[tuple[int, int], _Draw]
-    corner: tuple[int, int, int]
-    voxels: NDArray[Any]
-    mask: NDArray[np.uint8] | None
+    samples: dict[int, list[tuple[_Draw, NDArray[Any], NDArray[np.uint8] | None]]]
 
 
 @config
@@ -61,6 +61,8 @@ class ShardStreamConfig:
         split: Which people's bricks.
         weights: How often each group of bricks is shown.
         access: How local tars are read; `range` for network file systems.
+        as_float: Whether 8- and 16-bit numbers become float32 as they are decoded, and not on the device: no pass of
+            its own, but two to four times the bytes of a batch.
         spatial: Zoom, mirroring and rotation of crops.
     """
 
@@ -72,6 +74,7 @@ class ShardStreamConfig:
     split: Split = "train"
     weights: WeightsConfig = WeightsConfig()
     access: Access = "map"
+    as_float: bool = False
     spatial: SpatialConfig = SpatialConfig()
 
     def __post_init__(self) -> None:
@@ -190,34 +193,25 @@ class ShardStream:
     def _patches(self, entry: Entry, index: int) -> list[Patch]:
         name, where = self.brick(entry)
         key = (name, where.key, index // self.config.patches)
-        if self._held is None or self._held.key != key:
+        if self._held is None or self._held.key != key or index not in self._held.samples:
             self._held = None  # so that the next ones can have its memory
             self._held = self._read(key, name, where)
-        return [self._patch(self._held, index, view) for view in range(self.config.views)]
+        info, crops = self._held.info, self._held.samples.pop(index)
+        return [self._patch(info, index, view, *crop) for view, crop in enumerate(crops)]
 
     def _read(self, key: _Key, name: str, where: SampleIndex) -> _Crops:
-        """Draw all crops of a brick's samples and read what they show together, whoever asks for which of them.
+        """Draw all crops of a brick's samples and read them together, whoever asks for which of them.
 
         So whether a damaged byte matters to a sample does not depend on who reads its neighbours.
         """
         brick = self._reader.open(name, where)
-        first, each = key[2] * self.config.patches, self.config.patches
-        draws = {
-            (index, view): self._draw(brick.info, index, view)
-            for index in range(first, first + each)
-            for view in range(self.config.views)
-        }
-        parts = [spans(drawn.box) for drawn in draws.values()]
-        around = [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*parts, strict=True)]
-        # Whole chunks along x: their rows are lines of the cache, which are written faster than parts of them.
-        chunk, (low, high) = brick.info.chunk[2], around[2]
-        around[2] = (low // chunk * chunk, min(-(-high // chunk) * chunk, brick.info.shape[2]))
-        voxels, mask = brick.read(around, parts=parts), brick.read_mask(around, parts)
-        for part in (voxels, mask):
-            if part is not None:
-                part.flags.writeable = False  # crops share it
-        z, y, x = (low for low, _ in around)
-        return _Crops(key, brick.info, draws, (z, y, x), voxels, mask)
+        first, each, views = key[2] * self.config.patches, self.config.patches, self.config.views
+        draws = [self._draw(brick.info, index, view) for index in range(first, first + each) for view in range(views)]
+        boxes = [spans(draw.box) for draw in draws]
+        voxels = brick.read(boxes, self.config.as_float and brick.info.dtype in SHORT)
+        crops = list(zip(draws, voxels, brick.read_mask(boxes) or [None] * len(boxes), strict=True))
+        samples = {first + number: crops[number * views : (number + 1) * views] for number in range(each)}
+        return _Crops(key, brick.info, samples)
 
     def _draw(self, info: BrickInfo, index: int, view: int) -> _Draw:
         contract, patch = self.manifest.contract, self.manifest.patch
@@ -229,19 +223,19 @@ class ShardStream:
             centre = on_body(generator, info.occupancy, info.shape, size, info.lead)
         return _Draw(drawn, centre, cut(info.shape, size, centre))
 
-    def _patch(self, crops: _Crops, index: int, view: int) -> Patch:
-        info, draw = crops.info, crops.draws[index, view]
-        z, y, x = (slice(s.start - a, s.stop - a) for s, a in zip(draw.box, crops.corner, strict=True))
+    def _patch(
+        self, info: BrickInfo, index: int, view: int, draw: _Draw, voxels: NDArray[Any], mask: NDArray[np.uint8] | None
+    ) -> Patch:
         patch, contract = self.manifest.patch, self.manifest.contract
         mapping = matrix(draw.drawn, patch, contract, info.spacing, draw.centre, draw.box)
         return Patch(
-            voxels=crops.voxels[z, y, x],
+            voxels=voxels,
             label=None,
             matrix=mapping,
             scale=intensity_scale(info, contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
-            removed=None if crops.mask is None else crops.mask[z, y, x],
+            removed=mask,
             mm=millimetres(mapping, draw.box, info.spacing, info.start),
         )
