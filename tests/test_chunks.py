@@ -72,7 +72,8 @@ def test_boxes_read_together_are_what_was_written(written, blob, as_float, boxes
     found = read_boxes(layout, opener(folder, layout, blob), boxes, as_float)
     for box, each in zip(boxes, found, strict=True):
         wanted = voxels[tuple(slice(a, b) for a, b in box)]
-        assert np.array_equal(each, wanted) and each.dtype == (np.float32 if as_float else np.int16)
+        assert np.array_equal(each, wanted)
+        assert each.dtype == (np.float32 if as_float else np.int16)
         each[...] = 0  # what is another one's is not changed, as the next ones show
 
 

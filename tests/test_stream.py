@@ -94,7 +94,7 @@ def test_crops_as_floats_are_the_same_numbers(shards):
     floats = ShardStream(shards, ShardStreamConfig(patches=2, as_float=True), seed=3)
     for index in range(6):
         for a, b in zip(stored.sample(index)[0], floats.sample(index)[0], strict=True):
-            assert a.voxels.dtype == np.int16 and b.voxels.dtype == np.float32
+            assert (a.voxels.dtype, b.voxels.dtype) == (np.int16, np.float32)
             assert same(a, b)
 
 

@@ -51,7 +51,7 @@ class Brick:
         return read_boxes(self.layout(), lambda _: self.voxels, boxes or self._all, as_float)
 
     def read_mask(self, boxes: Sequence[Box] | None = None) -> list[NDArray[np.uint8]] | None:
-        """1 where the privacy gate blanked a voxel, (z, y, x) uint8 of each box; None if it blanked none in the brick."""
+        """1 where the privacy gate blanked a voxel, (z, y, x) uint8 of each box; None if it blanked none of all."""
         mask = self.mask
         return None if mask is None else read_boxes(self.layout("uint8"), lambda _: mask, boxes or self._all)
 
