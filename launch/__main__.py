@@ -69,6 +69,10 @@ def _parts(name: str, arguments: Sequence[str]) -> None:
     if name == "ingest":
         given = ingest.read_arguments(rest)
         store, remote = given.paths[-1], url_of(given.paths[-1]) is not None
+        needed = remote and cluster.cluster == "slurm"  # else they would lie in this machine's own temporary folder
+        require(
+            known.logs is not None or not needed, "logs", "given where Slurm's jobs fill a store by URL", known.logs
+        )
         # The command line names folders of patients.
         logs = (work_folder(store, given.work) if remote else private_folder(store.resolve())) / "logs"
     else:

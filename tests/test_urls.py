@@ -131,7 +131,7 @@ def test_workers_have_connections_of_their_own(local, shards, store):
         there.sample(0)  # this process's own threads and connections are there
         events = []
         indices = rank_indices(0, len(here) // 2, 2, 1, 0, 1)
-        batches = list(load(there, indices, LoaderConfig(workers=2, patience_s=30), False, events.append))
+        batches = list(load(there, indices, LoaderConfig(workers=2, patience_s=60, slow_s=60), False, events.append))
         assert not events
         assert [seed for batch in batches for seed in batch.seeds] == [
             patch.seed for index in range(2 * (len(here) // 2)) for patch in here.sample(index)[0]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,19 @@ from voxscale.chunks import Box, Shard, open_shard, read_boxes
 from voxscale.config import from_dict
 from voxscale.errors import DataError, VoxScaleError
 from voxscale.folder import Access, Folder, open_folder
-from voxscale.shards import SCHEMA, BrickInfo, Manifest, SampleIndex, ShardIndex, check_index, index_name, payloads
+from voxscale.shards import (
+    BLOCK,
+    MASK,
+    SCHEMA,
+    VOXELS,
+    BrickInfo,
+    Manifest,
+    SampleIndex,
+    ShardIndex,
+    check_index,
+    index_name,
+    payloads,
+)
 
 OPEN = 16
 """Tars and indexes kept open by a reader, at least."""
@@ -149,9 +162,20 @@ def _opened(tar: Blob, sample: SampleIndex) -> tuple[BrickInfo, Held]:
         at = start + length
     if rest != sample.crc32c:
         raise DataError("headers, json and padding must have their checksum", "corrupt")
+    members = {"json": sample.json, VOXELS: sample.voxels, MASK: sample.mask}
+    for end, where in members.items():
+        if where is not None:
+            first = where[0] - BLOCK - sample.span[0]
+            _check_member(span.ranges([(first, first + BLOCK)])[0], f"{sample.key}.{end}")
     start = sample.json[0] - sample.span[0]
     (meta,) = span.ranges([(start, start + sample.json[1])])
     return from_dict(BrickInfo, json.loads(meta), sample.key), span
+
+
+def _check_member(header: bytes, name: str) -> None:
+    """Refuse a link, a device, or another name than the index says, in an index that was made to fit it too."""
+    if header[:100].rstrip(b"\0") != name.encode() or header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise DataError("members must be plain files with the names of the index", "corrupt")
 
 
 def _shard(span: Held, sample: SampleIndex, where: tuple[int, int], layout: Layout) -> Shard:

@@ -12,12 +12,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from object_store import SECRET, inside
 
 from data_prep.config import IngestConfig
 from data_prep.ingest import ingest
 from data_prep.plan import plan_task
+from launch.__main__ import main
 from voxscale.config import save_json
 from voxscale.contract import InputContract
+from voxscale.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow()
@@ -83,6 +86,62 @@ def test_a_part_that_is_killed_is_made_up_for(tmp_path):
     assert "part 2/2 did not end well (it was killed)" in told
     rows = [json.loads(line) for line in (store / "ledger.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["accepted"] * 8
+
+
+SBATCH = """#!/bin/sh
+n=$(ls "$DRY" | wc -l)
+cp "$1" "$DRY/job-$((101 + n)).sh"
+echo "Submitted batch job $((101 + n))"
+"""
+SRUN = """#!/bin/sh
+while [ "$1" != "$TASK_PYTHON" ]; do shift; done
+exec "$@"
+"""
+
+
+def test_a_store_by_url_on_slurm(tmp_path, s3, monkeypatch, capfd):
+    """What is handed to Slurm, then run as Slurm would, one task after another, by nothing but its own script."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "dry").mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("DRY", str(tmp_path / "dry"))
+    source, url = scans(tmp_path / "in", 3), f"s3://{inside(s3.folder())}"
+    command = ["ingest", source, url, "--labels", "ignore", "--gigabytes", 4, "--work", tmp_path / "work"]
+    command += ["--parts", 2, "--cluster", "slurm", "--cpus", 1, "--partition", "short"]
+    assert main(list(map(str, command))) == 1
+    assert "logs must be given where Slurm's jobs fill a store by URL" in capfd.readouterr().err
+    assert main([*map(str, command), "--logs", str(tmp_path / "logs")]) == 0
+    told = capfd.readouterr().err
+    assert "submitted 2 parts as job 101, then job 102 to gather them" in told
+    parts, gather = ((tmp_path / "dry" / f"job-{job}.sh").read_text() for job in (101, 102))
+    for line in (
+        "#SBATCH --array=0-1%2",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --partition=short",
+        "#SBATCH --nodes=1",
+    ):
+        assert line in parts or line.replace("%2", "%256") in parts, parts
+    assert "--export" not in parts  # so jobs have the environment, and with it the object store's address and secrets
+    assert "#SBATCH --dependency=afterany:101" in gather
+    assert SECRET not in parts + gather + told
+
+    def task(job, number=None):
+        told = {"SLURM_JOB_ID": str(job), "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
+        told |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "n1", "TASK_PYTHON": sys.executable}
+        if number is not None:
+            told |= {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(number)}
+        script = ["sh", str(tmp_path / "dry" / f"job-{job}.sh")]
+        ran = subprocess.run(script, cwd=tmp_path, env=os.environ | told, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stderr
+
+    for number in (0, 1):
+        task(101, number)
+    assert "ingest: 0 volumes read, 3 were read before" in task(102)
+    assert len(open_store(Path(url)).entries) == 3
 
 
 def test_a_wrong_command_line_is_told_before_anything_is_submitted(tmp_path):
