@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_prep.levels import Levels
-from data_prep.values import grey_of, percentiles
+from data_prep.values import grey_of
 from voxscale.kernel.coarse import Means, coarse
 from voxscale.kernel.filters import TRUNCATE, Planes, gaussian, maximum
 
@@ -119,7 +119,7 @@ def _grid(
     """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
     extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
     cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
-    low, high = sample.percentiles((1, 99)) if sample else percentiles(values[:: sampled(values)], (1, 99))
+    low, high = sample.percentiles((1, 99)) if sample else _ends(values)
     ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
     size = [max(1, round(ratio)) for ratio in ratios]
     steps = [max(1, int(ratio)) for ratio in ratios]
@@ -129,6 +129,15 @@ def _grid(
     counts = [max(1, int(end) + 1) for end in ends]
     where = [np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)]
     return coarse(values, means, where), cell
+
+
+def _ends(values: Planes) -> NDArray[np.float64]:
+    """1st and 99th percentile of some slices, which are made one by one, as all at once need twice their memory."""
+    places = range(0, len(values), sampled(values))
+    drawn = np.empty((len(places), *values.shape[1:]), dtype=np.float32)
+    for row, place in enumerate(places):
+        drawn[row] = values[place]
+    return np.percentile(drawn, (1, 99), overwrite_input=True)
 
 
 def _strongest(grid: NDArray[np.float32]) -> NDArray[np.int64]:
