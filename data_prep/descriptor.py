@@ -131,7 +131,7 @@ def _grid(
     return coarse(values, means, where), cell
 
 
-def _ends(values: Planes) -> NDArray[np.float64]:
+def _ends(values: Planes) -> NDArray[np.floating[Any]]:
     """1st and 99th percentile of some slices, which are made one by one, as all at once need twice their memory."""
     places = range(0, len(values), sampled(values))
     drawn = np.empty((len(places), *values.shape[1:]), dtype=np.float32)
