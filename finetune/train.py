@@ -1,5 +1,6 @@
 """Fine-tune from a checkpoint and from scratch, cross-validated: `python -m launch finetune PRESET`."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -27,6 +28,7 @@ from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.export import keep_weights_only
+from voxscale.engine.layout import settle
 from voxscale.engine.loop import train
 from voxscale.engine.meter import BACKWARD
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
@@ -198,6 +200,7 @@ def train_and_test(
     if found is not None:
         weights = checkpoint.load_weights(found)
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
+    settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
     engine = start_engine(model, weights, config.engine, config.optim, micro)
     start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
@@ -212,11 +215,11 @@ def train_and_test(
     batches = incidents.counting(load(stream, indices, config.loader, False, incidents.record))
 
     def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
-        return segmentation_loss(engine, batch, task.plan.patch, config)
+        return segmentation_loss(engine, batch, task.plan.patch, settled)
 
     flops = float(BACKWARD * model.flops(task.plan.patch))
     train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker, flops=flops)
-    predict_cases(engine, config, task, folder, test)
+    predict_cases(engine, settled, task, folder, test)
     if tracker is not None:
         tracker.close()
     engine.destroy()
@@ -239,7 +242,7 @@ def segmentation_loss(
     images, _, label = resample(batch, patch)
     assert label is not None  # a case stream yields labelled patches only
     images = change_intensity(images, batch.seeds, config.intensity)
-    outputs = engine(network_input(images, engine, config.engine.channels_last))
+    outputs = engine(network_input(images, engine, config.engine.channels_last == "on"))
 
     def both(logits: Tensor, target: Tensor) -> Tensor:
         return torch.stack(dice_and_cross_entropy(logits, target, pooled=True, background=False))
@@ -270,7 +273,7 @@ def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Pa
     mine = test if together else test[dist.rank() :: dist.world_size()]
 
     def predict(images: Tensor) -> Tensor:
-        return engine(network_input(images, engine, config.engine.channels_last))[0]
+        return engine(network_input(images, engine, config.engine.channels_last == "on"))[0]
 
     plan = task.plan
     with Progress("test", len(mine), "cases", show=dist.rank() == 0) as bar:

@@ -1,5 +1,6 @@
 """Pretrain a backbone on unlabelled scans, from shards or a store: `python -m launch pretrain PRESET`."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
@@ -26,6 +27,7 @@ from voxscale.engine.config import micro_batch
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.ema import Teacher
 from voxscale.engine.heap import keep_freed_memory
+from voxscale.engine.layout import settle
 from voxscale.engine.loop import train
 from voxscale.engine.run import about, find_checkpoint, first_weights, open_run
 from voxscale.engine.tracker import Tracker
@@ -58,6 +60,7 @@ def pretrain(config: PretrainConfig) -> None:
     patch = source.patch
     model_config = backbone(config, source)
     network = make_network(config, model_config, patch)
+    settled = dataclasses.replace(config, engine=settle(config.engine, model_config))
     crops = max(branch.views_per_sample for branch in network.objectives().values())
     stream, inputs = open_source(config, source, crops)
     labelled = open_labelled(config.objective, source, config.seed)
@@ -107,14 +110,14 @@ def pretrain(config: PretrainConfig) -> None:
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step, within = divmod(batch.indices[0], config.loop.batch)
             first = within < micro * dist.world_size()  # of the micro-batches of a step
-            return losses(engine, network, see(batch, more), config, teacher, first and due(config, step))
+            return losses(engine, network, see(batch, more), settled, teacher, first and due(config, step))
 
         def first_scene() -> Scene:
             first, how = [list(range(micro))], (LoaderConfig(), False, lambda _: None)
             own = None if more is None or labelled is None else LabelledBatches(labelled, iter(first), *how)
             return see(next(load(first_of, iter(first), *how)).to(engine.device), own)
 
-        prober = make_prober(config, engine, network, source, first_scene, micro)
+        prober = make_prober(settled, engine, network, source, first_scene, micro)
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:
             log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
@@ -136,7 +139,7 @@ def pretrain(config: PretrainConfig) -> None:
         shown = None
         if labels_only is None:
             shown = read_unlabelled(open_upright(config, source), patch, config.probe.patches)
-        arrays = make_preview(engine, network, first_scene(), shown, micro, config.engine.channels_last)
+        arrays = make_preview(engine, network, first_scene(), shown, micro, settled.engine.channels_last == "on")
         if dist.rank() == 0:
             write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(source.contract.spacing)})
         if tracker is not None:
@@ -198,7 +201,7 @@ def losses(
         teacher=twin,
         measure=measure and several and config.engine.zero_stage < 3,
         balance=mixture.balance == "gradients",
-        channels_last=config.engine.channels_last,
+        channels_last=config.engine.channels_last == "on",
     )
     out = engine(job)
     voxels = sum(one.images.numel() for twin in (False, True) for one in wanted(job.plans, teacher=twin).values())
@@ -238,5 +241,5 @@ def make_prober(
         config.loop.steps,
         micro,
         seed,
-        config.engine.channels_last,
+        config.engine.channels_last == "on",
     )

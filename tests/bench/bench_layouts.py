@@ -34,8 +34,8 @@ from voxscale.models.interface import Backbone
 from voxscale.seed import torch_generator
 
 ROUNDS = 3
-LAYOUT_LIMIT_S, LIMIT_S = 400, 90
-"""Seconds for a whole cell of layouts, or of compiled blocks."""
+LIMIT_S = 75
+"""Seconds for a whole cell of compiled blocks."""
 WIN = 1.03
 """What a variant must gain; less is within the noise of this measurement."""
 PAYS_BACK = 1000
@@ -136,13 +136,13 @@ def decide(name: str, row: dict[str, Any]) -> bool:
     return name == "channels_last" or gain * PAYS_BACK > row["compile_s"]
 
 
-def cell(limit: float, *words: str) -> dict[str, Any]:
+def cell(*words: str) -> dict[str, Any]:
     """What a process of its own finds, or why it finds nothing."""
     command = [sys.executable, __file__, *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done within {limit:.0f} s"}
+        return {"failed": f"not done within {LIMIT_S} s"}
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1][:200]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -155,36 +155,36 @@ def conclude(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def measure() -> None:
-    """Fill the table, print each row as it comes, write the result; two cells run at a time."""
+    """Fill the table, print each row as it comes, write the result; two cells of compiled blocks run at a time."""
     rows: dict[str, dict[str, Any]] = {}
 
-    def layout(preset: str) -> None:
-        row = cell(LAYOUT_LIMIT_S, preset, "layouts")
+    torch.set_num_threads(1)
+    for preset, side in PRESETS.items():
+        row = layouts(preset)
         print(preset, row, flush=True)
         on = {"channels_last": decide("channels_last", row), "compile": False}
-        rows[family(config_of(preset))] = {"preset": preset, "side": PRESETS[preset], "channels_last": row, "on": on}
+        rows[family(config_of(preset))] = {"preset": preset, "side": side, "channels_last": row, "on": on}
+    conclude(rows)
 
     def compile_one(row: dict[str, Any]) -> None:
         kind = "last" if row["on"]["channels_last"] else "first"
-        row["compile"] = cell(LIMIT_S, row["preset"], "compiled", kind)
+        row["compile"] = cell(row["preset"], kind)
         row["on"]["compile"] = decide("compile", row["compile"])
         print(row["preset"], row["compile"], row["on"], flush=True)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(layout, PRESETS))
-        conclude(rows)
         list(pool.map(compile_one, list(rows.values())))
     conclude(rows)
 
 
 def main() -> None:
-    """Measure everything, or with arguments one cell."""
+    """Measure everything, or with a preset and `first` or `last` its compiled blocks."""
     if len(sys.argv) == 1:
         measure()
         return
     torch.set_num_threads(1)
-    preset, kind, *rest = sys.argv[1:]
-    print(json.dumps(layouts(preset) if kind == "layouts" else compiled(preset, rest == ["last"])))
+    preset, kind = sys.argv[1:]
+    print(json.dumps(compiled(preset, kind == "last")))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Images of one channel are channels-last by their strides, so the whole network computes in that layout."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,9 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from voxscale.engine.layout import channels_last
+import configs.models
+from configs import finetune, pretrain
+from voxscale.engine.config import EngineConfig
+from voxscale.engine.layout import CHANNELS_LAST, channels_last, family, settle
+from voxscale.models.stunet import STUNetConfig
 
 WORKER = Path(__file__).parent / "worker_layout.py"
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "bench" / "layouts.json"
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -43,3 +49,23 @@ def test_every_bf16_convolution_is_channels_last_through_the_engine_at_every_sta
         assert row["convolutions"] >= 20, row
         if row["precision"] == "bf16":  # torch's own kernels for small fp32 images on one thread know one layout only
             assert row["others"] == [], row
+
+
+def test_auto_is_what_the_committed_measurement_says():
+    rows = json.loads(RESULT.read_text())["families"]
+    assert {name: row["on"]["channels_last"] for name, row in rows.items()} == CHANNELS_LAST
+    for row in rows.values():  # the rule itself, from the figures
+        found = row["channels_last"]
+        assert row["on"]["channels_last"] == (found["ratio"] >= 1.03 and found["difference"] <= 1e-4)
+
+
+def test_every_preset_has_a_measured_family_and_leaves_the_choice_to_it():
+    presets = [value for name, value in inspect.getmembers(configs.models, inspect.isfunction) if name[0] != "_"]
+    own = [preset() for preset in presets if preset.__module__ == configs.models.__name__]
+    assert {family(model) for model in own} == set(CHANNELS_LAST)
+    for config in (pretrain.demo(), pretrain.stunet_b(), finetune.demo()):
+        assert config.engine.channels_last == "auto"
+    assert settle(EngineConfig(), STUNetConfig(width=4, depth=1)).channels_last == "on"
+    assert settle(EngineConfig(), configs.models.vit_b()).channels_last == "off"
+    wish = EngineConfig(channels_last="off")
+    assert settle(wish, STUNetConfig(width=4, depth=1)) == wish

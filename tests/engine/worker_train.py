@@ -98,7 +98,7 @@ def work() -> None:
     folder = Path(run)
     loop = LoopConfig(steps=int(total), batch=int(batch), log_every=1, checkpoint_every=3)
     optim = OptimConfig(kind=kind, lr=1e-2, momentum=0.9, weight_decay=1e-2)
-    config = EngineConfig(zero_stage=int(stage), precision=precision, channels_last=False, clip=1.0)
+    config = EngineConfig(zero_stage=int(stage), precision=precision, channels_last="off", clip=1.0)
     net = model()
     found = checkpoint.latest(folder)
     with torch.no_grad():

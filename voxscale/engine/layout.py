@@ -1,14 +1,32 @@
-"""Channels-last images: what makes every layer of a convolutional network compute in that memory layout."""
+"""Channels-last images: how they are made, and for which families of backbones they are."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxscale.engine.config import EngineConfig
 from voxscale.models.build import ModelConfig
 from voxscale.models.nnunet import NNUNetConfig
 from voxscale.models.timm_models import TimmConfig
+
+CHANNELS_LAST: Mapping[str, bool] = {
+    "stunet": True,
+    "plainconv": True,
+    "resenc": True,
+    "fmunet": True,
+    "pctnet": True,
+    "swin_unetr": True,
+    "vit": False,
+    "sam_vit": False,
+    "timm_resnet50": True,
+    "timm_convnext": True,
+    "timm_vit": False,
+}
+"""Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`)."""
 
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
@@ -37,3 +55,10 @@ def family(model: ModelConfig) -> str:
     if isinstance(model, TimmConfig):
         return f"timm_{model.name.split('_')[0]}"
     return model.kind
+
+
+def settle(engine: EngineConfig, model: ModelConfig) -> EngineConfig:
+    """The config with `on` or `off` in the place of `auto`."""
+    if engine.channels_last != "auto":
+        return engine
+    return dataclasses.replace(engine, channels_last="on" if CHANNELS_LAST[family(model)] else "off")
