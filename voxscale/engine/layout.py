@@ -15,18 +15,13 @@ from voxscale.models.timm_models import TimmConfig
 
 CHANNELS_LAST: Mapping[str, bool] = {
     "stunet": True,
-    "plainconv": True,
-    "resenc": True,
-    "fmunet": True,
-    "pctnet": True,
-    "swin_unetr": True,
+    "plainconv": False,
+    "resenc": False,
     "vit": False,
     "sam_vit": False,
-    "timm_resnet50": True,
-    "timm_convnext": True,
-    "timm_vit": False,
 }
-"""Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`)."""
+"""Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`). Others
+are not."""
 
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
@@ -61,4 +56,4 @@ def settle(engine: EngineConfig, model: ModelConfig) -> EngineConfig:
     """The config with `on` or `off` in the place of `auto`."""
     if engine.channels_last != "auto":
         return engine
-    return dataclasses.replace(engine, channels_last="on" if CHANNELS_LAST[family(model)] else "off")
+    return dataclasses.replace(engine, channels_last="on" if CHANNELS_LAST.get(family(model), False) else "off")
