@@ -8,7 +8,7 @@ from data_prep.pack import PackConfig
 from launch.cluster import Cluster
 from launch.study import Pretext, StudyConfig
 from pretrain.mixture import WeightsConfig
-from voxscale.engine.config import OptimConfig
+from voxscale.engine.config import OptimConfig, TrackerConfig
 from voxscale.models.stunet import STUNetConfig
 
 STEPS, BATCH = 200, 16
@@ -62,7 +62,8 @@ def _wider(one: Pretext, steps: int, batch: int) -> Pretext:
     loop = dataclasses.replace(base.loop, steps=steps, batch=batch, log_every=50, checkpoint_every=steps)
     model = STUNetConfig(width=16, depth=1)
     optim = dataclasses.replace(base.optim, lr=1e-3)
-    return Pretext(one.name, dataclasses.replace(base, model=model, loop=loop, optim=optim))
+    pretrain = dataclasses.replace(base, model=model, loop=loop, optim=optim, tracker=TrackerConfig(wandb=False))
+    return Pretext(name=one.name, pretrain=pretrain)
 
 
 def _gpu(pretraining: int, finetuning: int) -> StudyConfig:
@@ -75,7 +76,10 @@ def _gpu(pretraining: int, finetuning: int) -> StudyConfig:
         pack=PackConfig(factor=1.0, overlap=0.0),
         pretexts=tuple(_wider(named[name], pretraining, 16) for name in order),
         finetune=dataclasses.replace(
-            base.finetune, loop=loop, inference=dataclasses.replace(base.finetune.inference, batch=16)
+            base.finetune,
+            loop=loop,
+            inference=dataclasses.replace(base.finetune.inference, batch=16),
+            tracker=TrackerConfig(wandb=False),
         ),
         cluster=Cluster(processes=1, cpus=1, hours=6),
     )

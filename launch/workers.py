@@ -18,7 +18,7 @@ class Worker:
     """One such process. It is started when it is first needed, and anew after it was killed.
 
     A stage that runs here gives the bits of the same stage in a process of its own: stages are functions of their
-    config, and leave the group of ranks when they end.
+    config alone.
     """
 
     def __init__(self, threads: int) -> None:
@@ -69,6 +69,9 @@ def _serve(pipe: Any, threads: int, launcher: str) -> None:
             stage, config, logs = pipe.recv()
         except EOFError:
             return
+        from voxscale import dist  # not before OMP_NUM_THREADS is set, as it imports torch
+
+        dist.keep()
         os.environ |= ALONE | {"VOXSCALE_TTY": "0"}
         _print_to(Path(logs))
         job = StageJob(stage=stage, config=config, threads=threads, port=0, parent="", tty=False)

@@ -15,6 +15,9 @@ Error = td.DistError
 """What collectives raise when another rank is gone; gloo raises plain `RuntimeError` as well."""
 
 
+_kept = False
+
+
 def rank() -> int:
     """Rank of this process among all; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
@@ -67,9 +70,18 @@ def start(timeout_s: float = 1800.0) -> None:
     )
 
 
+def keep() -> None:
+    """From now on `stop` does nothing: for a process alone that runs one training after another.
+
+    DeepSpeed remembers the first group that it saw, and cannot work with a second one.
+    """
+    global _kept
+    _kept = True
+
+
 def stop() -> None:
     """Leave the process group, if any."""
-    if td.is_initialized():
+    if td.is_initialized() and not _kept:
         td.destroy_process_group()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.study import small
+from configs.study import hippocampus, small, vertebrae
 from data_prep.phantom import PhantomConfig, make_cohort
 from launch.study import Pretext
 from voxscale.errors import ConfigError
@@ -32,6 +32,12 @@ def test_what_cannot_be_compared_is_refused():
         dataclasses.replace(small(), subjects=(4, 2))
     with pytest.raises(ConfigError, match=r"pretext.name must be of small letters"):
         Pretext(name="scratch", pretrain=one.pretrain)
+
+
+@pytest.mark.parametrize("preset", [small, hippocampus, vertebrae])
+def test_presets_compare_equal_budgets(preset):
+    loops = {(one.pretrain.loop.steps, one.pretrain.loop.batch, one.pretrain.optim.lr) for one in preset().pretexts}
+    assert len(loops) == 1
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from voxscale.errors import DataError
 from voxscale.io.image2d import load_image2d
-from voxscale.io.itk import load_itk
 from voxscale.io.loaded import Loaded
 from voxscale.io.nifti import load_nifti
 
@@ -29,6 +28,8 @@ def load_file(path: Path, part: int = 0) -> Loaded:
     if suffix in NIFTI_SUFFIXES:
         return load_nifti(path, part)
     if suffix in ITK_SUFFIXES:
+        from voxscale.io.itk import load_itk  # trainings, which read stores alone, need not have its library
+
         return load_itk(path, part)
     if suffix in IMAGE_SUFFIXES:
         return load_image2d(path, part)
