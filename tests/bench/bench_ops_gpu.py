@@ -1,4 +1,4 @@
-"""On one GPU: the matching solver's microseconds a graph, Volume Fusion's share of copy bandwidth: `make bench ONLY=ops_gpu`.
+"""On one GPU: the matching solver's time a graph, Volume Fusion's share of copy bandwidth: `make bench ONLY=ops_gpu`.
 
 `ratio` is the smaller share of the copy bandwidth that fusing a pair (label painting included) reaches at 96^3 and
 128^3, batch 8, float32; goal 0.7. Bytes are those that must move: the pair read, fused volume and label written.
