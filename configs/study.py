@@ -94,6 +94,12 @@ def hippocampus() -> StudyConfig:
     return dataclasses.replace(_gpu(400, 150), patch_voxels=48 * 32 * 32)
 
 
+def hippocampus_short() -> StudyConfig:
+    """Three pretext tasks of it with half of the pretraining and two thirds of the fine-tuning, for minutes of a GPU."""
+    base = _gpu(200, 100)
+    return dataclasses.replace(base, patch_voxels=48 * 32 * 32, pretexts=base.pretexts[:3])
+
+
 def vertebrae() -> StudyConfig:
     """The same at 2 mm on patches of up to 48^3 voxels, for 2 and 4 labelled subjects. Cost estimated, not measured."""
     return dataclasses.replace(_gpu(200, 100), patch_voxels=48**3, spacing=(2.0, 2.0, 2.0), subjects=(2, 4))
