@@ -95,7 +95,7 @@ def hippocampus() -> StudyConfig:
 
 
 def hippocampus_short() -> StudyConfig:
-    """Three pretext tasks of it with half of the pretraining and two thirds of the fine-tuning, for minutes of a GPU."""
+    """Three pretext tasks of it, half of the pretraining and two thirds of the fine-tuning, for minutes of a GPU."""
     base = _gpu(200, 100)
     return dataclasses.replace(base, patch_voxels=48 * 32 * 32, pretexts=base.pretexts[:3])
 
