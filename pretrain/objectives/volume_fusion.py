@@ -12,6 +12,7 @@ Layout and pairing may be combined freely; the other two combinations are not pu
 One file beyond the usual length: painting, fusion, loss and branch are read together.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -139,12 +140,30 @@ def _paint_grids(
     rngs: Sequence[np.random.Generator], size: Size, config: VolumeFusionConfig, device: torch.device
 ) -> UInt8[Tensor, "b 1 z y x"]:
     """Paint a random share of the cells of one regular grid per sample, all samples in one gather."""
+    table, (z, y, x) = _draw_grids(rngs, size, config, device)
+    place = z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
+    return table.gather(1, place.flatten(1)).view(-1, 1, *size)
+
+
+def _draw_grids(
+    rngs: Sequence[np.random.Generator], size: Size, config: VolumeFusionConfig, device: torch.device
+) -> tuple[UInt8[Tensor, "b cells"], tuple[Tensor, Tensor, Tensor]]:
+    """Draw the grid of each sample, see `_draw_grid`, and bring all to the device."""
     tables, places = zip(*(_draw_grid(generator, size, config) for generator in rngs), strict=True)
     longest = max(map(len, tables))
     table = torch.from_numpy(np.stack([np.pad(one, (0, longest - len(one))) for one in tables])).to(device)
     z, y, x = (torch.from_numpy(np.stack(axis)).to(device) for axis in zip(*places, strict=True))
-    place = z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
-    return table.gather(1, place.flatten(1)).view(-1, 1, *size)
+    return table, (z, y, x)
+
+
+@functools.cache
+def _fused() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """The function of `pretrain.objectives.fusion_triton`, where torch came with a compiler for GPUs."""
+    try:
+        from pretrain.objectives import fusion_triton
+    except ImportError:
+        return None
+    return fusion_triton.paint_and_fuse
 
 
 def _draw_grid(
@@ -203,7 +222,7 @@ def draw_and_fuse(
     seeds: Sequence[int],
     config: VolumeFusionConfig,
 ) -> tuple[UInt8[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]]:
-    """Draw a label for each pair and blend: `sample_labels` and `fuse`, on CPUs in one pass with the same bits.
+    """Draw a label for each pair and blend: `sample_labels` and `fuse`, grids in one pass, on CPUs with the same bits.
 
     Raises:
         ConfigError: As `sample_labels` does.
@@ -215,6 +234,11 @@ def draw_and_fuse(
         done = fuse_grids(background, foreground, grids, config.levels)
         if done is not None:
             return done
+    if config.layout == "grid" and background.is_cuda and (on_gpu := _fused()) is not None:
+        check(config, (z, y, x))
+        draws = [rng(seed, "fusion") for seed in seeds]
+        table, places = _draw_grids(draws, (z, y, x), config, background.device)
+        return on_gpu(background, foreground, table, tuple(place.int() for place in places), config.levels)
     label = sample_labels(seeds, (z, y, x), config, background.device)
     return label, fuse(background, foreground, label, config.levels)
 
