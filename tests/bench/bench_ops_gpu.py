@@ -1,7 +1,8 @@
-"""On one GPU: the matching solver's time a graph, Volume Fusion's share of copy bandwidth: `make bench ONLY=ops_gpu`.
+"""On one GPU: the matching solver's time per graph, Volume Fusion's share of copy bandwidth: `make bench ONLY=ops_gpu`.
 
-`ratio` is the smaller share of the copy bandwidth that fusing a pair (label painting included) reaches at 96^3 and
-128^3, batch 32, float32, from parameters drawn before; goal 0.7. `with_draws` counts the host's draws too. Bytes are those that must move: the pair read, fused volume and label written.
+`ratio` is the smaller share of the copy bandwidth that fusing pairs (labels painted) reaches at 96^3 and 128^3,
+batch 32, float32, from parameters drawn before; goal 0.7. `with_draws` counts the host's draws too. Bytes are those
+that must move: the pair read, fused volume and label written.
 """
 
 import dataclasses
