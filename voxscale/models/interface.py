@@ -75,6 +75,7 @@ class Backbone(nn.Module, ABC):
     levels: tuple[Level, ...]
     decoder_levels: int
     checkpoint_stages: tuple[int, ...]
+    keep_convolutions: bool = False
     head_prefixes: ClassVar[tuple[str, ...]] = ()
     input_weights: ClassVar[tuple[str, ...]] = ()
     decay_free: ClassVar[tuple[str, ...]] = ()
