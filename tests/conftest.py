@@ -1,4 +1,7 @@
-"""Shared fixtures: several real processes, the folder of real scans."""
+"""Shared fixtures: several real processes, an S3 server.
+
+Not to be imported by tests: a second copy of this module would point S3 at a second gate, which never opens.
+"""
 
 import os
 import subprocess
@@ -16,7 +19,6 @@ settings.register_profile("fixed", derandomize=True)  # the same cases on every 
 settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT.parent / "shared" / "data"
 
 GATE = Gate()
 # Set before any process is started, so that all have it; whatever a test does, S3 means the server on loopback.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REAL
 from tests_stores import make_store
 
 from voxscale.contract import InputContract
@@ -15,6 +14,7 @@ from voxscale.ledger import LEDGER
 from voxscale.stream import CaseStreamConfig
 from voxscale.stream.labelled import LabelledStream, read_sets
 
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
 PATCH = (8, 8, 8)
 
