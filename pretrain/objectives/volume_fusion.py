@@ -182,7 +182,8 @@ def _draw_grid(
     classes = np.zeros(count.prod(), dtype=np.uint8)
     chosen = generator.permutation(len(classes))[:blended]
     classes[chosen] = generator.integers(1, config.levels, size=blended, endpoint=True)
-    table = np.pad(classes.reshape(count), (0, 1))
+    table = np.zeros(count + 1, dtype=np.uint8)
+    table[:-1, :-1, :-1] = classes.reshape(count)
     places: list[NDArray[np.int64]] = []
     for axis in range(3):
         cell = (np.arange(shape[axis]) - offset[axis]) // side[axis]
