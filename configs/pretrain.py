@@ -7,12 +7,14 @@ import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives import graph_config
 from pretrain.objectives.masked_reconstruction import MaskedReconstructionConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
 from voxscale.models.stunet import SIZES, STUNetConfig
+from voxscale.models.timm_models import TimmConfig
 from voxscale.models.vit import ViTConfig
 from voxscale.stream import ShardStreamConfig
 
@@ -80,6 +82,35 @@ def stunet_s_part_whole() -> PretrainConfig:
         ),
         optim=OptimConfig(kind="adamw", lr=5e-4, weight_decay=0.04),
     )
+
+
+def resnet50_graph_matching() -> PretrainConfig:
+    """ResNet-50 on slices and images, second-order graph matching as LVM-Med prints it.
+
+    `python -m launch pretrain configs/pretrain.py:resnet50_graph_matching --shards SHARDS --run RUN --cluster slurm
+    --nodes 4 --processes 4 --gpus 4 --partition PARTITION`, of shards for which `data_prep plan --dims 2` chose the
+    patch.
+
+    Graphs of 16 nodes, k = 5, Gumbel(0, 1), lambda 80; Adam, 2e-3 halved four times, 3,200 images a step, 100 times
+    1.3 million images. The paper states no weight decay or warm-up (there is none here) and starts from ImageNet's
+    weights; this starts from a seed. `configs/pretrain.py:resnet50_info_nce` is its twin.
+    Cost on GPUs and what it buys: not measured yet.
+    """
+    return dataclasses.replace(
+        _stunet("S", batch=3200, lr=2e-3, steps=40_000),
+        model=TimmConfig(name="resnet50", in_channels=1),
+        objective=MixtureConfig(
+            weights=WeightsConfig(volume_fusion=0.0, graph_matching=1.0), graph_matching=graph_config.paper()
+        ),
+        optim=OptimConfig(kind="adamw", lr=2e-3, weight_decay=0.0, schedule="halving", warmup=0.0),
+    )
+
+
+def resnet50_info_nce() -> PretrainConfig:
+    """InfoNCE on the same nodes of the same views, for the same budget: what matching is compared with."""
+    base = resnet50_graph_matching()
+    twin = graph_config.info_nce_twin(base.objective.graph_matching)
+    return dataclasses.replace(base, objective=dataclasses.replace(base.objective, graph_matching=twin))
 
 
 def stunet_b() -> PretrainConfig:

@@ -24,6 +24,11 @@ def test_poly_by_hand():
     assert found[50] == pytest.approx(0.5**0.9)
 
 
+def test_halving_by_hand():
+    found = rates(schedule="halving", warmup=0.0)
+    assert found == [rate for rate in (1.0, 0.5, 0.25, 0.125, 0.0625) for _ in range(20)]
+
+
 def test_warmup_rises_linearly_to_the_peak():
     found = rates(warmup=0.1)
     assert found[:10] == pytest.approx([0.1 * n for n in range(1, 11)])

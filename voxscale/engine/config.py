@@ -62,7 +62,7 @@ class OptimConfig:
         head_lr: Rate of the heads as a multiple of `lr`.
         momentum: Of `sgd`.
         betas: Of `adamw`.
-        schedule: `cosine` to 0, or `poly` with exponent 0.9 to 0.
+        schedule: `cosine` to 0, `poly` with exponent 0.9 to 0, or `halving` four times, in equal intervals.
         warmup: Share of all steps in which the rate rises linearly.
     """
 
@@ -73,7 +73,7 @@ class OptimConfig:
     head_lr: float = 1.0
     momentum: float = 0.99
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["cosine", "poly"] = "cosine"
+    schedule: Literal["cosine", "poly", "halving"] = "cosine"
     warmup: float = 0.05
 
     def __post_init__(self) -> None:

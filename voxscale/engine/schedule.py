@@ -19,4 +19,6 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     done = (step - warmup) / max(steps - warmup, 1)
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "halving":
+        return config.lr * 0.5 ** int(5 * done)
     return config.lr * (1 - done) ** 0.9
