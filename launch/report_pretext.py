@@ -51,8 +51,13 @@ GROUPS = {
     ),
     "graph_matching_": (
         "Graph matching",
-        "Nodes of two views have to find their partners, alone and with their neighbours.",
-        {},
+        "Nodes of two views have to find their partners, alone and with their neighbours. Green lines are true matches,"
+        " red ones false; yellow nodes have no partner and were left without one. Nodes of all planes are drawn on the"
+        " middle one.",
+        {
+            "matched_nodes": "Samples of one graph: first views above, second below",
+            "matched_tokens": "Two views of a crop",
+        },
     ),
 }
 """Of the pictures of other objectives, by how their names start: title, task, and captions by the rest of the name."""

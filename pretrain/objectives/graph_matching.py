@@ -3,13 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.objectives import patch_graphs, sample_graphs
 from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.graph_heads import GraphMatchingHeads
+from pretrain.objectives.graph_pictures import draw_samples, draw_tokens
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.objectives.patch_graphs import patch_matching
 from pretrain.objectives.sample_graphs import graph_matching
@@ -130,15 +134,59 @@ class GraphMatching(Objective):
             return patch_matching(
                 (maps[0], maps[1]), targets.tokens_mm, targets.nodes, self.heads, self.config, targets.generators
             )
+        maps, spots = self._nodes(seen, targets)
+        return graph_matching(
+            maps[0], maps[1], (spots[0], spots[1]), self.heads, self.config, targets.generators, targets.scans
+        )
+
+    def _nodes(self, seen: Mapping[str, Seen], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
+        """Feature maps of all nodes of both views, crops of a sample together, and their places in mm."""
         maps, spots = [], []
         for at, side in enumerate(SIDES):
             each = [self._features(seen[f"{side}{number}"]) for number in range(len(targets.views))]
             where = [positions_mm(pair[at], one.shape[2:]) for pair, one in zip(targets.views, each, strict=True)]
             maps.append(torch.stack(each, dim=1).flatten(0, 1))
             spots.append(torch.stack(where, dim=1).flatten(0, 1))
-        return graph_matching(
-            maps[0], maps[1], (spots[0], spots[1]), self.heads, self.config, targets.generators, targets.scans
+        return maps, spots
+
+    @torch.no_grad()
+    def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:
+        """The nodes of the first graph, or the tokens of the first sample, joined to what they are matched with."""
+        targets: Targets = plan.targets
+        if self.config.matching_weight == 0:
+            return {}
+        if targets.nodes is not None and targets.tokens_mm is not None:
+            maps = [self._features(seen[f"{side}0"]) for side in SIDES]
+            match = patch_graphs.first_match(
+                (maps[0], maps[1]), targets.tokens_mm, targets.nodes, self.heads, self.config
+            )
+            s, t = (view.images[0, 0] for view in targets.views[0])
+            return {
+                "graph_matching_matched_tokens": draw_tokens(
+                    (s, t), self._shares(targets), match, targets.nodes.match[0]
+                )
+            }
+        maps, spots = self._nodes(seen, targets)
+        match = sample_graphs.first_match(
+            (maps[0], maps[1]), (spots[0], spots[1]), self.heads, self.config, targets.scans
         )
+        s, t = (torch.stack([pair[at].images[:, 0] for pair in targets.views], dim=1).flatten(0, 1) for at in (0, 1))
+        return {"graph_matching_matched_nodes": draw_samples(s[: len(match)], t[: len(match)], match)}
+
+    def _shares(self, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Where the first sample's nodes lie in both views, along y and x, as shares of the sides."""
+        if targets.nodes is None:
+            raise ValueError("nodes must be tokens")
+        nodes, found = targets.nodes, []
+        for view, tokens, real in zip(
+            targets.views[0], (nodes.source, nodes.target), (nodes.source_real, nodes.target_real), strict=True
+        ):
+            z, y, x = view.images.shape[2:]
+            _, rows, columns = self._grid((z, y, x))
+            at = torch.stack([tokens[0] // columns % rows, tokens[0] % columns], dim=1).double() + 0.5
+            share = at / torch.tensor([rows, columns], dtype=at.dtype, device=at.device)
+            found.append(share.masked_fill(~real[0].unsqueeze(1), torch.nan))
+        return found[0], found[1]
 
     def _features(self, seen: Seen) -> Tensor:
         return (seen.decoded if self.decoder else seen.features)[self.level]

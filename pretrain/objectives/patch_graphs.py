@@ -5,7 +5,7 @@ a learned price, one number for all, as in SuperGlue (Sarlin et al. 2020).
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +21,7 @@ from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.true_match import Nodes
 from voxscale.matching.vertex_affinity import cosines
+from voxscale.seed import torch_generator
 
 NEVER = -100.0
 """Worth of a node that is not there."""
@@ -73,6 +74,25 @@ def patch_matching(
     if config.info_nce_weight > 0:
         terms["info_nce"] = _contrast(cosines(z[0], z[1]) / config.temperature, nodes)
     return Losses(terms=terms, weights={name: getattr(config, f"{name}_weight") for name in terms}, watched=watched)
+
+
+@torch.no_grad()
+def first_match(
+    maps: tuple[Float[Tensor, "b c *grid"], Float[Tensor, "b c *grid2"]],
+    places: tuple[Float[Tensor, "b l 3"], Float[Tensor, "b m 3"]],
+    nodes: Nodes,
+    heads: GraphMatchingHeads,
+    config: GraphMatchingConfig,
+) -> Int64[Tensor, " n"]:
+    """The first sample's match, without noise and without help from the true one; arguments as `patch_matching`."""
+    if heads.dustbin is None:
+        raise ValueError("heads must have a price of unmatched nodes")
+    own = Nodes(*(getattr(nodes, name)[:1] for name in ("source", "target", "source_real", "target_real", "match")))
+    chosen = (own.source, own.target)
+    z = [heads.projector(_take(m[:1].flatten(2).mT, at)).float() for m, at in zip(maps, chosen, strict=True)]
+    problem = build_problem(z, [_take(p[:1], at) for p, at in zip(places, chosen, strict=True)], own, heads, config)
+    binned = with_dustbins(problem, *(heads.dustbin.float() * real for real in (own.source_real, own.target_real)))
+    return partial(solve(binned, config.solver, torch_generator(0, "picture", device=own.source.device)))[0]
 
 
 def _take(values: Float[Tensor, "b l c"], at: Tensor) -> Float[Tensor, "b n c"]:

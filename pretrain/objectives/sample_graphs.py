@@ -20,6 +20,7 @@ from voxscale.matching.perturbed import Generators, draw_noise, perturbed_loss
 from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.vertex_affinity import cosines, vertex_affinity
+from voxscale.seed import torch_generator
 
 
 def graph_matching(
@@ -68,6 +69,23 @@ def graph_matching(
     if "info_nce" in weights:
         terms["info_nce"] = info_nce(z[0], z[1], config.temperature)
     return Losses(terms=terms, weights=weights, watched=watched)
+
+
+@torch.no_grad()
+def first_match(
+    features: tuple[Float[Tensor, "s c *grid"], Float[Tensor, "s c *grid"]],
+    positions: tuple[Float[Tensor, "s d *grid"], Float[Tensor, "s d *grid"]],
+    heads: GraphMatchingHeads,
+    config: GraphMatchingConfig,
+    scans: Int64[Tensor, " s"] | None = None,
+) -> Int64[Tensor, " n"]:
+    """The match of the first graph, without noise and without help from the true one; arguments as `graph_matching`."""
+    count = config.group
+    s, t = (part[:count] for part in features)
+    z = [heads.projector(f.flatten(2).mean(dim=2)).float()[None] for f in (s, t)]
+    where = (positions[0][:count], positions[1][:count])
+    problem = build_problem(z, (s, t), where, heads, config, None if scans is None else scans[:count])
+    return solve(problem, config.solver, torch_generator(0, "picture", device=s.device))[0]
 
 
 def _match(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
-from pretrain.network import Job, Pretraining, costs, wanted
+from pretrain.network import Job, Pictures, Pretraining, costs, wanted
+from pretrain.objectives import graph_pictures
 from pretrain.objectives.graph_config import GraphMatchingConfig, info_nce_twin
 from pretrain.objectives.graph_matching import GraphMatching, positions_mm
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
@@ -255,6 +256,12 @@ def test_every_kind_of_graph_is_a_branch_that_its_twin_shares_all_passes_with(na
     assert all(value.isfinite() for part in ("terms", "watched") for value in out[part].values())
     sum(out["terms"].values()).backward()
     assert all(p.grad is not None for p in network.branches.parameters())
+    pictures = network(Pictures(plans))["pictures"]
+    assert len(pictures) == 1  # the twin matches nothing
+    (drawn,) = pictures.values()
+    colours = {tuple(c) for c in drawn.reshape(-1, 3).tolist()}
+    assert drawn.dtype == np.uint8
+    assert colours & {graph_pictures.TRUE, graph_pictures.FALSE}
     again = network(Job(network.plans(a_scene(samples=4, crops=crops, known=True)), dict.fromkeys(plans, 1.0)))
     assert [float(v.detach()) for v in out["terms"].values()] == [float(v.detach()) for v in again["terms"].values()]
     # The twin's loss is that of the other's own projector, had it the twin's terms.
