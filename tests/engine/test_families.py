@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "worker_families.py"
-CASES = ["fmunet-1", "swin_unetr-2", "convnext_b-3", "vit_b_timm-1", "resenc_l-2", "pctnet-3", "resnet50-1"]
+CASES = ["fmunet-1", "convnext_b-3", "vit_b_timm-1", "resenc_l-2", "pctnet-3", "resnet50-1"]
 DECAY = 1e-3 * 0.5
 
 

@@ -16,11 +16,9 @@ WORKER = Path(__file__).parent / "worker_train.py"
 
 CASES = [
     ("0", "fp32", "adamw"),
-    ("1", "fp32", "adamw"),
     ("2", "fp32", "sgd"),
     ("3", "fp32", "adamw"),
     ("1", "bf16", "adamw"),
-    ("2", "bf16", "adamw"),
     ("3", "bf16", "adamw"),
     ("1", "bf16", "sgd"),
 ]
@@ -46,7 +44,7 @@ def test_cut_run_ends_with_the_same_bits(ranks, tmp_path, stage, precision, kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), [("1", "fp32"), ("2", "fp32"), ("3", "fp32")])
+@pytest.mark.parametrize(("stage", "precision"), [("2", "fp32"), ("3", "fp32")])
 def test_running_statistics_go_on_with_the_same_bits_on_every_rank(ranks, tmp_path, stage, precision):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ("-1", "-1", "0", "6", "batch")
