@@ -636,7 +636,7 @@ def test_features_neighbours_and_ready_pictures_are_shown_and_a_solved_task_is_t
     np.savez(tmp_path / "preview.npz", **arrays, spacing=(2.0, 1.0, 1.0))
     section = pretext_section(tmp_path)
     assert section.html.count("<img") == 4
-    assert "Matched nodes" in section.html
+    assert "Samples of one graph" in section.html
     assert "solved" not in section.html
     fused = dict.fromkeys(("background", "foreground", "fused"), crop)
     levels = dict.fromkeys(("label", "prediction"), np.ones((8, 6, 4), np.uint8))
