@@ -187,21 +187,14 @@ def train_and_test(
     stream = CaseStream(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )
-    model = build(task.model)
-    # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
-    weights = first_weights(model, derive(seed, "weights"))
-    if arm == "pretrained":
-        report = take_over(model, task.weights, config.init)
-        weights = {key: p.detach().clone() for key, p in model.named_parameters()}
-        if dist.rank() == 0:
-            write_json(config.run / "transfer.json", report.to_dict())
-            log.info("transfer: %s", report.text())
+    model, weights = begin(config, task, arm, seed)
     found = find_checkpoint(folder)
     if found is not None:
         weights = checkpoint.load_weights(found)
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
     settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
     engine = start_engine(model, weights, config.engine, config.optim, micro)
+    del weights  # the engine has its own
     start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
     tracker = None
@@ -223,6 +216,20 @@ def train_and_test(
     if tracker is not None:
         tracker.close()
     engine.destroy()
+
+
+def begin(config: FinetuneConfig, task: Task, arm: str, seed: int) -> tuple[Backbone, dict[str, Tensor]]:
+    """The model of an arm and its first weights; rank 0 writes down what was transferred."""
+    model = build(task.model)
+    # Both arms start from the same draw, so that they differ in what was transferred and in nothing else.
+    weights = first_weights(model, derive(seed, "weights"))
+    if arm == "pretrained":
+        report = take_over(model, task.weights, config.init)
+        weights = {key: p.detach().clone() for key, p in model.named_parameters()}
+        if dist.rank() == 0:
+            write_json(config.run / "transfer.json", report.to_dict())
+            log.info("transfer: %s", report.text())
+    return model, weights
 
 
 def take_over(

@@ -208,11 +208,7 @@ def study(
         check_folders(data, task, out)
     with locked(out):
         chain = Chain(out)
-        if prepared is not None:
-            ready = take_prepared(prepared.resolve())
-        else:
-            assert task is not None  # as was checked above
-            ready = _prepare(chain, settings, [path.resolve() for path in data], task.resolve())
+        ready = _ready(chain, settings, data, task, prepared)
         if prepare is not None:
             keep_prepared(ready, prepare)
             return None
@@ -261,6 +257,15 @@ def fit_subjects(settings: StudyConfig, task: Path, folds: int) -> tuple[int, ..
     if dropped := [n for n in settings.subjects if n > left]:
         log.info("study: no cells of %s subjects, as a fold leaves %d", ", ".join(map(str, dropped)), left)
     return subjects
+
+
+def _ready(
+    chain: Chain, settings: StudyConfig, data: Sequence[Path], task: Path | None, prepared: Path | None
+) -> Ready:
+    if prepared is not None:
+        return take_prepared(prepared.resolve())
+    assert task is not None  # as `study` checked
+    return _prepare(chain, settings, [path.resolve() for path in data], task.resolve())
 
 
 def _prepare(chain: Chain, settings: StudyConfig, data: Sequence[Path], task: Path) -> Ready:

@@ -52,8 +52,7 @@ def graph_matching(
         DataError: If the samples are no whole groups, views differ in shape, or scans are missing or too small.
     """
     _check(features_s, features_t, config, scans)
-    shape = (-1, config.group)
-    z = [heads.projector(f.flatten(2).mean(dim=2)).float().view(*shape, config.width) for f in (features_s, features_t)]
+    z = _project((features_s, features_t), heads, config)
     weights = {"matching": config.matching_weight, "variance": config.variance_weight}
     weights = {name: w for name, w in {**weights, "info_nce": config.info_nce_weight}.items() if w > 0}
     terms: dict[str, Tensor] = {}
@@ -71,6 +70,11 @@ def graph_matching(
     return Losses(terms=terms, weights=weights, watched=watched)
 
 
+def _project(maps: tuple[Tensor, Tensor], heads: GraphMatchingHeads, config: GraphMatchingConfig) -> list[Tensor]:
+    """Mean of each map, projected, by graphs: (graphs, nodes, width) of both views."""
+    return [heads.projector(f.flatten(2).mean(dim=2)).float().view(-1, config.group, config.width) for f in maps]
+
+
 @torch.no_grad()
 def first_match(
     features: tuple[Float[Tensor, "s c *grid"], Float[Tensor, "s c *grid"]],
@@ -82,7 +86,7 @@ def first_match(
     """The match of the first graph, without noise and without help from the true one; arguments as `graph_matching`."""
     count = config.group
     s, t = (part[:count] for part in features)
-    z = [heads.projector(f.flatten(2).mean(dim=2)).float()[None] for f in (s, t)]
+    z = _project((s, t), heads, config)
     where = (positions[0][:count], positions[1][:count])
     problem = build_problem(z, (s, t), where, heads, config, None if scans is None else scans[:count])
     return solve(problem, config.solver, torch_generator(0, "picture", device=s.device))[0]

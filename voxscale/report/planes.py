@@ -80,7 +80,7 @@ def three_planes(
     """Draw the three planes side by side, all in one scale, see `CONVENTION`.
 
     A label is drawn as outlines, a prediction as a translucent fill, so that
-    both can be compared in one picture.
+    both can be compared in one picture. Longer than others by its arguments.
 
     Args:
         volume: (z, y, x) values.
@@ -100,9 +100,7 @@ def three_planes(
     Raises:
         DataError: If an array is not 3D or on another grid, or the point lies outside.
     """
-    _check(volume, spacing, label, prediction, point)
-    if colours is not None and colours.shape != (*volume.shape, 3):
-        raise DataError(f"planes.colours must have shape {(*volume.shape, 3)}, not {colours.shape}", "label_grid")
+    _check(volume, spacing, label, prediction, point, colours)
     if point is None:
         known = label if label is not None and label.any() else prediction
         point = focus(known if known is not None else np.zeros(volume.shape, np.uint8))
@@ -142,7 +140,10 @@ def _check(
     label: NDArray[np.uint8] | None,
     prediction: NDArray[np.uint8] | None,
     point: tuple[int, int, int] | None,
+    colours: NDArray[np.uint8] | None,
 ) -> None:
+    if colours is not None and colours.shape != (*volume.shape, 3):
+        raise DataError(f"planes.colours must have shape {(*volume.shape, 3)}, not {colours.shape}", "label_grid")
     if volume.ndim != 3 or 0 in volume.shape:
         raise DataError(f"planes.volume must be 3D and not empty, not of shape {volume.shape}", "not_3d")
     if len(spacing) != 3 or not all(0 < s < np.inf for s in spacing):
