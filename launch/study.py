@@ -64,7 +64,8 @@ class StudyConfig:
         pack: Bricks and tars.
         pretexts: What is compared; all with the same backbone.
         finetune: Fine-tuning of every cell; its seeds, subjects and arms are filled in.
-        subjects: Numbers of labelled subjects that a training sees; those that the task is too small for are left out.
+        subjects: Numbers of labelled subjects that a training sees, most important first; those that the task is too
+            small for are left out.
         seeds: Of pretraining and fine-tuning alike.
         spacing: Spacing along z, y, x in mm to train at; None for the task's median.
         cluster: Where each cell runs.
@@ -86,8 +87,8 @@ class StudyConfig:
         require(len(names) == len(set(names)) > 0, "study.pretexts", "one or more of different names", names)
         models = {json.dumps(to_dict(one.pretrain)["model"], sort_keys=True) for one in self.pretexts}
         require(len(models) == 1, "study.pretexts", "of one backbone", f"{len(models)} different ones")
-        rising = list(self.subjects) == sorted({n for n in self.subjects if n > 0})
-        require(rising and len(self.subjects) > 0, "study.subjects", "rising numbers above 0", self.subjects)
+        apart = len(self.subjects) == len(set(self.subjects)) > 0 and min(self.subjects) > 0
+        require(apart, "study.subjects", "one or more different numbers above 0", self.subjects)
         require(len(self.seeds) == len(set(self.seeds)) > 0, "study.seeds", "one or more different numbers", self.seeds)
 
 

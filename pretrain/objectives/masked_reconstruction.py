@@ -41,6 +41,8 @@ class MaskedReconstructionConfig:
         heads: Attention heads of these.
         normalise: Whether each block's mean and deviation are taken out of what is to be told.
         loss: Squared or absolute error.
+        truth: What is to be told: a sample's own hidden voxels, or as a control those of the sample before it in the
+            batch, from which nothing but means can be learnt.
     """
 
     kind: Literal["masked_reconstruction"] = "masked_reconstruction"
@@ -52,6 +54,7 @@ class MaskedReconstructionConfig:
     heads: int = 4
     normalise: bool = False
     loss: Literal["l1", "l2"] = "l2"
+    truth: Literal["own", "another"] = "own"
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -114,7 +117,12 @@ class MaskedReconstruction(Objective):
         visible = drawn.to(view.images.device)
         shown = spread(visible, view.images.shape[2:]).unsqueeze(1)
         one = Pass(view.images, decoder=self.fill is not None, visible=visible, fill=self.fill)
-        return Plan({"visible": one}, (view.images, view.inside, shown, visible))
+        images, inside = view.images, view.inside
+        if self.config.truth == "another":
+            name = "objective.masked_reconstruction.truth"
+            require(len(images) > 1, name, "'own' where a rank has one sample at a time", self.config.truth)
+            images, inside = images.roll(1, 0), inside.roll(1, 0)
+        return Plan({"visible": one}, (images, inside, shown, visible))
 
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
         """Error of hidden voxels; watched is the share of their variance that is explained."""

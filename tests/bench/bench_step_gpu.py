@@ -3,7 +3,8 @@
 STU-Net-H at 128^3, batch 2, bf16, by the engine (AdamW, a real loss) and by medim's class under autocast with torch's
 fused AdamW in both memory layouts, each in a process of its own: samples/s, MFU, peak memory. Then a few steps of 3.4
 and 7.7 billion weights, of the largest with all states on the card where it has 130 GB, else in host memory. `ratio` is
-ours over the reference's samples/s in its better layout; 0 where the reference does not fit. `--small` runs every line
+ours over the reference's samples/s in its better layout; 0 where the reference does not fit. One cell alone is
+`bench_step_gpu.py ours "H tuned" [--profile]`, with a table of its kernels. `--small` runs every line
 of it on any machine and writes no result file. Every cell's line is printed as it comes; `--limit` seconds end a cell.
 """
 
@@ -164,6 +165,11 @@ def cell(side: str, name: str, small: bool) -> dict[str, Any]:
         if CUDA:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+    if "--profile" in sys.argv and CUDA:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            step(x, target)
+            torch.cuda.synchronize()
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90))
     took = sorted(seconds[1:])[job.steps // 2]
     peak = peak_tflops(torch.cuda.get_device_name(), "bf16") if CUDA else 0.0
     return {

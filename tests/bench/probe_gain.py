@@ -25,28 +25,13 @@ CONTROL = f"masked{SHUFFLED}"
 SOURCES = ("decoder", "encoder", "intensity")
 
 
-def shuffle_targets() -> None:
-    """Let masked reconstruction tell the crop of the sample before."""
-    from pretrain.objectives.interface import Plan
-    from pretrain.objectives.masked_reconstruction import MaskedReconstruction
-
-    plan = MaskedReconstruction.plan
-
-    def shuffled(self: MaskedReconstruction, scene: Any) -> Plan:
-        own = plan(self, scene)
-        images, inside, *rest = own.targets
-        return Plan(own.passes, (images.roll(1, 0), inside.roll(1, 0), *rest))
-
-    MaskedReconstruction.plan = shuffled
-
-
 def train(preset: str, seed: int, shards: Path, store: Path, run: Path) -> None:
     """One run, in a process of its own."""
     flags = ["--shards", shards, "--probe.labelled", store, "--run", run, "--seed", seed]
-    start = ["-m", "pretrain"]
     if preset.endswith(SHUFFLED):
-        preset, start = preset.removesuffix(SHUFFLED), [__file__, SHUFFLED]
-    command = [sys.executable, *start, f"configs/probe.py:{preset}", *map(str, flags)]
+        preset = preset.removesuffix(SHUFFLED)
+        flags += ["--objective.masked-reconstruction.truth", "another"]
+    command = [sys.executable, "-m", "pretrain", f"configs/probe.py:{preset}", *map(str, flags)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
@@ -114,11 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == SHUFFLED:
-        from pretrain.config import PretrainConfig
-        from pretrain.train import pretrain
-        from voxscale.cli import leave, run
-
-        shuffle_targets()
-        leave(run(PretrainConfig, pretrain, sys.argv[2:], "probe_gain.py"))
     main()

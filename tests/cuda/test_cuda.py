@@ -34,6 +34,8 @@ from voxscale.engine.pooling import mend_pools
 from voxscale.losses.cross_entropy import cross_entropy
 from voxscale.losses.dice import soft_dice_loss
 from voxscale.losses.dice_ce import dice_and_cross_entropy
+from voxscale.matching import solver
+from voxscale.matching.replay import Replay
 from voxscale.matching.score import score
 from voxscale.matching.solver import SolverConfig, solve
 from voxscale.models.build import build
@@ -165,6 +167,26 @@ def test_solver_finds_matches_of_the_same_worth(kicks):
     assert worth[1] == pytest.approx(worth[0], rel=0.02 if kicks else 1e-4)
     if not kicks:
         assert torch.equal(here, there)
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="records are of CUDA alone")
+def test_a_recorded_solver_gives_the_bits_of_one_launched_kernel_by_kernel_and_few_are_kept():
+    replay, seen = Replay(most=3), []
+
+    def function(problem):
+        seen.append(problem.vertex.shape)
+        return solver._search(problem, PLAIN_SOLVER)
+
+    for seed in range(4):  # by itself, to warm up and recorded, then recorded only
+        one = on_device(random_problem(3, 10, 3, seed))
+        wide = one.with_values(one.vertex.double(), one.edge.double())
+        assert torch.equal(replay(function, wide, "ours"), solver._search(wide, PLAIN_SOLVER)), seed
+    assert len(seen) == 3
+    assert len(replay) == 1
+    for nodes in (5, 6, 7, 8):
+        for seed in range(2):
+            replay(function, on_device(random_problem(1, nodes, 2, seed)), "ours")
+    assert len(replay) == 3
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])

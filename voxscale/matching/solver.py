@@ -1,5 +1,7 @@
 """The batched solver: soft match, rounding, exchanges, kicks; a fixed number of steps, all on the device."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -8,10 +10,13 @@ from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.matching import compiled
 from voxscale.matching.problem import Problem
+from voxscale.matching.replay import Replay
 from voxscale.matching.rounding import round_greedily
 from voxscale.matching.score import score
 from voxscale.matching.softassign import WORTH, softassign
 from voxscale.matching.two_opt import two_opt
+
+REPLAY = Replay()
 
 
 @config
@@ -58,7 +63,8 @@ def solve(
     A kick sends the targets of four nodes, drawn for each copy, round in a
     circle; the best of all copies and the match before is kept.
 
-    On CPUs the compiled kernel does the steps up to the kicks, where it is built.
+    On CPUs the compiled kernel does the steps up to the kicks, where it is built. On GPUs they are recorded when the
+    same shapes come for the second time, and then launched at once.
 
     Args:
         problem: b problems.
@@ -77,13 +83,18 @@ def solve(
         match = compiled.solve(ready, config.steps, config.rounds, config.beta, config.exchanges)
         if match is None:
             wide = ready.with_values(ready.vertex.double(), ready.edge.double())
-            match = round_greedily(softassign(wide, config.steps, config.rounds, config.beta), wide.vertex)
-            match = two_opt(wide, match, config.exchanges)
+            match = REPLAY(partial(_search, config=config), wide, config)
         if config.kicks and generator is not None:
             copies = ready.repeat(config.kicks)
             for _ in range(config.kick_rounds):
                 match = _kick(ready, copies, match, config, generator)
         return match if candidate is None else better(ready, torch.stack([candidate, match]))
+
+
+def _search(problem: Problem, config: SolverConfig) -> Int64[Tensor, "b N"]:
+    """Soft match, rounding and exchanges of problems in float64."""
+    match = round_greedily(softassign(problem, config.steps, config.rounds, config.beta), problem.vertex)
+    return two_opt(problem, match, config.exchanges)
 
 
 def _rounded(worth: Tensor) -> Tensor:

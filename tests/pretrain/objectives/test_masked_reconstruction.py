@@ -166,3 +166,17 @@ def test_what_does_not_fit_is_refused() -> None:
     for name, value in (("ratio", 1.0), ("block", (0, 1, 1)), ("width", 0), ("depth", 0), ("heads", 0)):
         with pytest.raises(ConfigError, match=rf"objective.masked_reconstruction.{name} must be"):
             MaskedReconstructionConfig(**{name: value})
+
+
+def test_a_control_is_to_tell_the_voxels_of_another_sample_from_its_own() -> None:
+    scene = noise_scene(2)
+    backbone = build(CNN)
+    own, another = (
+        MaskedReconstruction(dataclasses.replace(SMALL, truth=truth), backbone) for truth in ("own", "another")
+    )
+    first, second = own.plan(scene), another.plan(scene)
+    assert torch.equal(second.targets[0], first.targets[0].flip(0))
+    assert torch.equal(second.targets[1], first.targets[1].flip(0))
+    assert torch.equal(second.passes["visible"].images, first.passes["visible"].images)
+    with pytest.raises(ConfigError, match=r"masked_reconstruction.truth must be 'own' where a rank has one sample"):
+        another.plan(noise_scene(1))
