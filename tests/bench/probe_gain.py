@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from scipy import stats
 
