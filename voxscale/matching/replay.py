@@ -13,7 +13,7 @@ from voxscale.matching.problem import Problem
 Solve = Callable[[Problem], Int64[Tensor, "b N"]]
 
 AFTER = 1
-"""Calls with the same shapes that are done kernel by kernel before they are recorded, which a single one is not worth."""
+"""Calls with the same shapes that are done kernel by kernel before they are recorded: one call is not worth it."""
 
 
 @dataclass(frozen=True, slots=True)
