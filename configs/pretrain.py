@@ -8,9 +8,9 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
 from pretrain.objectives import graph_config
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.masked_reconstruction import MaskedReconstructionConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
 from voxscale.models.stunet import SIZES, STUNetConfig

@@ -5,9 +5,9 @@ import dataclasses
 from configs import pretrain
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from pretrain.probe.config import ProbeConfig
 from voxscale.engine.config import EngineConfig, OptimConfig, TrackerConfig
 

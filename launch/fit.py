@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
-from pretrain.objectives.volume_fusion import sides
+from pretrain.objectives.fusion_config import sides
 from voxscale.errors import DataError
 from voxscale.patches import Plan
 from voxscale.store import open_store

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.graph_matching import GraphMatching
 from pretrain.objectives.interface import Objective
@@ -11,7 +12,7 @@ from pretrain.objectives.masked_reconstruction import MaskedReconstruction, Mask
 from pretrain.objectives.part_whole import PartWhole
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.supervised import Supervised, SupervisedConfig
-from pretrain.objectives.volume_fusion import VolumeFusion, VolumeFusionConfig
+from pretrain.objectives.volume_fusion import VolumeFusion
 from voxscale.config import config, require
 from voxscale.models.interface import Backbone
 

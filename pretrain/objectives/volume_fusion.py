@@ -9,24 +9,23 @@ Two algorithms were published under this name, and both are here:
   for 64x128x128 crops with `block_min` 8 and `block_max` (40, 80, 80).
 
 Layout and pairing may be combined freely; the other two combinations are not published.
-One file beyond the usual length: painting, fusion, loss and branch are read together.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pretrain.objectives.fusion_config import Size, VolumeFusionConfig, check
+from pretrain.objectives.fusion_labels import draw_grid, draw_grids, sample_labels
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.scene import Scene
 from voxscale.batch import Losses, Views
-from voxscale.config import config, require
+from voxscale.config import require
 from voxscale.errors import DataError
 from voxscale.kernel.fusion import fuse_grids
 from voxscale.losses.deep_supervision import deep_supervision
@@ -36,175 +35,20 @@ from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.seed import rng
 
-Size = tuple[int, int, int]
 Network = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 IGNORED = 255
 """Mark of a voxel that does not count, above every class (carried through to the coarser heads)."""
 
 
-@config
-class VolumeFusionConfig:
-    """Which blocks are blended, and with what.
-
-    Attributes:
-        kind: Tells objectives apart in a saved config.
-        layout: `grid`: a share of the cells of one regular grid per sample (2024 and later);
-            `boxes`: boxes of random size and place, later ones painted over earlier ones (2023).
-        pairing: `within`: two crops of one scan (2024 and later); `across`: the sample before in the batch
-            is the foreground of each sample (2023), so that what is seen depends on the local batch.
-        levels: K; class k is blended with coefficient k / K, class 0 is pure background.
-        ratio: Share of the grid's whole cells that are blended (`grid` only).
-        block_min: Least side of a block in voxels, one number or one per axis (z, y, x).
-        block_max: Greatest side of a block in voxels, one number or one per axis (z, y, x).
-        boxes: Least and greatest number of boxes (`boxes` only).
-        ordinal_weight: Weight of the earth mover's distance between true and guessed level, beside half Dice and
-            half cross-entropy, which take a guess that is off by one level for as wrong as any other; 0 as published.
-    """
-
-    kind: Literal["volume_fusion"] = "volume_fusion"
-    layout: Literal["grid", "boxes"] = "grid"
-    pairing: Literal["within", "across"] = "within"
-    levels: int = 4
-    ratio: float = 0.7
-    block_min: int | Size = 8
-    block_max: int | Size = 32
-    boxes: tuple[int, int] = (10, 40)
-    ordinal_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check ranges; raises `ConfigError` with the dotted name."""
-        require(1 <= self.levels <= 254, "objective.levels", "1 to 254", self.levels)
-        require(0 < self.ratio <= 1, "objective.ratio", "above 0 and at most 1", self.ratio)
-        least, greatest = sides(self.block_min), sides(self.block_max)
-        require(min(least) >= 1, "objective.block_min", "at least 1 voxel", self.block_min)
-        rising = all(low <= high for low, high in zip(least, greatest, strict=True))
-        require(rising, "objective.block_max", f"at least block_min, {self.block_min}", self.block_max)
-        low, high = self.boxes
-        require(1 <= low <= high, "objective.boxes", "two rising numbers from 1", self.boxes)
-        require(self.ordinal_weight >= 0, "objective.ordinal_weight", "at least 0", self.ordinal_weight)
-
-    @property
-    def views_per_sample(self) -> int:
-        """Crops of each scan that the objective needs."""
-        return 2 if self.pairing == "within" else 1
-
-    @property
-    def classes(self) -> int:
-        """Channels that the network must return: the levels and the background."""
-        return self.levels + 1
-
-
-def sides(block: int | Size) -> Size:
-    """Side along z, y, x of a block given by one number or three."""
-    return (block, block, block) if isinstance(block, int) else block
-
-
-def check(config: VolumeFusionConfig, patch: Size) -> None:
-    """Refuse blocks that do not fit the patch: a grid of them would be empty, without any error.
-
-    Raises:
-        ConfigError: Naming `objective.block_max`.
-    """
-    fits = all(side <= size for side, size in zip(sides(config.block_max), patch, strict=True))
-    require(fits, "objective.block_max", f"at most the patch, {patch}", config.block_max)
-
-
-def sample_labels(
-    seeds: Sequence[int], size: Size, config: VolumeFusionConfig, device: torch.device | str = "cpu"
-) -> UInt8[Tensor, "b 1 z y x"]:
-    """Draw which voxels are blended and how strongly.
-
-    Parameters are drawn on the CPU from each sample's own seed; only painting
-    is done on the device.
-
-    Args:
-        seeds: Seed of each sample.
-        size: Voxels of the patch along z, y, x.
-        config: Layout, levels and block sizes.
-        device: Where the label is wanted.
-
-    Returns:
-        (b, 1, z, y, x) uint8 in 0..K; the blending coefficient is label / K.
-
-    Raises:
-        ConfigError: If a block may be larger than the patch, see `check`.
-    """
-    check(config, size)
-    rngs = [rng(seed, "fusion") for seed in seeds]
-    paint = _paint_grids if config.layout == "grid" else _paint_boxes
-    return paint(rngs, size, config, torch.device(device))
-
-
-def _paint_grids(
-    rngs: Sequence[np.random.Generator], size: Size, config: VolumeFusionConfig, device: torch.device
-) -> UInt8[Tensor, "b 1 z y x"]:
-    """Paint a random share of the cells of one regular grid per sample, all samples in one gather."""
-    table, (z, y, x) = _draw_grids(rngs, size, config, device)
-    place = z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
-    return table.gather(1, place.flatten(1)).view(-1, 1, *size)
-
-
-def _draw_grids(
-    rngs: Sequence[np.random.Generator], size: Size, config: VolumeFusionConfig, device: torch.device
-) -> tuple[UInt8[Tensor, "b cells"], tuple[Tensor, Tensor, Tensor]]:
-    """Draw the grid of each sample, see `_draw_grid`, and bring all to the device."""
-    tables, places = zip(*(_draw_grid(generator, size, config) for generator in rngs), strict=True)
-    longest = max(map(len, tables))
-    table = torch.from_numpy(np.stack([np.pad(one, (0, longest - len(one))) for one in tables])).to(device)
-    z, y, x = (torch.from_numpy(np.stack(axis)).to(device) for axis in zip(*places, strict=True))
-    return table, (z, y, x)
-
-
 @functools.cache
-def _fused() -> Callable[..., tuple[Tensor, Tensor]] | None:
+def gpu_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
     """The function of `pretrain.objectives.fusion_triton`, where torch came with a compiler for GPUs."""
     try:
         from pretrain.objectives import fusion_triton
     except ImportError:
         return None
     return fusion_triton.paint_and_fuse
-
-
-def _draw_grid(
-    generator: np.random.Generator, size: Size, config: VolumeFusionConfig
-) -> tuple[NDArray[np.uint8], list[NDArray[np.int64]]]:
-    """Draw one grid: the class of each cell, and per axis what each voxel adds to its cell's number.
-
-    The grid has one more cell per axis than fits, of class 0, for the margin
-    before and after the whole cells.
-    """
-    shape = np.array(size)
-    side = generator.integers(sides(config.block_min), sides(config.block_max), endpoint=True)
-    count = shape // side
-    offset = generator.integers(0, shape % side, endpoint=True)
-    blended = int(config.ratio * count.prod() + 1e-9)  # the addend undoes 0.7 * 90 = 62.999...
-    classes = np.zeros(count.prod(), dtype=np.uint8)
-    chosen = generator.permutation(len(classes))[:blended]
-    classes[chosen] = generator.integers(1, config.levels, size=blended, endpoint=True)
-    table = np.zeros(count + 1, dtype=np.uint8)
-    table[:-1, :-1, :-1] = classes.reshape(count)
-    places: list[NDArray[np.int64]] = []
-    for axis in range(3):
-        cell = (np.arange(shape[axis]) - offset[axis]) // side[axis]
-        whole = (cell >= 0) & (cell < count[axis])
-        places.append(np.where(whole, cell, count[axis]) * math.prod(table.shape[axis + 1 :]))
-    return table.ravel(), places
-
-
-def _paint_boxes(
-    rngs: Sequence[np.random.Generator], size: Size, config: VolumeFusionConfig, device: torch.device
-) -> UInt8[Tensor, "b 1 z y x"]:
-    """Paint boxes with centres anywhere in the patch, clipped at its border, later ones over earlier ones."""
-    label = torch.zeros(len(rngs), 1, *size, dtype=torch.uint8, device=device)
-    least, greatest, shape = np.array(sides(config.block_min)), np.array(sides(config.block_max)), np.array(size)
-    for row, generator in enumerate(rngs):
-        for _ in range(generator.integers(*config.boxes, endpoint=True)):
-            side = generator.integers(least, greatest, endpoint=True)
-            start = generator.integers(0, shape) - side // 2
-            z, y, x = (slice(max(a, 0), b) for a, b in zip(start.tolist(), (start + side).tolist(), strict=True))
-            label[row, 0, z, y, x] = int(generator.integers(1, config.levels, endpoint=True))
-    return label
 
 
 def fuse(
@@ -231,14 +75,14 @@ def draw_and_fuse(
     z, y, x = background.shape[2:]
     if config.layout == "grid" and background.device.type == "cpu":
         check(config, (z, y, x))
-        grids = [_draw_grid(rng(seed, "fusion"), (z, y, x), config) for seed in seeds]
+        grids = [draw_grid(rng(seed, "fusion"), (z, y, x), config) for seed in seeds]
         done = fuse_grids(background, foreground, grids, config.levels)
         if done is not None:
             return done
-    if config.layout == "grid" and background.is_cuda and (on_gpu := _fused()) is not None:
+    if config.layout == "grid" and background.is_cuda and (on_gpu := gpu_kernel()) is not None:
         check(config, (z, y, x))
         draws = [rng(seed, "fusion") for seed in seeds]
-        table, places = _draw_grids(draws, (z, y, x), config, background.device)
+        table, places = draw_grids(draws, (z, y, x), config, background.device)
         return on_gpu(background, foreground, table, tuple(place.int() for place in places), config.levels)
     label = sample_labels(seeds, (z, y, x), config, background.device)
     return label, fuse(background, foreground, label, config.levels)

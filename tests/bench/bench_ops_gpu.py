@@ -15,8 +15,9 @@ import torch
 from graph_instances import REGIMES, instances
 from harness import finish
 
-from pretrain.objectives import volume_fusion
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, draw_and_fuse
+from pretrain.objectives.fusion_config import VolumeFusionConfig
+from pretrain.objectives.fusion_labels import draw_grids
+from pretrain.objectives.volume_fusion import draw_and_fuse, gpu_kernel
 from voxscale.matching.solver import SolverConfig, solve
 from voxscale.seed import rng, torch_generator
 
@@ -83,9 +84,9 @@ def fusion(side: int, rounds: int) -> dict[str, float]:
     theirs = seconds(lambda: copy.copy_(source), rounds)
     found = {"with_draws": round(theirs / ours, 4), "draw_and_fuse_ms": round(ours * 1e3, 4)}
     draws = [rng(seed, "fusion") for seed in range(BATCH)]
-    table, places = volume_fusion._draw_grids(draws, size[2:], config, DEVICE)
+    table, places = draw_grids(draws, size[2:], config, DEVICE)
     short = tuple(place.int() for place in places)
-    on_gpu = volume_fusion._fused() if CUDA else None
+    on_gpu = gpu_kernel() if CUDA else None
     share = theirs / ours
     if on_gpu is not None:  # what the device does; the host draws while it works at something else
         took = events(lambda: on_gpu(*pair, table, short, config.levels), rounds)

@@ -18,7 +18,8 @@ import torch
 from harness import alternate, finish, paired_ratio
 from scipy import ndimage
 
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, fuse_views
+from pretrain.objectives.fusion_config import VolumeFusionConfig
+from pretrain.objectives.volume_fusion import fuse_views
 from pretrain.views import ViewsConfig, make_views
 from voxscale.augment import spatial
 from voxscale.augment.spatial import SpatialConfig

@@ -9,7 +9,8 @@ import itertools
 import torch
 from harness import alternate, finish, paired_ratio
 
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, draw_and_fuse
+from pretrain.objectives.fusion_config import VolumeFusionConfig
+from pretrain.objectives.volume_fusion import draw_and_fuse
 from voxscale.engine.heap import keep_freed_memory
 from voxscale.seed import torch_generator
 

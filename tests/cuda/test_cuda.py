@@ -19,11 +19,11 @@ from tests_stores import make_store
 
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pictures, Pretraining
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.masked_reconstruction import MaskedReconstructionConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.supervised import SupervisedConfig
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from pretrain.scene import Labelled, Scene
 from pretrain.views import ViewsConfig
 from voxscale.augment.noise import NoiseConfig

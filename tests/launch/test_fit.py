@@ -3,7 +3,7 @@ from tests_stores import make_store
 
 from configs import finetune, pretrain
 from launch.fit import fit_blocks, fit_folds
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, check
+from pretrain.objectives.fusion_config import VolumeFusionConfig, check
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
 from voxscale.patches import Plan, plan_patch

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, volume_fusion
+from pretrain.objectives.fusion_config import VolumeFusionConfig
+from pretrain.objectives.volume_fusion import volume_fusion
 from voxscale.batch import Views
 from voxscale.seed import torch_generator
 

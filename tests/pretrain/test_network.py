@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pictures, Pretraining, costs, wanted
 from pretrain.objectives import graph_pictures
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.graph_config import GraphMatchingConfig, info_nce_twin
 from pretrain.objectives.graph_matching import GraphMatching, positions_mm
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
-from pretrain.objectives.volume_fusion import VolumeFusionConfig, volume_fusion
+from pretrain.objectives.volume_fusion import volume_fusion
 from pretrain.scene import Scene
 from pretrain.views import ViewsConfig
 from voxscale.batch import Batch, Losses

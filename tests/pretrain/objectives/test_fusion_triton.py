@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from pretrain.objectives import volume_fusion as vf
+from pretrain.objectives.fusion_config import VolumeFusionConfig
+from pretrain.objectives.fusion_labels import draw_grids, sample_labels
+from pretrain.objectives.volume_fusion import fuse
 from voxscale.seed import rng, torch_generator
 
 pytest.importorskip("triton")
@@ -18,15 +20,15 @@ def check(device: str) -> None:
     """Labels are equal, blended values too but for the order of a multiplication and an addition."""
     from pretrain.objectives.fusion_triton import paint_and_fuse
 
-    config = vf.VolumeFusionConfig(block_min=3, block_max=9)
+    config = VolumeFusionConfig(block_min=3, block_max=9)
     pair = torch.rand(2, 3, 1, *SIZE, generator=torch_generator(0))
-    label = vf.sample_labels(SEEDS, SIZE, config)
+    label = sample_labels(SEEDS, SIZE, config)
     draws = [rng(seed, "fusion") for seed in SEEDS]
-    table, places = vf._draw_grids(draws, SIZE, config, torch.device(device))
+    table, places = draw_grids(draws, SIZE, config, torch.device(device))
     got = paint_and_fuse(*pair.to(device), table, tuple(place.int() for place in places), config.levels)
     assert len(label.unique()) == config.classes
     assert torch.equal(got[0].cpu(), label)
-    torch.testing.assert_close(got[1].cpu(), vf.fuse(*pair, label, config.levels), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got[1].cpu(), fuse(*pair, label, config.levels), rtol=1e-6, atol=1e-6)
 
 
 def test_label_and_image_are_those_of_the_plain_functions() -> None:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pictures, Pretraining
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.supervised import Supervised, SupervisedConfig, partial_loss
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
 from pretrain.scene import Labelled, Scene
 from voxscale.augment.brightness import BrightnessConfig
 from voxscale.augment.gamma import GammaConfig

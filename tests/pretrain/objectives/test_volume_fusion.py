@@ -5,17 +5,9 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from pretrain.objectives.volume_fusion import (
-    IGNORED,
-    VolumeFusionConfig,
-    check,
-    draw_and_fuse,
-    fuse,
-    fuse_views,
-    loss,
-    sample_labels,
-    volume_fusion,
-)
+from pretrain.objectives.fusion_config import VolumeFusionConfig, check
+from pretrain.objectives.fusion_labels import sample_labels
+from pretrain.objectives.volume_fusion import IGNORED, draw_and_fuse, fuse, fuse_views, loss, volume_fusion
 from pretrain.views import ViewsConfig, make_views
 from voxscale.batch import Patch, Views, collate
 from voxscale.config import from_dict, to_dict

@@ -13,7 +13,7 @@ import torch
 
 from configs.pretrain import demo
 from pretrain.mixture import MixtureConfig
-from pretrain.objectives.volume_fusion import VolumeFusionConfig
+from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.probe.config import ProbeConfig
 from pretrain.train import pretrain
 from voxscale import dist
