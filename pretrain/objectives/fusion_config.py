@@ -24,6 +24,8 @@ class VolumeFusionConfig:
         boxes: Least and greatest number of boxes (`boxes` only).
         ordinal_weight: Weight of the earth mover's distance between true and guessed level, beside half Dice and
             half cross-entropy, which take a guess that is off by one level for as wrong as any other; 0 as published.
+        least_difference: Voxels at which both crops differ by less, of values in 0..1, do not count: air on air looks
+            the same whatever the level is. 0 as published, where all count.
     """
 
     kind: Literal["volume_fusion"] = "volume_fusion"
@@ -35,6 +37,7 @@ class VolumeFusionConfig:
     block_max: int | Size = 32
     boxes: tuple[int, int] = (10, 40)
     ordinal_weight: float = 0.0
+    least_difference: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError` with the dotted name."""
@@ -47,6 +50,8 @@ class VolumeFusionConfig:
         low, high = self.boxes
         require(1 <= low <= high, "objective.boxes", "two rising numbers from 1", self.boxes)
         require(self.ordinal_weight >= 0, "objective.ordinal_weight", "at least 0", self.ordinal_weight)
+        told = self.least_difference
+        require(0 <= told < 1, "objective.least_difference", "at least 0 and below 1", told)
 
     @property
     def views_per_sample(self) -> int:

@@ -186,8 +186,23 @@ def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) ->
         ConfigError: As `fuse_views` does.
         DataError: As `fuse_views` does.
     """
-    *_, label, fused = fuse_views(views, config)
-    return loss(network(fused), label, _nowhere(views, label, config.levels), config.ordinal_weight)
+    background, foreground, label, fused = fuse_views(views, config)
+    ignored = uncounted(views, background, foreground, label, config)
+    return loss(network(fused), label, ignored, config.ordinal_weight)
+
+
+def uncounted(
+    views: Views,
+    background: Float[Tensor, "b 1 z y x"],
+    foreground: Float[Tensor, "b 1 z y x"],
+    label: UInt8[Tensor, "b 1 z y x"],
+    config: VolumeFusionConfig,
+) -> Bool[Tensor, "b 1 z y x"]:
+    """Voxels that do not count, see `_nowhere` and `VolumeFusionConfig.least_difference`."""
+    found = _nowhere(views, label, config.levels)
+    if config.least_difference > 0:
+        found = found | ((foreground - background).abs() < config.least_difference)
+    return found
 
 
 def _nowhere(views: Views, label: UInt8[Tensor, "b 1 z y x"], levels: int) -> Bool[Tensor, "b 1 z y x"]:
@@ -221,7 +236,9 @@ class VolumeFusion(Objective):
         """Fuse the crops."""
         views = scene.all_crops(self.views_per_sample)
         parts = fuse_views(views, self.config)
-        return Plan({"fused": Pass(parts[3], decoder=True)}, (*parts, _nowhere(views, parts[2], self.config.levels)))
+        background, foreground, label, fused = parts
+        ignored = uncounted(views, background, foreground, label, self.config)
+        return Plan({"fused": Pass(fused, decoder=True)}, (*parts, ignored))
 
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
         """See `loss`."""

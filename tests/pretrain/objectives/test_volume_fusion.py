@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -250,6 +251,29 @@ def test_voxels_that_show_what_lies_outside_do_not_count(pairing: str) -> None:
     assert losses.total.item() == pytest.approx(expected.total.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("pairing", ["within", "across"])
+def test_voxels_at_which_the_crops_look_the_same_do_not_count(pairing: str) -> None:
+    """Air on air has no level; with a least difference of 0, as published, it counts."""
+    config = VolumeFusionConfig(pairing=pairing, block_min=2, block_max=4, least_difference=0.05)
+    views = some_views(2, config.views_per_sample)
+    views.images[..., :4, :, :] = 0.02 * views.images[..., :4, :, :]
+    views.images[..., 4:, :, :] = 0.5 + 0.4 * views.images[..., 4:, :, :]
+    spy = Spy()
+    losses = volume_fusion(spy, views, config)
+    label = sample_labels(views.seeds, (8, 8, 8), config)
+    first = views.images[:, 0]
+    second = views.images[:, 1] if pairing == "within" else first.roll(1, 0)
+    alike = (first - second).abs() < 0.05
+    assert alike[:, :, :4].all()
+    assert 0 < int(alike[:, :, 4:].sum()) < alike[:, :, 4:].numel() / 3
+    assert len(label[:, :, :4].unique()) == config.classes
+    outputs = spy.conv(spy.images)
+    assert losses.total.item() == pytest.approx(loss(outputs, label, alike).total.item(), abs=1e-6)
+    plain = volume_fusion(Spy(), views, dataclasses.replace(config, least_difference=0.0))
+    assert plain.total.item() == pytest.approx(loss(outputs, label).total.item(), abs=1e-6)
+    assert abs(plain.total.item() - losses.total.item()) > 1e-3
+
+
 def crop(voxels: np.ndarray, seed: int) -> Patch:
     mapping = np.column_stack([np.eye(3), [-3.0, 0, 0]])
     return Patch(voxels=voxels, label=None, matrix=mapping, scale=(1 / 2000, 0.5), seed=seed, index=0, volume="0" * 16)
@@ -318,6 +342,9 @@ def test_block_larger_than_the_patch_is_refused(layout: str) -> None:
         ({"block_min": (8, 8, 8), "block_max": (16, 7, 16)}, "block_max"),
         ({"boxes": (40, 10)}, "boxes"),
         ({"boxes": (0, 10)}, "boxes"),
+        ({"ordinal_weight": -1.0}, "ordinal_weight"),
+        ({"least_difference": 1.0}, "least_difference"),
+        ({"least_difference": -0.1}, "least_difference"),
     ],
 )
 def test_bad_config_is_refused_by_name(wrong: dict[str, object], name: str) -> None:
