@@ -14,7 +14,7 @@ from voxscale.ledger import LEDGER
 from voxscale.patches import Plan, Shape
 from voxscale.seed import derive
 from voxscale.shards import read_manifest
-from voxscale.stream import ShardStream, StoreStream
+from voxscale.stream import AlikeConfig, ShardStream, StoreStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,16 @@ def open_source(config: PretrainConfig, source: Source, crops: int) -> tuple[Sha
     return stream, {"store": hashlib.sha256(known).hexdigest(), "plan": config_hash(to_dict(source))}
 
 
+def check_graphs(config: PretrainConfig, micro: int) -> None:
+    """Refuse graphs of samples that two ranks or micro-batches would share.
+
+    Raises:
+        ConfigError: Naming `alike.group` of what is read.
+    """
+    name, alike = ("stream", config.stream.alike) if config.store is None else ("scans", config.scans.alike)
+    require(micro % alike.group == 0, f"{name}.alike.group", f"a divisor of a micro-batch's {micro}", alike.group)
+
+
 def open_upright(config: PretrainConfig, source: Source) -> ShardStream | StoreStream:
     """The same scans in an order of its own, one upright crop of the body in each sample: for probes and pictures.
 
@@ -79,6 +89,7 @@ def open_upright(config: PretrainConfig, source: Source) -> ShardStream | StoreS
     seed = derive(config.seed, "probe")
     if config.store is None:
         own = dataclasses.replace(config.stream, views=1, patches=1, repeats=1.0, spatial=PLAIN, foreground=1.0)
+        own = dataclasses.replace(own, alike=AlikeConfig())
         return ShardStream(config.shards, own, seed)
-    scans = dataclasses.replace(config.scans, views=1, repeats=1.0, spatial=PLAIN, foreground=1.0)
+    scans = dataclasses.replace(config.scans, views=1, repeats=1.0, spatial=PLAIN, foreground=1.0, alike=AlikeConfig())
     return StoreStream(config.store, source.patch, source.contract, scans, seed)

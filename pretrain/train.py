@@ -17,7 +17,7 @@ from pretrain.probe.landmarks import read_landmarks
 from pretrain.probe.prober import Prober
 from pretrain.saturation import SaturationWatch
 from pretrain.scene import Scene
-from pretrain.source import Source, find_source, open_source, open_upright
+from pretrain.source import Source, check_graphs, find_source, open_source, open_upright
 from voxscale import dist
 from voxscale.batch import Batch, Losses
 from voxscale.config import config_hash, require
@@ -56,6 +56,7 @@ def pretrain(config: PretrainConfig) -> None:
     if not torch.cuda.is_available():
         keep_freed_memory()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
+    check_graphs(config, micro)
     source = find_source(config)
     patch = source.patch
     model_config = backbone(config, source)

@@ -20,6 +20,7 @@ from voxscale.loader import LoaderConfig, load
 from voxscale.shards import open_manifest
 from voxscale.store import open_store
 from voxscale.stream import (
+    AlikeConfig,
     ShardStream,
     ShardStreamConfig,
     StoreStream,
@@ -53,10 +54,12 @@ class Source:
     patches: int
     weights: int
     seed: int
+    group: int = 1
 
     def open(self, folder):
         """A new stream, as a new process makes it."""
         how = {"views": 1, "repeats": self.repeats, "mix": self.mix, "weights": WEIGHTS[self.weights]}
+        how["alike"] = AlikeConfig(group=self.group)
         if self.kind == "shards":
             return ShardStream(folder / "shards", ShardStreamConfig(**how, patches=self.patches), self.seed)
         return StoreStream(folder / "store", PATCH, CONTRACT, StoreStreamConfig(**how), self.seed)
@@ -88,6 +91,7 @@ sources = st.builds(
     patches=st.sampled_from([1, 2]),
     weights=st.integers(0, 2),
     seed=st.integers(0, 3),
+    group=st.sampled_from([1, 4]),
 )
 
 

@@ -1,6 +1,9 @@
-"""Presets that follow a paper."""
+"""Presets that follow a paper, and those whose batches are graphs."""
 
 import dataclasses
+import inspect
+import math
+import re
 
 import pytest
 from scenes import noise_scene
@@ -34,3 +37,23 @@ def test_the_twin_differs_in_its_terms_alone():
     assert dataclasses.replace(twin, objective=matching.objective) == matching
     graph = matching.objective.graph_matching
     assert (graph.group, graph.k, graph.lambda_, graph.alpha, graph.gumbel_scale) == (16, 5, 80, 0.8, 1)
+
+
+def presets():
+    """Every preset by its name."""
+    found = inspect.getmembers(pretrain, inspect.isfunction)
+    return {name: make for name, make in found if make.__module__ == pretrain.__name__ and not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", sorted(presets().keys() - {"fast_precision"}))
+def test_batches_are_whole_graphs_of_neighbours_where_samples_are_matched_and_only_there(name):
+    """As its command starts it: samples of a process are whole graphs, and the order of samples is by graphs."""
+    make = presets()[name]
+    config = make()
+    graphs = config.objective.graph_matching.group if "graph_matching" in config.objective.active else 1
+    assert config.stream.alike.group == config.scans.alike.group == graphs
+    said = make.__doc__ or ""
+    if "--processes" not in said:  # the twin's command is the other one's
+        said = pretrain.resnet50_graph_matching.__doc__ if name == "resnet50_info_nce" else ""
+    ranks = math.prod(int(n) for n in re.findall(r"--(?:nodes|processes) (\d+)", said))
+    assert config.loop.batch % (ranks * config.engine.accumulate * graphs) == 0

@@ -27,7 +27,7 @@ STORE += ["--objective.volume-fusion.block-min", "2", "--objective.volume-fusion
 STORE += ["--probe.crops", "1", "--probe.queries", "100", "--probe.examples", "20", "--probe.patches", "6"]
 FLAT = ["--loop.batch", "8", "--loop.steps", "2", "--objective.masked-reconstruction.decoder", "light"]
 FLAT += ["--objective.volume-fusion.block-min", "1", "3", "3", "--objective.volume-fusion.block-max", "1", "6", "6"]
-FLAT += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2"]
+FLAT += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2", "--stream.alike.group", "4"]
 
 pytestmark = pytest.mark.slow()
 

@@ -15,12 +15,13 @@ from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from pretrain.config import PretrainConfig
 from pretrain.probe.data import read_unlabelled
-from pretrain.source import find_source, open_source, open_upright
+from pretrain.source import check_graphs, find_source, open_source, open_upright
 from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError
 from voxscale.index_write import write_index
 from voxscale.ledger import accepted
+from voxscale.stream import AlikeConfig, ShardStreamConfig, StoreStreamConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--model.width", "2", "--objective.volume-fusion.block-min", "2", "--objective.volume-fusion.block-max", "6"]
@@ -78,8 +79,9 @@ def test_a_run_from_a_url_is_that_from_a_folder(data, s3, tmp_path, source):
 
 
 def test_both_sources_have_one_patch_and_know_what_they_read(data):
-    shards = PretrainConfig(shards=data / "shards")
-    store = PretrainConfig(store=data / "store", plan=data / "plan.json")
+    alike = AlikeConfig(group=4)  # of training alone: probes see every scan
+    shards = PretrainConfig(shards=data / "shards", stream=ShardStreamConfig(alike=alike))
+    store = PretrainConfig(store=data / "store", plan=data / "plan.json", scans=StoreStreamConfig(alike=alike))
     assert find_source(shards) == find_source(store)
     for config in (shards, store):
         stream, inputs = open_source(config, find_source(config), 3)
@@ -102,3 +104,13 @@ def test_both_sources_have_one_patch_and_know_what_they_read(data):
 def test_a_store_and_its_plan_go_together(given, tmp_path):
     with pytest.raises(ConfigError, match="plan must be given with a store, and only with one"):
         find_source(PretrainConfig(**{given: tmp_path}))
+
+
+def test_graphs_that_ranks_would_share_are_refused(tmp_path):
+    shards = PretrainConfig(stream=ShardStreamConfig(alike=AlikeConfig(group=4)))
+    store = PretrainConfig(store=tmp_path, scans=StoreStreamConfig(alike=AlikeConfig(group=4)))
+    for config, name in ((shards, "stream"), (store, "scans")):
+        check_graphs(config, 8)
+        with pytest.raises(ConfigError, match=rf"^{name}.alike.group must be a divisor of a micro-batch's 6, not 4"):
+            check_graphs(config, 6)
+    check_graphs(PretrainConfig(store=tmp_path, stream=shards.stream), 6)  # what is not read does not count

@@ -4,6 +4,7 @@ Nothing here keeps a position: ranks and workers are told which global indices
 are theirs, so a run goes on at the same sample whatever their number.
 """
 
+from voxscale.stream.alike import AlikeConfig
 from voxscale.stream.bricks import ShardStream, ShardStreamConfig
 from voxscale.stream.cases import CaseStream, CaseStreamConfig
 from voxscale.stream.indices import rank_indices
@@ -13,6 +14,7 @@ from voxscale.stream.scans import StoreStream, StoreStreamConfig
 from voxscale.stream.weights import WeightsConfig
 
 __all__ = [
+    "AlikeConfig",
     "CaseStream",
     "CaseStreamConfig",
     "PatchStream",

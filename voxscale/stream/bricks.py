@@ -17,6 +17,7 @@ from voxscale.folder import Access
 from voxscale.seed import derive, rng
 from voxscale.shard_reader import ShardReader
 from voxscale.shards import BrickInfo, SampleIndex, Split, read_manifest
+from voxscale.stream.alike import AlikeConfig, graphs_of
 from voxscale.stream.crop import Box, cut, intensity_scale, matrix, millimetres, on_body, place, spans
 from voxscale.stream.epoch import Entry, Order
 from voxscale.stream.interface import Sample, first_intact
@@ -60,6 +61,7 @@ class ShardStreamConfig:
         foreground: Share of crops centred in the body; the others lie anywhere in the brick.
         split: Which people's bricks.
         weights: How often each group of bricks is shown.
+        alike: Which samples come in a row.
         access: How local tars are read; `range` for network file systems.
         as_float: Whether 8- and 16-bit numbers become float32 as they are decoded, and not on the device: no pass of
             its own, but two to four times the bytes of a batch.
@@ -73,6 +75,7 @@ class ShardStreamConfig:
     foreground: float = 0.9
     split: Split = "train"
     weights: WeightsConfig = WeightsConfig()
+    alike: AlikeConfig = AlikeConfig()
     access: Access = "map"
     as_float: bool = False
     spatial: SpatialConfig = SpatialConfig()
@@ -84,6 +87,8 @@ class ShardStreamConfig:
         require(self.repeats > 0, "stream.repeats", "positive", self.repeats)
         require(self.mix >= 1, "stream.mix", "at least 1", self.mix)
         require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
+        whole = self.alike.group == 1 or self.alike.group % self.patches == 0
+        require(whole, "stream.alike.group", f"a multiple of patches, {self.patches}", self.alike.group)
 
 
 class ShardStream:
@@ -101,7 +106,8 @@ class ShardStream:
             raise DataError(f"stream.split must be one that the shards have, not {config.split}", "empty_split")
         self._reader = ShardReader(folder, self.manifest, config.access, config.mix)
         groups = [line.groups for line in self._lines]
-        self.order = Order(groups, config.repeats, config.mix, config.weights, seed)
+        graphs = graphs_of(config.alike, config.patches, showings_apart=True)
+        self.order = Order(groups, config.repeats, config.mix, config.weights, seed, graphs)
         self._start()
 
     def _start(self) -> None:

@@ -2,8 +2,9 @@
 
 What there is comes in units: a tar of bricks, or a run of scans in the index.
 An epoch shuffles the units, takes some of them at a time (a block), and
-shuffles all entries of a block. So reading stays with a few tars, and any
-place of an epoch is found without the places before it.
+shuffles all entries of a block, evenly or by graphs of entries that are alike.
+So reading stays with a few tars, and any place of an epoch is found without
+the places before it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from voxscale.config import require
 from voxscale.seed import rng
+from voxscale.stream.alike import Graphs, by_graphs
 from voxscale.stream.weights import WeightsConfig, group_weights, round_systematically
 
 
@@ -45,10 +47,17 @@ class Order:
         mix: Units of a block.
         weights: Of the groups.
         seed: Of everything.
+        graphs: Which entries come in a row, of which an epoch holds whole graphs; None shuffles evenly.
     """
 
     def __init__(
-        self, units: Sequence[Mapping[str, int]], repeats: float, mix: int, weights: WeightsConfig, seed: int
+        self,
+        units: Sequence[Mapping[str, int]],
+        repeats: float,
+        mix: int,
+        weights: WeightsConfig,
+        seed: int,
+        graphs: Graphs | None = None,
     ) -> None:
         self.groups = sorted({name for unit in units for name in unit})
         number = {name: place for place, name in enumerate(self.groups)}
@@ -63,7 +72,10 @@ class Order:
         each = np.array([found[name] for name in self.groups])
         self._expected = self._cells[:, 2] * each[self._cells[:, 1]] * repeats
         self._first = np.searchsorted(self._cells[:, 0], np.arange(len(units) + 1))
-        self._units, self._mix, self._seed = len(units), mix, seed
+        self._units, self._mix, self._seed, self._graphs = len(units), mix, seed, graphs
+        if graphs is not None:  # so that graphs of all epochs begin at multiples of their size
+            total = self._expected.sum()
+            self._expected = self._expected * (max(1, round(total / graphs.size)) * graphs.size / total)
         self.length = int(round_systematically(self._expected.tolist(), 0.0).sum())
         require(self.length > 0, "stream.repeats", "large enough for one sample an epoch", repeats)
         self._start()
@@ -124,14 +136,16 @@ class Order:
 
     def _make_block(self, epoch: int, block: int) -> NDArray[np.int64]:
         """Shuffled entries of one block, as rows (unit, group, place, repeat)."""
-        shown, units, _ = self._epoch(epoch)
+        shown, units, starts = self._epoch(epoch)
         rows: list[NDArray[np.int64]] = []
         for unit in units[block * self._mix : (block + 1) * self._mix].tolist():
             for cell in range(int(self._first[unit]), int(self._first[unit + 1])):
                 _, group, bricks = self._cells[cell].tolist()
                 rows.append(self._showings(epoch, unit, group, bricks, int(shown[cell])))
-        every = np.concatenate(rows)
-        return every[rng(self._seed, "block", epoch, block).permutation(len(every))]
+        every, generator = np.concatenate(rows), rng(self._seed, "block", epoch, block)
+        if self._graphs is None:
+            return every[generator.permutation(len(every))]
+        return by_graphs(every, self._graphs, int(-starts[block] % self._graphs.size), generator)
 
     def _showings(self, epoch: int, unit: int, group: int, bricks: int, shown: int) -> NDArray[np.int64]:
         """Rows of one cell: every brick equally often, some of them once more."""

@@ -20,6 +20,7 @@ from voxscale.folder import Access
 from voxscale.index import ROWS, Index
 from voxscale.seed import derive, rng
 from voxscale.store import open_store
+from voxscale.stream.alike import AlikeConfig, graphs_of
 from voxscale.stream.crop import Size, cut, intensity_scale, matrix, millimetres, on_body, place, spans
 from voxscale.stream.epoch import Order
 from voxscale.stream.interface import Sample, first_intact
@@ -36,6 +37,7 @@ class StoreStreamConfig:
         mix: Runs of 1024 scans that are shuffled together.
         foreground: Share of crops centred in the body; the others lie anywhere in the scan.
         weights: How often each group of scans is shown.
+        alike: Which samples come in a row.
         access: How local files are read; `range` for network file systems.
         spatial: Zoom, mirroring and rotation of crops.
     """
@@ -45,6 +47,7 @@ class StoreStreamConfig:
     mix: int = 64
     foreground: float = 0.9
     weights: WeightsConfig = WeightsConfig()
+    alike: AlikeConfig = AlikeConfig()
     access: Access = "map"
     spatial: SpatialConfig = SpatialConfig()
 
@@ -76,7 +79,9 @@ class StoreStream:
         groups = entries.groups if isinstance(entries, Index) else [_counts(run) for run in self._held or ()]
         if not any(groups):
             raise DataError("store must hold at least one accepted volume", "empty_store")
-        self.order = Order(groups, config.repeats, config.mix, config.weights, seed)
+        # Boxes of a scan are drawn anew for each showing, so its showings are what bricks are in a tar.
+        graphs = graphs_of(config.alike, 1, showings_apart=False)
+        self.order = Order(groups, config.repeats, config.mix, config.weights, seed, graphs)
         self._start()
 
     def _start(self) -> None:
