@@ -89,6 +89,7 @@ def test_runs(data: Path, ranks, tmp_path: Path) -> None:
                 assert other[key] == pytest.approx(row[key], rel=1e-5), (run, row["step"], key)
     for key in ("masked_reconstruction/gradient", "supervised/gradient"):
         assert lines(tmp_path / "two")[0][key] == pytest.approx(want[0][key], rel=1e-4)
+    check_updates([tmp_path / run for run in ("one", "two", "three")])
     # Cut after two steps, the run went on with the same labelled and unlabelled samples.
     assert [(row["step"], row["loss"]) for row in lines(tmp_path / "cut")] == [(r["step"], r["loss"]) for r in want]
     first, second = (load_weights(tmp_path / run / last) for run in ("one", "cut"))
@@ -103,6 +104,19 @@ def test_runs(data: Path, ranks, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 2]
     assert rows[1]["probe/encoder/knn_dice.untrained"] == rows[0]["probe/encoder/knn_dice"]
     check_pictures(tmp_path / "store", {"fused", "prediction"}, True)
+
+
+def check_updates(runs: list[Path]) -> None:
+    """What SGD adds from step 2 to step 4 is a multiple of the gradients: the same at all stages and ranks."""
+    moved = []
+    for run in runs:
+        early, late = (load_weights(run / "checkpoints" / f"step-0000000{step}") for step in (2, 4))
+        moved.append({name: late[name].double() - early[name].double() for name in late})
+    for name, want in moved[0].items():
+        for other in moved[1:]:
+            # Weights of about 0.1 are rounded to 7e-9 in each of two steps.
+            assert float((other[name] - want).norm()) <= 1e-3 * float(want.norm()) + 2e-8 * want.numel() ** 0.5, name
+    assert sum(float(want.norm()) > 2e-6 * want.numel() ** 0.5 for want in moved[0].values()) > len(moved[0]) / 2
 
 
 def check_pictures(run: Path, names: set[str], scans: bool) -> None:
