@@ -44,6 +44,25 @@ def test_every_mode_has_finite_losses_and_gradients(dims: int, mode: str, gnn: s
     assert first.grad.any()
 
 
+@pytest.mark.parametrize("mode", ["image", "sub_volume"])
+@pytest.mark.parametrize("gnn", ["gcn", "graph_conv", "none"])
+def test_the_order_of_samples_in_a_graph_changes_no_term(mode: str, gnn: str) -> None:
+    config = dataclasses.replace(SMALL, mode=mode, gnn=gnn, info_nce_weight=1.0, gumbel_scale=0.0)
+    maps, places = case()
+    scans, made = torch.arange(16) // 4, heads(config)
+    order = torch.cat([torch.randperm(8, generator=torch_generator(9, g)) + 8 * g for g in range(2)])
+    one = graph_matching(*maps, places, made, config, torch_generator(2), scans)
+    moved = [part[order] for part in (*maps, *places)]
+    other = graph_matching(*moved[:2], (moved[2], moved[3]), made, config, torch_generator(2), scans[order])
+    assert one.terms.keys() == {"matching", "variance", "info_nce"}
+    for name, value in (one.terms | one.watched).items():
+        torch.testing.assert_close((other.terms | other.watched)[name], value, atol=1e-5, rtol=1e-5)
+    assert one.terms["matching"].item() > 0
+    # Nodes of one view alone in another order: the true match is another one.
+    wrong = graph_matching(maps[0], moved[1], (places[0], moved[3]), made, config, torch_generator(2), scans)
+    assert abs(wrong.terms["info_nce"].item() - one.terms["info_nce"].item()) > 1e-3
+
+
 def test_paper_has_one_term_and_the_twin_no_solver() -> None:
     (first, second), places = case()
     whole = graph_matching(first, second, places, heads(paper()), paper(), torch_generator(2))
