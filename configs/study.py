@@ -83,6 +83,7 @@ def _gpu(pretraining: int, finetuning: int) -> StudyConfig:
         base,
         pack=PackConfig(factor=1.0, overlap=0.0),
         pretexts=tuple(_wider(named[name], pretraining, 16) for name in order),
+        control="nothing",
         finetune=dataclasses.replace(
             base.finetune,
             loop=loop,
@@ -103,9 +104,9 @@ def hippocampus() -> StudyConfig:
 
 
 def hippocampus_short() -> StudyConfig:
-    """Three pretext tasks of it, fewer steps of both kinds, for minutes of a GPU."""
+    """Three pretext tasks and the control of it, fewer steps of both kinds, for minutes of a GPU."""
     base = _gpu(200, 100)
-    few = tuple(one for one in base.pretexts if one.name in ("volume_fusion", "masked", "mixture"))
+    few = tuple(one for one in base.pretexts if one.name in ("volume_fusion", "nothing", "masked", "mixture"))
     return dataclasses.replace(base, patch_voxels=48 * 32 * 32, pretexts=few)
 
 

@@ -67,6 +67,7 @@ class StudyConfig:
         subjects: Numbers of labelled subjects that a training sees, most important first; those that the task is too
             small for are left out.
         seeds: Of pretraining and fine-tuning alike.
+        control: Name of the pretext that has nothing to learn, with which the others are compared too; "" for none.
         spacing: Spacing along z, y, x in mm to train at; None for the task's median.
         cluster: Where each cell runs.
     """
@@ -78,6 +79,7 @@ class StudyConfig:
     finetune: FinetuneConfig
     subjects: tuple[int, ...] = (2, 4, 8, 16)
     seeds: tuple[int, ...] = (0, 1, 2)
+    control: str = ""
     spacing: tuple[float, float, float] | None = None
     cluster: Cluster = Cluster()
 
@@ -85,6 +87,7 @@ class StudyConfig:
         """Check that the parts can be compared; raises `ConfigError`."""
         names = [one.name for one in self.pretexts]
         require(len(names) == len(set(names)) > 0, "study.pretexts", "one or more of different names", names)
+        require(self.control in ("", *names), "study.control", "the name of a pretext or empty", self.control)
         models = {json.dumps(to_dict(one.pretrain)["model"], sort_keys=True) for one in self.pretexts}
         require(len(models) == 1, "study.pretexts", "of one backbone", f"{len(models)} different ones")
         apart = len(self.subjects) == len(set(self.subjects)) > 0 and min(self.subjects) > 0
@@ -227,6 +230,7 @@ def _fill(chain: Chain, settings: StudyConfig, ready: Ready, jobs: int, seconds:
         folds=finetune.folds,
         machine=describe(),
         jobs=jobs,
+        control=settings.control,
     )
     cells = Cells(chain, settings, ready, finetune, found, {})
     wanted = [cells.pretraining(one, seed) for one in settings.pretexts for seed in settings.seeds]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from textwrap import shorten
 from typing import Any
 
 from finetune.summary import by_case, summarise, summarise_arm
@@ -31,6 +32,8 @@ HEAD = (
 )
 
 
+BEYOND = ("Subjects", "Start", "Difference", "95 % interval", "p", "p (Holm)", "Of each seed")
+
 STRUCTURES = ("Subjects", "Start", "Structure", "Dice", "95 % interval", "Difference", "95 % interval")
 
 
@@ -46,6 +49,7 @@ class Study:
         batch: Samples of a fine-tuning step.
         rate: Peak learning rate of fine-tuning.
         jobs: Trainings at a time, which shared the machine.
+        control: The start from a pretraining with nothing to learn, with which others are compared too; "" for none.
         classes: Names by label.
         rows: Rows of `results.json` by number of subjects, start and seed.
         seconds: Duration of each cell by start and number of subjects.
@@ -60,6 +64,7 @@ class Study:
     batch: int = 0
     rate: float = 0.0
     jobs: int = 1
+    control: str = ""
     classes: dict[str, str] = field(default_factory=dict)
     rows: dict[int, dict[str, dict[int, list[dict[str, Any]]]]] = field(default_factory=dict)
     seconds: dict[str, dict[int, dict[int, float]]] = field(default_factory=dict)
@@ -78,12 +83,13 @@ class Study:
 
 
 def summary(study: Study) -> dict[str, Any]:
-    """Every comparison with scratch, corrected for their number.
+    """Every comparison with scratch, and with the control if there is one, corrected for their number.
 
     Compared are the seeds that both have, seed with seed and case with case.
     Seeds are averaged within a case and cases within a subject; intervals are
     bootstrap intervals over subjects, the test flips the signs of the subjects'
-    differences, and its p values are corrected over the whole table (Holm 1979).
+    differences, and its p values are corrected over the whole table (Holm 1979), for comparisons with the control by
+    themselves.
 
     Returns:
         As written to `study.json`: `cells`, one per number of subjects and start, and what they rest on.
@@ -96,10 +102,11 @@ def summary(study: Study) -> dict[str, Any]:
             seeds = sorted(starts[name])
             times = [round(study.seconds[name][count][seed], 1) for seed in seeds]
             cell: dict[str, Any] = {"subjects": count, "start": name, "seeds": seeds, "seconds": times}
-            cells.append(cell | _scores(starts, name, labels))
-    compared = [cell["difference"] for cell in cells if "difference" in cell]
-    for difference, corrected in zip(compared, holm([d["p_value"] for d in compared]), strict=True):
-        difference["p_holm"] = corrected
+            cells.append(cell | _scores(starts, name, labels, study.control))
+    for kind in ("difference", "beyond_control"):
+        compared = [cell[kind] for cell in cells if kind in cell]
+        for difference, corrected in zip(compared, holm([d["p_value"] for d in compared]), strict=True):
+            difference["p_holm"] = corrected
     pretraining = {
         name: known | {"seconds": [round(t, 1) for t in known["seconds"]]}
         for name, known in sorted(study.pretraining.items())
@@ -112,6 +119,7 @@ def summary(study: Study) -> dict[str, Any]:
         "batch": study.batch,
         "rate": study.rate,
         "jobs": study.jobs,
+        "control": study.control,
         "pretraining": pretraining,
         "cells": cells,
         "missing": dict(sorted(study.missing.items())),
@@ -120,41 +128,58 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def _scores(
-    starts: Mapping[str, Mapping[int, list[dict[str, Any]]]], name: str, labels: Sequence[str]
+    starts: Mapping[str, Mapping[int, list[dict[str, Any]]]], name: str, labels: Sequence[str], control: str
 ) -> dict[str, Any]:
-    """Dice of one start over its seeds, and its difference to scratch over the seeds that both have."""
+    """Dice of one start over its seeds, and its differences over the seeds that both have."""
     own = [row for _, rows in sorted(starts[name].items()) for row in rows]
     arm = SCRATCH if name == SCRATCH else "pretrained"
     found = summarise_arm(own, arm, labels)[arm]
-    shared = sorted(starts[name].keys() & starts.get(SCRATCH, {}).keys())
-    if name == SCRATCH or not shared:
-        return found
-    before = [row for seed in shared for row in starts[SCRATCH][seed]]
-    after = [row for seed in shared for row in starts[name][seed]]
-    difference = summarise([*before, *after], labels, shared)["difference"]
-    each = [_difference(before, after, seed) for seed in shared]
-    return found | {"difference": difference | {"by_seed": each}}
+    for kind, other in (("difference", SCRATCH), ("beyond_control", control)):
+        if name not in (SCRATCH, other) and (change := _compare(starts.get(other, {}), starts[name], labels)):
+            found[kind] = change
+    return found
 
 
-def _difference(scratch: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], seed: int) -> float:
+def _compare(
+    before: Mapping[int, list[dict[str, Any]]], after: Mapping[int, list[dict[str, Any]]], labels: Sequence[str]
+) -> dict[str, Any] | None:
+    """The paired difference of two starts; None without a seed that both have."""
+    shared = sorted(before.keys() & after.keys())
+    if not shared:
+        return None
+    first = [row | {"arm": SCRATCH} for seed in shared for row in before[seed]]
+    second = [row for seed in shared for row in after[seed]]
+    difference = summarise([*first, *second], labels, shared)["difference"]
+    return difference | {"by_seed": [_difference(first, second, seed) for seed in shared]}
+
+
+def _difference(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], seed: int) -> float:
     """Mean difference over the cases of one seed alone."""
-    before = by_case([row for row in scratch if row["seed"] == seed], SCRATCH, None)
-    after = by_case([row for row in rows if row["seed"] == seed], "pretrained", None)
+    before = by_case([row for row in first if row["seed"] == seed], SCRATCH, None)
+    after = by_case([row for row in second if row["seed"] == seed], "pretrained", None)
     return fmean(after[case] - before[case] for case in before if case in after)
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """Which of the comparisons stand after the correction, in plain words."""
-    compared = [cell for cell in found["cells"] if "difference" in cell]
-    shown = [cell for cell in compared if _stands(cell["difference"])]
+    said = _said(found, "difference", "training from scratch")
+    if not found["control"]:
+        return said
+    name = f"the control {found['control']}, a pretraining with nothing to learn,"
+    return f"{said} {_said(found, 'beyond_control', name)}"
+
+
+def _said(found: Mapping[str, Any], kind: str, other: str) -> str:
+    compared = [cell for cell in found["cells"] if kind in cell]
+    shown = [cell for cell in compared if _stands(cell[kind])]
     if not shown:
-        return f"None of {len(compared)} comparisons with training from scratch shows a difference."
+        return f"None of {len(compared)} comparisons with {other} shows a difference."
     words = [
         f"{cell['start']} with {cell['subjects']} subjects"
-        f" ({decimal(cell['difference']['dice_mean'], sign=True).replace(MINUS, '-')})"
+        f" ({decimal(cell[kind]['dice_mean'], sign=True).replace(MINUS, '-')})"
         for cell in shown
     ]
-    return f"{len(shown)} of {len(compared)} comparisons with training from scratch differ: {', '.join(words)}."
+    return f"{len(shown)} of {len(compared)} comparisons with {other} differ: {', '.join(words)}."
 
 
 def _stands(difference: Mapping[str, Any]) -> bool:
@@ -166,16 +191,21 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
     for cell in found["cells"]:
         difference = cell.get("difference")
         own = [cell["start"], decimal(cell["dice_mean"]), interval(cell["ci95"])]
-        if difference is None:
-            own += [""] * 5
-        else:
-            own += [decimal(difference["dice_mean"], sign=True), interval(difference["ci95"])]
-            own += [
-                p_text(difference["p_value"]).removeprefix("p = "),
-                p_text(difference["p_holm"]).removeprefix("p = "),
-            ]
-            own += [", ".join(decimal(value, sign=True) for value in difference["by_seed"])]
+        own += [""] * 5 if difference is None else _change(difference)
         yield cell["subjects"], [*own, duration(fmean(cell["seconds"]))]
+
+
+def _change(difference: Mapping[str, Any]) -> list[str]:
+    own = [decimal(difference["dice_mean"], sign=True), interval(difference["ci95"])]
+    own += [p_text(difference[p]).removeprefix("p = ") for p in ("p_value", "p_holm")]
+    return [*own, ", ".join(decimal(value, sign=True) for value in difference["by_seed"])]
+
+
+def _beyond(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Differences to the control."""
+    for cell in found["cells"]:
+        if "beyond_control" in cell:
+            yield [str(cell["subjects"]), cell["start"], *_change(cell["beyond_control"])]
 
 
 def _structures(found: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -208,7 +238,7 @@ def fine_print(found: Mapping[str, Any]) -> list[str]:
         "A seed gives all starts the same training cases, patches, order, augmentation and first weights of what is not"
         f" transferred. The peak learning rate is {found['rate']:g} for all alike and was tuned for none.",
         "Dice is averaged over labels, seeds and the cases of a subject; 95 % bootstrap intervals over subjects; paired"
-        " sign-flip test over subjects, corrected over all comparisons of the table (Holm). Cases of one fold share a"
+        " sign-flip test over subjects, corrected over all comparisons of a table (Holm). Cases of one fold share a"
         " model, so intervals may be too narrow; the differences of single seeds show how far trainings spread.",
         f"Machine:{card} {machine.get('cpu')}, {machine.get('cores')} cores, {found['jobs']} trainings at a time,"
         f" commit {machine.get('commit')}.",
@@ -221,7 +251,7 @@ def _missing(missing: Mapping[str, str]) -> str:
         return "Missing: nothing."
     reasons: dict[str, list[str]] = {}
     for name, why in missing.items():
-        reasons.setdefault(why, []).append(name)
+        reasons.setdefault(shorten(why, 160, placeholder=" ..."), []).append(name)
     return "Missing: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()) + "."
 
 
@@ -230,9 +260,15 @@ def markdown(found: Mapping[str, Any]) -> str:
     out = [f"# {found['task']}", "", sentence(found), ""]
     out += ["| Subjects | " + " | ".join(HEAD) + " |", "|---" * (len(HEAD) + 1) + "|"]
     out += [f"| {count} | {' | '.join(cells)} |" for count, cells in _lines(found)]
-    out += ["", *(f"- {text}" for text in fine_print(found)), "", "## Structures", ""]
-    out += ["| " + " | ".join(STRUCTURES) + " |", "|---" * len(STRUCTURES) + "|"]
-    return "\n".join([*out, *(f"| {' | '.join(line)} |" for line in _structures(found)), ""])
+    if found["control"]:
+        out += _markdown_table(f"Beyond {found['control']}", BEYOND, _beyond(found))
+    out += ["", *(f"- {text}" for text in fine_print(found))]
+    return "\n".join([*out, *_markdown_table("Structures", STRUCTURES, _structures(found)), ""])
+
+
+def _markdown_table(title: str, head: Sequence[str], lines: Iterator[list[str]]) -> list[str]:
+    start = ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return [*start, *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def write_study(out: Path, study: Study) -> Path:
@@ -257,6 +293,12 @@ def write_study(out: Path, study: Study) -> Path:
             svg = charts.forest(drawn, name=f"study-{count}", title=title, alt=alt, mean=False)
             html += page.chart(svg, "Right of zero: in favour of pretraining. Bars are 95 % intervals.")
         sections.append(Section(f"{count} subjects", html))
+    if study.control:
+        text = (
+            "What is left of the differences when the start is compared with a pretraining that had nothing to learn."
+        )
+        beyond = table(f"Difference to {study.control}", BEYOND, list(_beyond(found)), text=(0, 1, 6))
+        sections.append(Section(f"Beyond {study.control}", page.paragraph(text) + beyond))
     each = table("Dice of each structure", STRUCTURES, list(_structures(found)), text=(0, 1, 2))
     sections.append(Section("Structures", each))
     path = out / "report" / "index.html"

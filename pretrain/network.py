@@ -21,8 +21,11 @@ from voxscale.models.interface import Backbone
 SLOWNESS = 0.9
 """Share of the old balance that a measurement leaves."""
 
-MOST = 100.0
-"""Greatest factor by which a loss is scaled up or down for balance."""
+MOST = 10.0
+"""Greatest factor by which a loss is scaled up or down for balance.
+
+A branch that has stopped learning has hardly a gradient; scaled up a hundredfold its noise ended a training.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,12 +9,16 @@ of it on any machine and writes no result file. Every cell's line is printed as 
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+if "XXL" in sys.argv:  # its pieces are large: what lies free between them was 6 GB, which it needs
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 from harness import finish

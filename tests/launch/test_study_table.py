@@ -88,3 +88,32 @@ def test_structures_have_differences_of_their_own(study):
     text = markdown(summary(study))
     assert "| 2 | good | front | 0.587 |" in text
     assert "| 2 | good | back | 0.500 | 0.500 to 0.500 | 0.000 | 0.000 to 0.000 |" in text
+
+
+def test_beyond_a_control_only_what_is_better_than_it_stands(study):
+    assert "beyond_control" not in summary(study)["cells"][1]
+    base = study.rows[2]["scratch"]
+    for seed in (0, 1):
+        scores = [row["dice"]["1"] + 0.105 + 0.01 * seed for row in base[seed]]
+        study.pretrained("nothing", 60.0, steps=7, batch=3)
+        study.add(2, "nothing", seed, rows("pretrained", seed, scores), 30.0)
+    study.control = "nothing"
+    found = summary(study)
+    cells = {cell["start"]: cell for cell in found["cells"]}
+    # `good` is ahead by 0.1 + 0.01 seed + 0.002 n: of that the control has 0.105 + 0.01 seed.
+    assert cells["good"]["beyond_control"]["by_seed"] == pytest.approx([0.002, 0.002])
+    smaller = cells["mixed"]["beyond_control"]
+    assert smaller["p_holm"] == pytest.approx(2 * smaller["p_value"]) == pytest.approx(4 / 2**8)
+    assert cells["mixed"]["beyond_control"]["dice_mean"] == pytest.approx(-0.11)
+    assert all("beyond_control" not in cells[name] for name in ("nothing", "scratch"))
+    text = markdown(found)
+    assert "| 2 | good | +0.002 |" in text
+    assert (
+        "1 of 2 comparisons with the control nothing, a pretraining with nothing to learn, differ: mixed with" in text
+    )
+
+
+def test_the_page_shows_differences_to_the_control(study, tmp_path):
+    study.control = "mixed"
+    html = write_study(tmp_path, study).read_text()
+    assert "Beyond mixed" in html

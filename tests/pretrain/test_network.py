@@ -148,6 +148,14 @@ def test_a_measured_norm_is_that_of_the_gradient_at_the_features_and_is_balanced
     assert balanced.max() / balanced.min() < 1.01
 
 
+def test_a_loss_that_has_hardly_a_gradient_is_scaled_up_tenfold_at_most():
+    network, scene = a_network(1e-6), a_scene()
+    for _ in range(100):
+        out = run(network, scene, measure=True, balance=True)
+    assert out["watched"]["brightness0/balance"].item() == pytest.approx(10, rel=1e-3)
+    assert out["watched"]["volume_fusion/balance"].item() == pytest.approx(0.1, rel=1e-3)
+
+
 class Follower(Brightness):
     """Compares deepest features with those that the teacher has of the same images."""
 
