@@ -43,6 +43,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt PYMIC
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[launch,bench]'
+	@touch $@
+
 install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
@@ -80,7 +84,7 @@ check: install-dev
 	$(VENV)/bin/lint-imports
 	$(PY) -m pytest -m 'not slow'
 
-bench: install-dev
+bench: $(VENV)/.installed-bench
 	@test -n "$(ONLY)" || { echo "error: ONLY must name a benchmark; choose from $$(cd tests/bench && ls bench_*.py | sed 's/bench_\(.*\).py/\1/' | tr '\n' ' ')"; exit 2; }
 	$(PY) tests/bench/bench_$(ONLY).py
 
