@@ -11,6 +11,8 @@ from pretrain.objectives import graph_config
 from pretrain.objectives.fusion_config import VolumeFusionConfig
 from pretrain.objectives.masked_reconstruction import MaskedReconstructionConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
+from pretrain.views import ViewsConfig
+from voxscale.augment.spatial import SpatialConfig
 from voxscale.engine.config import EngineConfig, LoopConfig, OptimConfig, Precision
 from voxscale.loader import LoaderConfig
 from voxscale.models.stunet import SIZES, STUNetConfig
@@ -56,6 +58,27 @@ def stunet_s() -> PretrainConfig:
     Optimizer and length follow MIS-FM (Adam, 1e-3, 100,000 steps for 1,000 scans). Cost on GPUs: not measured yet.
     """
     return _stunet("S", batch=4, lr=1e-3, steps=100_000)
+
+
+def stunet_s_preprint() -> PretrainConfig:
+    """STU-Net S, Volume Fusion as in the preprint of 2023: boxes, across the batch, plain crops and mirroring alone.
+
+    `python -m launch pretrain configs/pretrain.py:stunet_s_preprint --shards SHARDS --run RUN --processes 4 --gpus 4`
+
+    For patches of 64x128x128, as its boxes are, or larger. What is paired depends on the samples of a process. Cost on
+    GPUs: not measured yet.
+    """
+    base = stunet_s()
+    fusion = VolumeFusionConfig(layout="boxes", pairing="across", block_min=8, block_max=(40, 80, 80))
+    still = SpatialConfig(zoom=(1.0, 1.0))
+    return dataclasses.replace(
+        base,
+        objective=dataclasses.replace(base.objective, volume_fusion=fusion),
+        views=ViewsConfig(intensity=False),
+        stream=dataclasses.replace(base.stream, spatial=still),
+        scans=dataclasses.replace(base.scans, spatial=still),
+        loop=dataclasses.replace(base.loop, batch=16),
+    )
 
 
 def stunet_s_mixture() -> PretrainConfig:

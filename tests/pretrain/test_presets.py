@@ -6,11 +6,15 @@ import math
 import re
 
 import pytest
+import torch
 from scenes import noise_scene
 
 from configs import pretrain
 from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining
+from pretrain.objectives.fusion_config import check
+from pretrain.objectives.volume_fusion import fuse, fuse_views
+from pretrain.scene import Scene
 from voxscale.models.build import build
 from voxscale.seed import torch_generator
 
@@ -57,3 +61,20 @@ def test_batches_are_whole_graphs_of_neighbours_where_samples_are_matched_and_on
         said = pretrain.resnet50_graph_matching.__doc__ if name == "resnet50_info_nce" else ""
     ranks = math.prod(int(n) for n in re.findall(r"--(?:nodes|processes) (\d+)", said))
     assert config.loop.batch % (ranks * config.engine.accumulate * graphs) == 0
+
+
+def test_the_preprint_pairs_plain_crops_of_the_batch():
+    """Against the journal's defaults: no zoom, contrast, gamma or inversion; mirroring stays."""
+    config, views = pretrain.stunet_s_preprint(), (64, 128, 128)
+    fusion = config.objective.volume_fusion
+    check(fusion, views)
+    assert (fusion.levels, fusion.boxes, fusion.views_per_sample) == (4, (10, 40), 1)
+    assert config.stream.spatial == config.scans.spatial
+    assert (config.stream.spatial.zoom, config.stream.spatial.flip) == ((1.0, 1.0), (0.5, 0.5, 0.5))
+    scene = noise_scene(samples=3, patch=(16, 16, 16))
+    small = dataclasses.replace(fusion, block_min=2, block_max=(5, 10, 10))
+    crops = Scene(scene.batch, scene.patch, 1, config.views).all_crops(1)
+    background, foreground, label, fused = fuse_views(crops, small)
+    assert torch.equal(background, scene.all_crops(1).images[:, 0])  # whose values nobody changed
+    assert torch.equal(foreground, background.roll(1, 0))
+    assert torch.equal(fused, fuse(background, foreground, label, 4))
