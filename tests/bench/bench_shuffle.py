@@ -3,7 +3,8 @@
 Scans of likely sizes are planned into tars and bricks by the functions that pack
 them; no voxel is written. `ratio` is what `ShardStream` at its defaults mixes in
 a global batch of 256, different people over those of an ideal shuffle of the
-epoch; goal 0.8. `StoreStream` draws from runs of 1024 scans.
+epoch; goal 0.8. `StoreStream` draws from runs of 1024 scans. `graphs` tells, of
+16 samples in a row, which share of their pairs is of one person, tar or kind.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from voxscale.entry import Entry, group_of
 from voxscale.index_write import write_index
 from voxscale.store_root import create_store
 from voxscale.stream import (
+    AlikeConfig,
     Quality,
     ShardStream,
     ShardStreamConfig,
@@ -45,6 +47,7 @@ PATCH, CONTRACT, PACK = (128, 128, 128), InputContract(), PackConfig()
 PACKED = 2.2
 """Ratio of 16-bit voxels to their bytes in a store."""
 BATCHES = (16, 256, 1024)
+GRAPH = 16
 SETTINGS = ((16, 1), (64, 1), (256, 1), (256, 4))
 """Tars that are mixed, and samples in a row from a brick."""
 
@@ -101,6 +104,17 @@ def told(found: Quality) -> dict[str, Any]:
     }
 
 
+def pairs(stream: ShardStream) -> dict[str, float]:
+    """Share of the pairs of a graph that have something in common, over the first blocks of an epoch."""
+    keys = stream.neighbours(0, WINDOW) | {"kind": stream.order.rows(0, WINDOW)[:, 1]}
+    out: dict[str, float] = {}
+    for name, key in keys.items():
+        graphs = np.sort(key[: len(key) // GRAPH * GRAPH].reshape(-1, GRAPH), axis=1)
+        equal = graphs[:, :, None] == graphs[:, None]
+        out[name] = round(float((equal.sum(axis=(1, 2)) - GRAPH).mean() / (GRAPH * (GRAPH - 1))), 5)
+    return out
+
+
 def main() -> None:
     """Measure both sources at several settings."""
     plan = Plan()
@@ -116,6 +130,11 @@ def main() -> None:
             stream = ShardStream(root / "shards", dataclasses.replace(config, mix=mix, patches=patches), 0)
             for batch in BATCHES:
                 cells[f"shards, mix {mix}, patches {patches}, batch {batch}"] = told(shuffle_quality(stream, batch))
+        cases = {"even": AlikeConfig(), "alike": AlikeConfig(group=GRAPH)}
+        graphs = {
+            name: pairs(ShardStream(root / "shards", dataclasses.replace(config, alike=alike), 0))
+            for name, alike in cases.items()
+        }
         create_store(root / "store", {})
         write_index(root / "store", ((f"{n:016x}", plan.entry(n)) for n in range(SCANS)))
         scans = StoreStream(root / "store", PATCH, CONTRACT, StoreStreamConfig(), 0)
@@ -127,7 +146,7 @@ def main() -> None:
     ratio = usual["found"]["mean"] / usual["ideal"]["mean"]
     about = {"scans": SCANS, "people": PEOPLE, "tars": len(plan.tars)}
     about["bricks"] = sum(sum(counts.values()) for counts in plan.groups)
-    finish("shuffle", ratio, 0.8, ratio >= 0.8, plan=about, store_seconds=round(seconds, 2), cells=cells)
+    finish("shuffle", ratio, 0.8, ratio >= 0.8, plan=about, store_seconds=round(seconds, 2), graphs=graphs, cells=cells)
 
 
 if __name__ == "__main__":
