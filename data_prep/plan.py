@@ -49,7 +49,7 @@ def plan_task(
         contract = InputContract(spacing=(z, y, x))
     extents = shapes * spacings
     shape = np.median(extents / np.array(contract.spacing), axis=0)
-    patch, strides = plan_patch([float(n) for n in shape], budget_voxels, dims)
+    patch, strides = plan_patch([float(n) for n in shape], budget_voxels, dims, contract.spacing)
     stamp_contract(store, contract)
     return Plan(contract=contract, patch=patch, strides=strides)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from voxscale.config import from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError
-from voxscale.patches import STAGES, Plan, plan_patch
+from voxscale.patches import STAGES, Plan, plan_patch, spacing_strides
 
 sizes = st.floats(0.5, 2000)
 
@@ -74,3 +74,59 @@ def test_plan_round_trip_and_check():
     assert from_dict(Plan, to_dict(plan)) == plan
     with pytest.raises(ConfigError, match=r"plan.patch must be a multiple of its strides \[8, 8, 8\]"):
         Plan(contract=InputContract(), patch=(33, 48, 32), strides=strides)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "patch", "strides"),
+    [
+        ((1, 1, 1), (128, 128, 128), [(2, 2, 2)] * 5),
+        # z is left alone until x and y are nearly as coarse
+        ((5, 1, 1), (32, 128, 128), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)]),
+        ((1.9, 1, 1), (64, 64, 64), [(2, 2, 2)] * 4 + [(1, 1, 1)]),
+        ((2, 1, 1), (64, 128, 128), [(1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)]),
+        # an axis of fewer than eight voxels is not halved and does not hold the others back
+        ((1, 1, 1), (8, 64, 64), [(2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1)]),
+    ],
+)
+def test_strides_of_a_spacing_by_hand(spacing, patch, strides):
+    assert list(spacing_strides(spacing, patch, 5)) == strides
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "strides"),
+    [
+        # 20 slices of 5 mm can be halved twice: not before x and y of 0.8 mm are at 3.2 mm
+        ((20, 256, 256), (5.0, 0.8, 0.8), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1)]),
+        ((20, 256, 256), (1.0, 1.0, 1.0), [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1)]),
+        ((256, 20, 256), (0.8, 5.0, 0.8), [(2, 1, 2), (2, 1, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1)]),
+    ],
+)
+def test_planned_strides_follow_the_spacing_and_the_patch_fits_them(shape, spacing, strides):
+    patch, found = plan_patch(shape, 48**3, spacing=spacing)
+    assert list(found) == strides
+    assert sorted(patch) == [20, 64, 80]
+    Plan(contract=InputContract(spacing=spacing), patch=patch, strides=found)
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3), st.tuples(*[st.floats(0.2, 10)] * 3))
+def test_any_spacing_gives_a_patch_that_can_be_strided(shape, budget, spacing):
+    patch, strides = plan_patch(shape, budget, spacing=spacing)
+    assert patch == plan_patch(shape, budget)[0]
+    for axis in range(3):
+        left = patch[axis]
+        for stage in strides:
+            assert left % stage[axis] == 0
+            left //= stage[axis]
+        assert left >= 4
+
+
+@pytest.mark.parametrize("spacing", [(0, 1, 1), (1, 1)])
+def test_bad_spacing_of_a_plan_is_refused(spacing):
+    with pytest.raises(ConfigError, match=r"^spacing must be three positive numbers"):
+        plan_patch((10, 10, 10), 1000, spacing=spacing)
+
+
+@pytest.mark.parametrize(("spacing", "patch"), [((0, 1, 1), (8, 8, 8)), ((1, 1), (8, 8, 8)), ((1, 1, 1), (8, 0, 8))])
+def test_bad_spacing_or_patch_is_refused(spacing, patch):
+    with pytest.raises(ConfigError, match=r"^(spacing|patch) must be three positive numbers"):
+        spacing_strides(spacing, patch, 5)

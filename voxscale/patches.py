@@ -37,24 +37,31 @@ class Plan:
         require(ok, "plan.patch", f"a multiple of its strides {whole}", self.patch)
 
 
-def plan_patch(median_shape: Sequence[float], budget: int, dims: Literal[2, 3] = 3) -> tuple[Shape, tuple[Shape, ...]]:
-    """Choose patch and strides for scans of a typical shape.
+def plan_patch(
+    median_shape: Sequence[float],
+    budget: int,
+    dims: Literal[2, 3] = 3,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> tuple[Shape, tuple[Shape, ...]]:
+    """Choose patch and strides for scans of a typical shape and spacing.
 
-    An axis of n voxels is halved while at least 4 voxels are left, at most 5
+    An axis of n voxels can be halved while at least 4 voxels are left, at most 5
     times; its size must be a multiple of 2 to that power. Each axis starts at
     the size nearest to the median shape; while the patch has too many voxels,
-    the largest axis goes to its next smaller size.
+    the largest axis goes to its next smaller size. Which axes a stage halves
+    follows from the spacing, see `spacing_strides`.
 
     Args:
         median_shape: Voxels along z, y, x at the target spacing.
         budget: Most voxels of a patch.
         dims: 3, or 2 for patches of one slice.
+        spacing: Target spacing along z, y, x in mm.
 
     Returns:
         The patch (z, y, x) and the strides (z, y, x) of the 5 stages.
 
     Raises:
-        ConfigError: If the shape is not positive or the budget below 64 voxels, or 16 of a slice.
+        ConfigError: If shape or spacing are not positive or the budget is below 64 voxels, or 16 of a slice.
     """
     require(len(median_shape) == 3 and min(median_shape) > 0, "shape", "three positive numbers", tuple(median_shape))
     require(budget >= LEAST**dims, "budget_voxels", f"at least {LEAST**dims}", budget)
@@ -62,9 +69,38 @@ def plan_patch(median_shape: Sequence[float], budget: int, dims: Literal[2, 3] =
     while math.prod(patch) > budget:
         axis = patch.index(max(patch))
         patch[axis] = _at_most(patch[axis] - 1)
-    strides = [tuple(2 if stage < _halvings(n) else 1 for n in patch) for stage in range(STAGES)]
     z, y, x = patch
-    return (z, y, x), tuple((s[0], s[1], s[2]) for s in strides)
+    return (z, y, x), spacing_strides(spacing, patch, STAGES)
+
+
+def spacing_strides(spacing: Sequence[float], patch: Sequence[int], steps: int, least: int = LEAST) -> tuple[Shape, ...]:
+    """Strides that bring voxels of uneven spacing towards cubes.
+
+    A step halves each axis that is less than twice as coarse as the finest axis
+    that can still be halved; an axis can be halved while at least `least` voxels
+    are left. This is nnU-Net's rule (Isensee et al. 2021, supplementary note 5).
+
+    Args:
+        spacing: (z, y, x) in mm.
+        patch: (z, y, x) in voxels.
+        steps: Downsampling steps of the network; those past the last halving keep the resolution.
+        least: Fewest voxels that an axis keeps.
+
+    Raises:
+        ConfigError: If spacing or patch are not three positive numbers.
+    """
+    for name, values in (("spacing", spacing), ("patch", patch)):
+        require(len(values) == 3 and min(values) > 0, name, "three positive numbers", tuple(values))
+    spacing, patch = list(spacing), list(patch)
+    made: list[Shape] = []
+    for _ in range(steps):
+        can = [axis for axis in range(3) if patch[axis] >= 2 * least]
+        finest = min((spacing[axis] for axis in can), default=0.0)
+        z, y, x = (2 if axis in can and spacing[axis] < 2 * finest else 1 for axis in range(3))
+        made.append((z, y, x))
+        spacing = [mm * n for mm, n in zip(spacing, made[-1], strict=True)]
+        patch = [size // n for size, n in zip(patch, made[-1], strict=True)]
+    return tuple(made)
 
 
 def _halvings(size: int) -> int:

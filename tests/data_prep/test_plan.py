@@ -48,6 +48,12 @@ def test_a_given_contract_is_followed(store):
     assert open_store(store).contract == contract
 
 
+def test_thick_slices_are_not_halved_before_their_planes_are_as_coarse(store):
+    plan = plan_task(store, contract=InputContract(spacing=(4.0, 1.0, 1.0)))
+    assert plan.patch == (8, 48, 32)  # the median scan has 8.75 x 50 x 35 voxels
+    assert plan.strides == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+
+
 def test_budget(store):
     assert np.prod(plan_task(store, budget_voxels=4096).patch) <= 4096
     with pytest.raises(ConfigError, match="budget_voxels"):

@@ -94,33 +94,3 @@ def fit_strides(strides: Sequence[Stride], steps: int) -> tuple[Stride, ...]:
     does with the pooling steps that nnU-Net plans.
     """
     return (*strides[:steps], *[(1, 1, 1)] * (steps - len(strides)))
-
-
-def spacing_strides(spacing: Sequence[float], patch: Sequence[int], steps: int, least: int = 4) -> tuple[Stride, ...]:
-    """Strides that bring voxels of uneven spacing towards cubes.
-
-    A step halves each axis that is less than twice as coarse as the finest axis
-    that can still be halved; an axis can be halved while at least `least` voxels
-    are left. This is nnU-Net's rule (Isensee et al. 2021, supplementary note 5).
-
-    Args:
-        spacing: (z, y, x) in mm.
-        patch: (z, y, x) in voxels.
-        steps: Downsampling steps of the network; those past the last halving keep the resolution.
-        least: Fewest voxels that an axis keeps.
-
-    Raises:
-        ConfigError: If spacing or patch are not three positive numbers.
-    """
-    for name, values in (("spacing", spacing), ("patch", patch)):
-        require(len(values) == 3 and min(values) > 0, name, "three positive numbers", tuple(values))
-    spacing, patch = list(spacing), list(patch)
-    made: list[Stride] = []
-    for _ in range(steps):
-        can = [axis for axis in range(3) if patch[axis] >= 2 * least]
-        finest = min((spacing[axis] for axis in can), default=0.0)
-        z, y, x = (2 if axis in can and spacing[axis] < 2 * finest else 1 for axis in range(3))
-        made.append((z, y, x))
-        spacing = [mm * n for mm, n in zip(spacing, made[-1], strict=True)]
-        patch = [size // n for size, n in zip(patch, made[-1], strict=True)]
-    return tuple(made)
