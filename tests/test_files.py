@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import limited_files
 
 from voxscale import files
 from voxscale.errors import DataError
@@ -54,6 +55,16 @@ def test_last_line_cut_by_a_crash_is_dropped(tmp_path):
         handle.write('{"n": 2')
     assert files.read_lines(path) == [{"n": 1}]
     files.append_line(path, {"n": 3})
+    assert files.read_lines(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_line_that_the_disk_takes_in_part_leaves_nothing_and_can_be_appended_later(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append_line(path, {"n": 1})
+    with limited_files(path.stat().st_size + 4), pytest.raises(OSError, match="File too large"):
+        files.append_line(path, {"n": 2})
+    assert path.read_text() == '{"n": 1}\n'
+    assert files.append_line(path, {"n": 3}) == b'{"n": 3}\n'
     assert files.read_lines(path) == [{"n": 1}, {"n": 3}]
 
 

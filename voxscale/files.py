@@ -171,12 +171,22 @@ def sha256_file(path: Path) -> str:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> bytes:
-    """Append one JSON line and flush it to disk; returns it."""
+    """Append one JSON line and flush it to disk; returns it.
+
+    Raises:
+        OSError: If it cannot be written, such as on a full disk; no part of it stays, so it may be appended later.
+    """
     line = json.dumps(row).encode() + b"\n"
-    with path.open("ab") as handle:
-        handle.write(line)
-        handle.flush()
-        os.fsync(handle.fileno())
+    with path.open("ab", buffering=0) as handle:
+        before, written = handle.tell(), 0
+        try:
+            while written < len(line):
+                written += handle.write(line[written:])
+            os.fsync(handle.fileno())
+        except OSError:
+            if os.fstat(handle.fileno()).st_size == before + written:  # nobody else has appended since
+                handle.truncate(before)
+            raise
     return line
 
 

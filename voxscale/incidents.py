@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from voxscale.batch import Batch
-from voxscale.errors import DataError
+from voxscale.errors import DataError, remedy
 from voxscale.files import append_line
 from voxscale.loader import Event
 
@@ -14,6 +15,14 @@ log = logging.getLogger("voxscale")
 
 FREE = 10
 """Samples that may be replaced before their share counts."""
+
+
+def note(path: Path, row: dict[str, Any]) -> None:
+    """Append an incident to a file; where that cannot be written a run goes on, as the log has told of it too."""
+    try:
+        append_line(path, row)
+    except OSError as error:
+        log.warning("%s could not be written: %s; %s", path.name, error.strerror or "", remedy(error))
 
 
 class Incidents:
@@ -38,7 +47,7 @@ class Incidents:
         """
         log.warning("data: rank %d: %s", self._rank, describe(event))
         if self._file is not None:
-            append_line(self._file, {"rank": self._rank, **asdict(event)})
+            note(self._file, {"rank": self._rank, **asdict(event)})
         if event.kind != "replaced":
             return
         self.replaced += 1

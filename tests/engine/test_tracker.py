@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from limits import limited_files
 
 from voxscale.engine import tracker as module
 from voxscale.engine.config import TrackerConfig
@@ -24,6 +25,34 @@ def test_lines_of_undone_steps_are_forgotten(tmp_path):
     assert rows(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 0.5}]
     Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0).log({"step": 0, "probe/x": 1.0})
     assert rows(tmp_path) == [{"step": 0, "probe/x": 1.0}]  # a run that starts anew has no lines, not even of step 0
+
+
+def test_a_full_disk_holds_lines_up_and_loses_none(tmp_path, caplog):
+    caplog.set_level("INFO", logger="voxscale")
+    heard = []
+    tracker = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0, heard.append)
+    tracker.log({"step": 1})
+    with limited_files((tmp_path / "metrics.jsonl").stat().st_size + 5):
+        tracker.log({"step": 2})
+        tracker.log({"step": 3})
+    assert rows(tmp_path) == [{"step": 1}]
+    assert caplog.text.count("metrics could not be written: File too large; raise the limit on the size of a file") == 1
+    tracker.log({"step": 4})
+    assert rows(tmp_path) == heard == [{"step": step} for step in (1, 2, 3, 4)]
+    assert caplog.text.count("metrics are written again") == 1
+    with limited_files(1):
+        tracker.log({"step": 5})
+    tracker.close()
+    assert rows(tmp_path)[4:] == [{"step": 5}]
+
+
+def test_lines_that_never_could_be_written_are_counted_at_the_end(tmp_path, caplog):
+    tracker = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0)
+    with limited_files(1):
+        tracker.log({"step": 1})
+        tracker.log({"step": 2})
+        tracker.close()
+    assert "the last 2 lines of metrics could not be written" in caplog.text
 
 
 @pytest.mark.slow

@@ -67,21 +67,17 @@ width = int(sys.argv[11]) if len(sys.argv) > 11 else 6
 batch_norm = len(sys.argv) > 12
 torch.set_num_threads(1)
 if full_at >= 0 and dist.rank() == full_rank:
-    write = saver._Writing._write_own
+    save = saver.Saver.save
 
-    def fill_up(writing: Any) -> None:
-        """Write with a limit on the size of files, which the state crosses: a real error of the real system."""
-        full = writing.target.name == f"step-{full_at:08d}"
-        limit(8000 if full else resource.RLIM_INFINITY)
-        try:
-            write(writing)
-        finally:
-            limit(resource.RLIM_INFINITY)
+    def fill_up(own: Any, position: Position) -> None:
+        """Limit the size of files from one save to the next, at what the metrics have: a real error of the system."""
+        rows = Path(run) / "metrics.jsonl"
+        size = rows.stat().st_size if dist.rank() == 0 else 8000
+        full = position.step == full_at
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        save(own, position)
 
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    saver._Writing._write_own = fill_up
+    saver.Saver.save = fill_up
 
 
 class CutError(Exception):

@@ -16,7 +16,7 @@ from voxscale.engine.config import GuardConfig
 from voxscale.engine.drop import dropped, judge_steps
 from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
-from voxscale.files import append_line
+from voxscale.incidents import note
 from voxscale.models.interface import running_statistics, take_back
 
 log = logging.getLogger("voxscale")
@@ -180,7 +180,7 @@ class Guard:
             log.warning("step skipped (%d so far): %s", self.skipped, bad.text())
             ranks = [[{"samples": i, "loss": _plain(loss)} for i, loss in rank] for rank in all_parts]
             row = {"kind": "bad_step", "step": step, "what": what, "value": _plain(value), "limit": _plain(bad.limit)}
-            append_line(self._file, row | {"grad_norm": _plain(self.norm), "ranks": ranks})
+            note(self._file, row | {"grad_norm": _plain(self.norm), "ranks": ranks})
 
     def gone_back(self, step: int, to: int) -> None:
         """Note that the weights are those of the checkpoint of step `to` again."""
@@ -191,7 +191,7 @@ class Guard:
                 "left behind",
                 *(to, self._config.in_a_row, to, step),
             )
-            append_line(self._file, {"kind": "went_back", "step": step, "to": to})
+            note(self._file, {"kind": "went_back", "step": step, "to": to})
 
     def saved(self) -> dict[str, Any]:
         """The state to save with a checkpoint; one with good new steps in it may be gone back to again."""

@@ -1,4 +1,4 @@
-"""Metrics: `metrics.jsonl` is the truth, W&B a mirror that can never stop a run."""
+"""Metrics: `metrics.jsonl` is the truth, W&B a mirror that can never stop a run; neither can a full disk."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxscale.engine.config import TrackerConfig
+from voxscale.errors import remedy
 from voxscale.files import append_line, read_lines
 
 log = logging.getLogger("voxscale")
@@ -39,6 +40,7 @@ class Tracker:
         self._forget_after(step)
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_LINES)
         self._dropped = 0
+        self._held: list[dict[str, Any]] = []
         self._thread: threading.Thread | None = None
         if config.wandb:
             self._thread = threading.Thread(target=self._mirror, args=(run, config, about), daemon=True)
@@ -54,8 +56,9 @@ class Tracker:
                 append_line(self._path, row)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write one line; it must hold `step`."""
-        append_line(self._path, row)
+        """Write one line; it must hold `step`. What the disk does not take is kept and tried again with the next."""
+        self._held.append(row)
+        self._write(told=len(self._held) > 1)
         self._hear(row)
         if self._thread is not None:
             try:
@@ -63,8 +66,33 @@ class Tracker:
             except queue.Full:
                 self._dropped += 1
 
+    def _write(self, told: bool) -> None:
+        """Write all lines that are held, in their order.
+
+        Args:
+            told: Whether the log says already that they cannot be written.
+        """
+        try:
+            while self._held:
+                append_line(self._path, self._held[0])
+                del self._held[0]
+        except OSError as error:
+            if not told:
+                log.warning(
+                    "metrics could not be written: %s; %s; training goes on, the lines are kept until they can be",
+                    error.strerror or type(error).__name__,
+                    remedy(error),
+                )
+            return
+        if told:
+            log.info("metrics are written again, none is missing")
+
     def close(self) -> None:
-        """End the mirror, waiting a bounded time."""
+        """Write what is held, and end the mirror, waiting a bounded time."""
+        if self._held:
+            self._write(told=True)
+        if self._held:
+            log.warning("the last %d lines of metrics could not be written", len(self._held))
         if self._thread is not None:
             try:
                 self._lines.put(None, timeout=1.0)
