@@ -73,7 +73,9 @@ def plan_patch(
     return (z, y, x), spacing_strides(spacing, patch, STAGES)
 
 
-def spacing_strides(spacing: Sequence[float], patch: Sequence[int], steps: int, least: int = LEAST) -> tuple[Shape, ...]:
+def spacing_strides(
+    spacing: Sequence[float], patch: Sequence[int], steps: int, least: int = LEAST
+) -> tuple[Shape, ...]:
     """Strides that bring voxels of uneven spacing towards cubes.
 
     A step halves each axis that is less than twice as coarse as the finest axis

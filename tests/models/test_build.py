@@ -1,6 +1,4 @@
-import pytest
 
-from voxscale.errors import ConfigError
 from voxscale.models.build import adapt, build, fit_strides
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.patches import spacing_strides

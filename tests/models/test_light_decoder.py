@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from voxscale.models.build import build
-from voxscale.models.interface import Level
 from voxscale.models.light_decoder import MaskTokens, PyramidDecoder, TokenDecoder, light_decoder, unfold
+from voxscale.models.sizes import Level
 from voxscale.models.stunet import STUNetConfig
 from voxscale.models.vit import ViTConfig
 from voxscale.seed import torch_generator

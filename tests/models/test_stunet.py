@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
-from voxscale.models.interface import strided_size as legal_size
 from voxscale.models.layers import instance_norm
+from voxscale.models.sizes import strided_size as legal_size
 from voxscale.models.stunet import SIZES, STUNet, STUNetConfig
 from voxscale.seed import torch_generator
 

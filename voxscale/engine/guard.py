@@ -17,7 +17,7 @@ from voxscale.engine.drop import dropped, judge_steps
 from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
 from voxscale.incidents import note
-from voxscale.models.interface import running_statistics, take_back
+from voxscale.models.recompute import running_statistics, take_back
 
 log = logging.getLogger("voxscale")
 

@@ -52,6 +52,8 @@ class Profiler:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 done.export_chrome_trace(str(self._file))
             except (OSError, RuntimeError) as error:  # a trace is no reason to end a run
-                log.warning("profile could not be written: %s", getattr(error, "strerror", None) or type(error).__name__)
+                log.warning(
+                    "profile could not be written: %s", getattr(error, "strerror", None) or type(error).__name__
+                )
                 return
             log.info("profile of %d steps from step %d is written", self._config.steps, self._config.start)

@@ -9,10 +9,11 @@ import torch
 
 from voxscale.config import from_dict, require
 from voxscale.models.fmunet import FMUNet, FMUNetConfig
-from voxscale.models.interface import Backbone, Stride
+from voxscale.models.interface import Backbone
 from voxscale.models.nnunet import NNUNet, NNUNetConfig
 from voxscale.models.pctnet import PCTNet, PCTNetConfig
 from voxscale.models.sam_vit import SamViT, SamViTConfig
+from voxscale.models.sizes import Stride
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.models.swin_unetr import SwinUNETR, SwinUNETRConfig
 from voxscale.models.timm_models import TimmBackbone, TimmConfig

@@ -8,16 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import (
-    Backbone,
-    Stride,
-    check_outputs,
-    check_stages,
-    grid,
-    levels_of,
-    strided_size,
-)
+from voxscale.models.interface import Backbone
 from voxscale.models.layers import SLOPE, conv_flops, floats, initialise_layers
+from voxscale.models.sizes import Stride, check_outputs, check_stages, grid, levels_of, strided_size
 
 FLAT, CUBE = (1, 3, 3), (3, 3, 3)
 _LEVELS = 5

@@ -1,40 +1,23 @@
 """What every backbone offers: features at several resolutions, a decoder or tokens where it has them."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from voxscale.config import require
 from voxscale.errors import ConfigError
+from voxscale.models.recompute import recomputed
+from voxscale.models.sizes import Dims, Level
 from voxscale.models.sparse import hide, spread
 from voxscale.seed import torch_generator
 
 T = TypeVar("T")
-Dims = Literal[2, 3]
-Stride = tuple[int, int, int]
-Strides5 = tuple[Stride, Stride, Stride, Stride, Stride]
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One resolution of an encoder.
-
-    Attributes:
-        channels: Channels of its features.
-        stride: Input voxels per feature along (z, y, x), in 2D along (y, x).
-    """
-
-    channels: int
-    stride: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,15 +201,11 @@ class Backbone(nn.Module, ABC):
 
     def run_stage(self, level: int, function: Callable[..., T], *inputs: object) -> T:
         """Call a stage, keeping only its inputs for the backward pass if its level is to be recomputed."""
-        if level in self.checkpoint_stages and torch.is_grad_enabled():
-            contexts: Callable[[], Any] = partial(create_selective_checkpoint_contexts, _policy)
-            if not self.keep_convolutions:
-                recomputing = _Recomputing(self)
-                contexts = partial(tuple, (nullcontext(), recomputing))
-            if self._visible is not None:  # the recomputation comes when all is shown again
-                function = partial(_hiding, self, self._visible, function)
-            return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportReturnType]
-        return function(*inputs)
+        if level not in self.checkpoint_stages or not torch.is_grad_enabled():
+            return function(*inputs)
+        if self._visible is not None:  # the recomputation comes when all is shown again
+            function = partial(_hiding, self, self._visible, function)
+        return recomputed(self, function, *inputs, keep_convolutions=self.keep_convolutions)
 
     def place(self, device: torch.device | str | None) -> None:
         """Give a model that was built on meta its device and its first weights, always alike.
@@ -244,26 +223,6 @@ class Backbone(nn.Module, ABC):
         return ConfigError(f"model must be one with {what}, not {type(self).__name__}")
 
 
-def _policy(_: object, operation: object, *inputs: object, **__: object) -> CheckpointPolicy:
-    """Keep what convolutions return, but for transposed ones, to which the rest of an enlargement is added."""
-    kept = operation is torch.ops.aten.convolution.default and not inputs[6]
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-class _Recomputing:
-    """Takes running statistics back after a recomputation, in which norms see a batch again; for several times."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._held: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> None:
-        self._held = [(buffer, buffer.clone()) for buffer in running_statistics(self._model)]
-
-    def __exit__(self, *error: object) -> None:
-        take_back(self._held)
-
-
 def _hiding(model: Backbone, visible: Tensor, function: Callable[..., T], *inputs: object) -> T:
     if model._visible is not None:  # pyright: ignore[reportPrivateUsage]  # the first time all is hidden already
         return function(*inputs)
@@ -271,77 +230,7 @@ def _hiding(model: Backbone, visible: Tensor, function: Callable[..., T], *input
         return function(*inputs)
 
 
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The buffers that a forward pass in training changes: those of norms."""
-    norms = (m for m in model.modules() if getattr(m, "track_running_stats", False))
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-
-
-def take_back(held: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Set each tensor to its copy, unseen by autograd, which may have saved it for a backward pass to come."""
-    for tensor, before in held:
-        tensor.data.copy_(before)
-
-
 def _layer(name: str, layers: Sequence[tuple[str, ...]]) -> int:
     found = [index for index, prefixes in enumerate(layers) if name.startswith(prefixes)]
     assert len(found) == 1, f"{name} must belong to one layer, not {found}"
     return found[0]
-
-
-def nearest_multiple(size: Sequence[int], factors: Sequence[int]) -> tuple[int, ...]:
-    """The multiples of `factors` nearest to `size`, at least one of each; halfway cases are rounded up."""
-    return tuple(max((2 * n + f) // (2 * f), 1) * f for n, f in zip(size, factors, strict=True))
-
-
-def strided_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, ...]:
-    """The input size nearest to the one wanted that a network with these strides accepts.
-
-    Every axis must be a multiple of the product of its strides, or decoder and
-    encoder features do not fit together; halfway cases are rounded up. And the
-    deepest stage must keep more than one voxel, because the norm of a single
-    value is always zero; all axes are doubled where it would not.
-
-    Args:
-        size: Wanted (z, y, x) or (y, x) in voxels.
-        strides: (z, y, x) stride of each downsampling step.
-    """
-    first = 3 - len(size)
-    factors = [math.prod(step) for step in zip(*(stride[first:] for stride in strides), strict=True)]
-    legal = nearest_multiple(size, factors)
-    return tuple(2 * n for n in legal) if legal == tuple(factors) else legal
-
-
-def check_outputs(in_channels: int, classes: int, heads: int, most: int) -> None:
-    """Refuse impossible numbers of channels, classes and heads; raises `ConfigError`."""
-    require(in_channels >= 1, "model.in_channels", "at least 1", in_channels)
-    require(0 <= heads <= most, "model.heads", f"0 to {most}", heads)
-    fewest = 1 if heads else 0
-    require(fewest <= classes <= 256, "model.classes", f"{fewest} to 256 with {heads} heads", classes)
-
-
-def check_stages(stages: Sequence[int], levels: int) -> None:
-    """Refuse levels to recompute that are not there; raises `ConfigError`."""
-    ok = all(0 <= stage < levels for stage in stages) and len(set(stages)) == len(stages)
-    require(ok, "model.checkpoint_stages", f"different numbers from 0 to {levels - 1}", tuple(stages))
-
-
-def check_strides(strides: Sequence[Stride], dims: Dims, steps: int) -> None:
-    """Refuse strides of a wrong number or form; raises `ConfigError`."""
-    ok = len(strides) == steps and all(len(s) == 3 and all(1 <= n <= 3 for n in s) for s in strides)
-    require(ok, "model.strides", f"{steps} triples of 1 to 3", tuple(strides))
-    flat = dims == 3 or all(s[0] == 1 for s in strides)
-    require(flat, "model.strides", "1 along z for images of two dimensions", tuple(strides))
-
-
-def levels_of(channels: Sequence[int], strides: Sequence[Stride], dims: Dims) -> tuple[Level, ...]:
-    """Levels of a network that starts at full resolution and goes down by `strides`."""
-    made = [Level(channels[0], (1,) * dims)]
-    for count, stride in zip(channels[1:], strides, strict=True):
-        made.append(Level(count, tuple(a * b for a, b in zip(made[-1].stride, stride[3 - dims :], strict=True))))
-    return tuple(made)
-
-
-def grid(size: Sequence[int], level: Level) -> int:
-    """Voxels that an image of a legal size has at a level."""
-    return math.prod(n // s for n, s in zip(size, level.stride, strict=True))

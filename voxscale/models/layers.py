@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxscale.models.interface import Dims
+from voxscale.models.sizes import Dims
 
 CONV: Mapping[Dims, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORM: Mapping[Dims, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxscale.models.interface import Backbone, Dims, Level
+from voxscale.models.interface import Backbone
 from voxscale.models.layers import SLOPE, draw_truncated, initialise_layers
+from voxscale.models.sizes import Dims, Level
 from voxscale.models.sparse import spread
 from voxscale.models.vit import Block, ViTConfig, rotary_angles
 

@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import (
-    Backbone,
+from voxscale.models.interface import Backbone
+from voxscale.models.layers import CONV, INSTANCE_NORM, axes, conv_flops, initialise_layers, volume
+from voxscale.models.optional import load
+from voxscale.models.sizes import (
     Dims,
     Strides5,
     check_outputs,
@@ -19,8 +21,6 @@ from voxscale.models.interface import (
     levels_of,
     strided_size,
 )
-from voxscale.models.layers import CONV, INSTANCE_NORM, axes, conv_flops, initialise_layers, volume
-from voxscale.models.optional import load
 
 PACKAGE = "dynamic-network-architectures"
 

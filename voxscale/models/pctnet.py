@@ -11,16 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import (
-    Backbone,
-    Stride,
-    check_outputs,
-    check_stages,
-    grid,
-    levels_of,
-    strided_size,
-)
+from voxscale.models.interface import Backbone
 from voxscale.models.layers import conv_flops, draw_truncated, initialise_layers, volume
+from voxscale.models.sizes import Stride, check_outputs, check_stages, grid, levels_of, strided_size
 from voxscale.models.swin_block import SwinBlock, mis_fm_positions, shift_mask, swin_flops
 
 _LEVELS = 5

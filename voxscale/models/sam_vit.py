@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import Backbone, Level, Tokens, check_stages, nearest_multiple
+from voxscale.models.interface import Backbone, Tokens
 from voxscale.models.layers import conv_flops, draw_truncated, initialise_layers
 from voxscale.models.optional import load
+from voxscale.models.sizes import Level, check_stages, nearest_multiple
 from voxscale.models.vit import TAPS
 
 PATCH = 16

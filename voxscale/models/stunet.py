@@ -8,8 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import (
-    Backbone,
+from voxscale.models.interface import Backbone
+from voxscale.models.layers import (
+    CONV,
+    INSTANCE_NORM,
+    axes,
+    conv_flops,
+    initialise_layers,
+    norm_act,
+)
+from voxscale.models.sizes import (
     Dims,
     Stride,
     Strides5,
@@ -19,14 +27,6 @@ from voxscale.models.interface import (
     grid,
     levels_of,
     strided_size,
-)
-from voxscale.models.layers import (
-    CONV,
-    INSTANCE_NORM,
-    axes,
-    conv_flops,
-    initialise_layers,
-    norm_act,
 )
 from voxscale.models.up_conv import UP_CONV, join, pays
 

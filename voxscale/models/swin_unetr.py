@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from voxscale.config import config, require
-from voxscale.models.interface import Backbone, Dims, Level, check_outputs, check_stages, grid, strided_size
+from voxscale.models.interface import Backbone
 from voxscale.models.layers import conv_flops, draw_truncated, initialise_layers, volume
 from voxscale.models.optional import load
+from voxscale.models.sizes import Dims, Level, check_outputs, check_stages, grid, strided_size
 
 _DOWN = ((2, 2, 2),) * 5
 

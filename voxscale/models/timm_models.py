@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxscale.config import config, require
-from voxscale.models.interface import Backbone, Level, Tokens, check_stages, nearest_multiple, strided_size
+from voxscale.models.interface import Backbone, Tokens
 from voxscale.models.layers import conv_flops, draw_truncated, initialise_layers
 from voxscale.models.optional import load
+from voxscale.models.sizes import Level, check_stages, nearest_multiple, strided_size
 from voxscale.models.vit import TAPS, transformer_flops
 
 Name = Literal["resnet50", "convnext_base", "convnext_atto", "vit_base_patch16_224", "vit_tiny_patch16_224"]

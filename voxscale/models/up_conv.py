@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxscale.models.interface import Dims, Stride
 from voxscale.models.layers import axes, floats
+from voxscale.models.sizes import Dims, Stride
 
 FEWEST_VOXELS = 512
 """Of one sample's features to enlarge; fewer do not repay the sums of weights. The batch does not count, lest the

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voxscale.config import config, require
-from voxscale.models.interface import Backbone, Dims, Level, Stride, Tokens, check_stages, nearest_multiple
+from voxscale.models.interface import Backbone, Tokens
 from voxscale.models.layers import CONV, axes, conv_flops, draw_truncated, initialise_layers, volume
+from voxscale.models.sizes import Dims, Level, Stride, check_stages, nearest_multiple
 from voxscale.models.sparse import spread, visible_places
 
 TAPS = 4
