@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voxscale.engine.memory import failing_layer, is_out_of_memory
+from voxscale.engine.config import EngineConfig
+from voxscale.engine.memory import failing_layer, is_out_of_memory, start_report
 
 WORKER = Path(__file__).parent / "worker_memory.py"
 
@@ -24,6 +25,32 @@ def test_a_step_without_memory_names_tensors_and_levers(ranks, tmp_path):
     assert "use more ranks with engine.zero_stage 3" in said
     assert "engine.offload" not in said  # there is no other memory than the host's
     assert said.index("recompute") < said.index("more ranks")  # activations are the most here
+
+
+def test_a_start_without_memory_says_what_the_states_need(ranks, tmp_path):
+    (output,) = ranks(WORKER, 1, str(tmp_path), "start", expect=1)
+    said = next(line for line in output.splitlines() if "TrainingError: memory must hold the states" in line)
+    # 33.6 million weights with two moments: 12 bytes each
+    assert (
+        "ran out while training started: 33.6 million weights with their optimizer's states take at least 0.40 GB"
+        in said
+    )
+    assert "use more ranks with engine.zero_stage 3, or a smaller model" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "moments", "world", "gigabytes"),
+    [
+        (EngineConfig(zero_stage=1), 2, 4, "5.00"),  # 2 of each weight, and a quarter of 12
+        (EngineConfig(zero_stage=3), 2, 4, "3.50"),
+        (EngineConfig(zero_stage=0, precision="fp32"), 1, 4, "8.00"),
+        (EngineConfig(zero_stage=2, precision="fp32"), 1, 1, "8.00"),
+    ],
+)
+def test_what_states_need_by_hand(config, moments, world, gigabytes):
+    said = start_report(10**9, moments, config, world)
+    assert f"at least {gigabytes} GB on each of {world} ranks" in said
+    assert ("shard more over the 4 ranks" in said) == (world > 1 and config.zero_stage < 3)
 
 
 @pytest.mark.parametrize("text", ["invalid shape", "size mismatch"])

@@ -1,4 +1,7 @@
-"""Train with less memory than a step needs: python worker_memory.py FOLDER"""
+"""Train with less memory than a step needs: python worker_memory.py FOLDER [start]
+
+With `start` the memory is too little for the engine of a second, larger model.
+"""
 
 import resource
 import sys
@@ -21,12 +24,23 @@ weights = {key: p.detach().clone() for key, p in net.named_parameters()}
 engine = start_engine(net, weights, EngineConfig(zero_stage=1, precision="fp32"), OPTIM, 8)
 
 
+def leave_room(megabytes: int) -> None:
+    status = Path("/proc/self/status").read_text().splitlines()
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
+
+
+if len(sys.argv) > 2:
+    large = torch.nn.Linear(8192, 4096, bias=False)  # 134 MB in fp32, of which ZeRO makes one flat tensor
+    weights = {key: p.detach().clone() for key, p in large.named_parameters()}
+    leave_room(100)
+    start_engine(large, weights, EngineConfig(zero_stage=1, precision="fp32"), OPTIM, 8)
+
+
 def objective(engine: torch.nn.Module, batch: Batch) -> tuple[Losses, int]:
     # Six channels of 64 voxels cubed are 50 MB for 8 images; a step keeps several of that size.
     x = batch.voxels.repeat_interleave(11, 2).repeat_interleave(13, 3).repeat_interleave(16, 4)[..., :64, :64, :64]
-    status = Path("/proc/self/status").read_text().splitlines()
-    used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+    leave_room(200)
     return Losses({"mean": engine(x).square().mean()}, {"mean": 1.0}, {}), x.numel()
 
 

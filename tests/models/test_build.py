@@ -1,4 +1,3 @@
-
 from voxscale.models.build import adapt, build, fit_strides
 from voxscale.models.stunet import STUNet, STUNetConfig
 from voxscale.patches import spacing_strides

@@ -16,8 +16,9 @@ from voxscale import dist
 from voxscale.engine.compile import load_ops
 from voxscale.engine.config import EngineConfig, OptimConfig
 from voxscale.engine.convolution import mend_convolutions
+from voxscale.engine.memory import explained_start
 from voxscale.engine.norm import mend_batch_norms
-from voxscale.engine.optim import build_optimizer
+from voxscale.engine.optim import build_optimizer, moment_names
 from voxscale.engine.pooling import mend_pools
 from voxscale.engine.state import write_weights
 from voxscale.engine.types import Engine
@@ -90,20 +91,25 @@ def start_engine(
         optim: Optimizer.
         micro: Samples per rank and micro-batch.
         heads: What the names of the heads' weights start with, for a model that is not a backbone.
+
+    Raises:
+        TrainingError: If memory runs out.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     dist.start()
     load_ops()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    with _quiet():
-        parts = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optim, heads),
-            config=deepspeed_config(engine, micro, sum(p.numel() for p in model.parameters())),
-            dist_init_required=False,
-        )
-    made = cast(Engine, parts[0])
-    write_weights(made, weights)
+    count = sum(p.numel() for p in model.parameters())
+    with explained_start(count, len(moment_names(optim)), engine):
+        with _quiet():
+            parts = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(model, optim, heads),
+                config=deepspeed_config(engine, micro, count),
+                dist_init_required=False,
+            )
+        made = cast(Engine, parts[0])
+        write_weights(made, weights)
     mend_convolutions(made.module)
     mend_batch_norms(made.module)
     mend_pools(made.module)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from voxscale import dist
+from voxscale.engine.config import EngineConfig
 from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
 
@@ -162,3 +164,42 @@ def levers(held: int, activations: Iterable[Use], engine: Engine) -> list[str]:
     elif world == 1:
         sharded.append("use more ranks with engine.zero_stage 3, or a smaller model")
     return [*smaller, *sharded] if passing >= held else [*sharded, *smaller]
+
+
+@contextmanager
+def explained_start(weights: int, moments: int, config: EngineConfig) -> Generator[None]:
+    """Turn running out of memory while an engine starts into an error that helps.
+
+    Args:
+        weights: Number of weights of the model.
+        moments: Tensors of the optimizer for each.
+        config: Stage, precision, offloading.
+
+    Raises:
+        TrainingError: Saying what the states need at least and the lever to pull.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(start_report(weights, moments, config, dist.world_size())) from None
+
+
+def start_report(weights: int, moments: int, config: EngineConfig, world: int) -> str:
+    """What the states of a model need on each rank, and what to do about it."""
+    whole = 2 if config.precision == "bf16" else 0  # in fp32 the optimizer steps on the weights themselves
+    own, shared = whole * weights, (4 + 4 * moments) * weights
+    held = (own / world if config.zero_stage == 3 else own) + (shared / world if config.zero_stage else shared)
+    levers: list[str] = []
+    if world > 1 and config.zero_stage < 3:
+        levers.append(f"shard more over the {world} ranks (engine.zero_stage, now {config.zero_stage})")
+    if torch.cuda.is_available() and config.offload != "all":
+        levers.append(f"keep states in host memory (engine.offload, now {config.offload})")
+    levers.append("use more ranks with engine.zero_stage 3, or a smaller model")
+    return (
+        f"memory must hold the states of the model, but ran out while training started: {weights / 1e6:.1f} million "
+        f"weights with their optimizer's states take at least {held / 1e9:.2f} GB on each of {world} ranks at "
+        f"engine.zero_stage {config.zero_stage} in {config.precision}, gradients and activations apart. "
+        f"{'; '.join(levers)}"
+    )
