@@ -13,6 +13,15 @@ from voxscale.engine import checkpoint, export
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).parent / "worker_train.py"
+TEACHER = Path(__file__).parent / "worker_ema.py"
+FOLLOWED = [
+    "1-fp32-none-4",
+    "2-bf16-none-2",
+    "2-fp32-optimizer-1",
+    "1-bf16-optimizer-2",
+    "3-fp32-all-1",
+    "3-bf16-all-2",
+]
 
 CASES = [
     ("0", "fp32", "adamw"),
@@ -71,3 +80,22 @@ def test_running_statistics_go_on_with_the_same_bits_on_every_rank(ranks, tmp_pa
     written = load_file(out)
     assert all(torch.equal(written[name], value) for name, value in a[0].items())
     assert written.keys() == checkpoint.load_model(found).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_offloaded_and_accumulated_runs_with_a_teacher_go_on_with_the_same_bits(ranks, tmp_path, world):
+    whole, cut, cases = tmp_path / "whole", tmp_path / "cut", ",".join(FOLLOWED)
+    ranks(TEACHER, world, str(whole), cases)
+    ranks(TEACHER, world, str(cut), cases, str(whole / "CASE" / "checkpoints" / "step-00000003"))
+    for case in FOLLOWED:
+        ends = [run / case / "checkpoints" / "step-00000008" for run in (whole, cut)]
+        assert sorted(p.name for p in (cut / case / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
+        for kind in ("weights", "exp_avg", "exp_avg_sq", "ema"):
+            theirs, ours = (checkpoint.stored(end, kind) for end in ends)
+            early = checkpoint.stored(whole / case / "checkpoints" / "step-00000003", kind)
+            assert theirs.keys() == ours.keys() == early.keys() != set(), (case, kind)
+            assert all(torch.equal(theirs[name], ours[name]) for name in theirs), (case, kind)
+            assert not any(torch.equal(theirs[name], early[name]) for name in ("0.weight", "3.weight")), (case, kind)
+        counts = [checkpoint.read_about(end)["updates"] for end in ends]
+        assert counts == [7, 7], case  # of 8 steps one is bad

@@ -1,6 +1,7 @@
 """Train with a teacher, with a planted bad step; each rank compares it with an average of whole weights.
 
-python worker_ema.py FOLDER CASES [FROM]   (case: stage-precision-offload-accumulate; FROM: checkpoint to go on from)
+python worker_ema.py FOLDER CASES [FROM]   (case: stage-precision-offload-accumulate; FROM: checkpoint to go on from,
+in which CASE stands for the case)
 """
 
 import json
@@ -21,7 +22,7 @@ from voxscale.engine.loop import train
 from voxscale.engine.state import read_weights
 
 folder, cases = Path(sys.argv[1]), sys.argv[2].split(",")
-came_from = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+origin = sys.argv[3] if len(sys.argv) > 3 else ""
 torch.set_num_threads(1)
 dist.start()
 STEPS, EMA = 8, EmaConfig(start=0.5, end=0.9)
@@ -41,6 +42,7 @@ class Whole(Teacher):
 
 for case in cases:
     run = scratch(folder / case)
+    came_from = Path(origin.replace("CASE", case)) if origin else None
     stage, precision, offload, accumulate = case.split("-")
     config = EngineConfig(
         zero_stage=int(stage), precision=precision, offload=offload, accumulate=int(accumulate), clip=CLIP
