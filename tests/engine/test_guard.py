@@ -20,6 +20,8 @@ CASES = [
     "3-bf16-none-1",
     "2-fp32-optimizer-1",
     "3-fp32-all-1",
+    "1-bf16-optimizer-2",
+    "3-bf16-all-1",
 ]
 
 
