@@ -41,6 +41,23 @@ def test_run_goes_back_and_leaves_the_samples_behind(ranks, tmp_path, world, cas
     # Nothing is saved between the first bad step and the way back.
     saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert saved == [f"step-{step:08d}" for step in (2, 4, 8, 10, 12)]
+    check_report(tmp_path, metrics, world, accumulate=int(case[-1]))
+
+
+def check_report(run: Path, metrics: list[dict], world: int, accumulate: int) -> None:
+    """What the loop tells of itself: time, operations, memory, and a profile of the third step."""
+    for row in metrics:
+        if "loss" in row:  # a step takes a million operations a sample, and of a skipped one no sample counts
+            assert row["tflops"] == pytest.approx(1e6 * row["samples_per_s"] / world / 1e12)
+        assert row["compute"] == pytest.approx(1 - row["data_wait"] - row["save_wait"], abs=1e-9)
+        assert row["rss_gb"] > 0.1
+    late = metrics[3 // accumulate]  # each rank waited 0.2 s
+    assert late["data_wait"] * 8 / late["samples_per_s"] > 0.199
+    assert all(row["save_wait"] > 0 for row in metrics if row["step"] in (3, 5, 9, 11))  # a save counts after its line
+    for rank in range(world):
+        trace = json.loads((run / "profile" / f"trace-rank{rank}.json").read_text())
+        names = [event.get("name") for event in trace["traceEvents"]]
+        assert names.count("aten::group_norm") == accumulate, rank  # of one forward pass for each micro-batch
 
 
 @pytest.mark.parametrize("world", WORLDS)

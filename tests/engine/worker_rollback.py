@@ -5,16 +5,27 @@ python worker_rollback.py RUN CASE BAD   (a case: stage-precision-offload-accumu
 
 import json
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from small import BATCH, CLIP, OPTIM, batches, make, objective, scratch
 
 from voxscale import dist
+from voxscale.batch import Batch
 from voxscale.cli import leave
 from voxscale.engine import checkpoint
 from voxscale.engine.checkpoint import Position
-from voxscale.engine.config import EmaConfig, EngineConfig, GuardConfig, LoopConfig, TrackerConfig, micro_batch
+from voxscale.engine.config import (
+    EmaConfig,
+    EngineConfig,
+    GuardConfig,
+    LoopConfig,
+    ProfileConfig,
+    TrackerConfig,
+    micro_batch,
+)
 from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.ema import Teacher
 from voxscale.engine.loop import train
@@ -30,7 +41,13 @@ torch.set_num_threads(1)
 dist.start()
 scratch(run)
 loop = LoopConfig(
-    steps=12, batch=BATCH, log_every=1, checkpoint_every=2, keep=9, guard=GuardConfig(window=4, sigma=10, in_a_row=2)
+    steps=12,
+    batch=BATCH,
+    log_every=1,
+    checkpoint_every=2,
+    keep=9,
+    guard=GuardConfig(window=4, sigma=10, in_a_row=2),
+    profile=ProfileConfig(start=2, steps=1),
 )
 config = EngineConfig(
     zero_stage=int(stage), precision=precision, offload=offload, accumulate=int(accumulate), clip=CLIP
@@ -62,10 +79,19 @@ teacher = Watching(engine, EmaConfig(start=0.5, end=0.9), loop.steps, make("tiny
 if found is not None:
     teacher.restore(found)
 tracker = Tracker(run, TrackerConfig(wandb=False), {}, start.step) if dist.rank() == 0 else None
-source = batches("tiny", start.step, config.accumulate, bad)
+
+
+def waited_for() -> Iterator[Batch]:
+    """Batches, of which the fourth micro-batch of a run comes late."""
+    for number, batch in enumerate(batches("tiny", start.step, config.accumulate, bad)):
+        if number == 3:
+            time.sleep(0.2)
+        yield batch
+
+
 about = {"model": "test", "contract": "none"}
 try:
-    train("test", engine, source, objective, loop, OPTIM, run, start, about, tracker, teacher)
+    train("test", engine, waited_for(), objective, loop, OPTIM, run, start, about, tracker, teacher, flops=1e6)
 except TrainingError as error:
     print(f"stopped: {error}", flush=True)
     leave(3)

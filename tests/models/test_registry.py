@@ -5,6 +5,7 @@ device, and a narrow twin from the same builder stands in for its values.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -88,6 +89,19 @@ def test_features_are_as_declared(name: str) -> None:
         assert [y.shape for y in model(x)] == [y.shape for y in features]
         with pytest.raises(ConfigError, match=r"^model must be one with a decoder, not"):
             model.decode(x)
+
+
+@every
+def test_transformers_have_tokens_and_others_say_that_they_have_none(name: str) -> None:
+    model = build(preset(name), "meta").eval()
+    x = images(model, "meta", batch=2)
+    if not name.startswith(("vit", "sam_vit", "lvm_med_vit")):
+        with pytest.raises(ConfigError, match=r"^model must be one with tokens, not"):
+            model.tokens(x)
+        return
+    tokens = model.tokens(x)
+    assert tokens.grid == tuple(n // s for n, s in zip(x.shape[2:], model.levels[-1].stride, strict=True))
+    assert tokens.values.shape[:2] == (2, tokens.prefix + math.prod(tokens.grid))
 
 
 @every
