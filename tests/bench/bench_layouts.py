@@ -7,11 +7,13 @@ seconds, plain over variant, above 1 where the variant wins. First layouts, then
 engine compiles them, in the family's better layout, with a limit on the time of the whole
 cell. `ratio` is the share of families whose layouts could be measured; `on` of each family is
 where its default comes from (`voxscale/engine/layout.py`, a test compares the layouts).
+`FAMILIES="pctnet resnet50"` (presets) measures the layouts of these alone and keeps the other rows.
 """
 
 import copy
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from harness import alternate, finish, paired_ratio
+from harness import RESULTS, alternate, finish, paired_ratio
 from torch import Tensor, nn
 
 from configs import models
+from launch.machine import describe
 from voxscale.engine.convolution import mend_convolutions
 from voxscale.engine.deepspeed import compile_blocks
 from voxscale.engine.layout import channels_last, family
@@ -150,21 +153,27 @@ def cell(*words: str) -> dict[str, Any]:
 
 def conclude(rows: dict[str, dict[str, Any]]) -> None:
     """Write the result of what is measured so far."""
-    ratio = sum("ratio" in row["channels_last"] for row in rows.values()) / len(rows)
+    ratio = sum("ratio" in row["channels_last"] for row in rows.values()) / len(PRESETS)
     finish("layouts", ratio, 1.0, ratio == 1.0, families=rows, win=WIN, pays_back=PAYS_BACK, limit_s=LIMIT_S, threads=1)
 
 
 def measure() -> None:
     """Fill the table, print each row as it comes, write the result; two cells of compiled blocks run at a time."""
+    wanted = os.environ.get("FAMILIES", "").split()
     rows: dict[str, dict[str, Any]] = {}
+    if wanted:
+        rows |= json.loads((RESULTS / "layouts.json").read_text())["families"]
 
     torch.set_num_threads(1)
-    for preset, side in PRESETS.items():
-        row = layouts(preset)
+    for preset in wanted or PRESETS:
+        row, side = layouts(preset), PRESETS[preset]
         print(preset, row, flush=True)
         on = {"channels_last": decide("channels_last", row), "compile": False}
-        rows[family(config_of(preset))] = {"preset": preset, "side": side, "channels_last": row, "on": on}
-    conclude(rows)
+        made = {"preset": preset, "side": side, "channels_last": row, "on": on, "commit": describe()["commit"]}
+        rows[family(config_of(preset))] = made
+        conclude(rows)
+    if wanted:
+        return
 
     def compile_one(row: dict[str, Any]) -> None:
         kind = "last" if row["on"]["channels_last"] else "first"
