@@ -34,6 +34,7 @@ from voxscale.engine.meter import BACKWARD
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
+from voxscale.engine.watchdog import Watch
 from voxscale.errors import CheckpointError, ContractError, DataError
 from voxscale.files import sha256_file, write_arrays, write_json
 from voxscale.incidents import Incidents
@@ -187,15 +188,18 @@ def train_and_test(
     stream = CaseStream(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )
-    model, weights = begin(config, task, arm, seed)
-    found = find_checkpoint(folder)
-    if found is not None:
-        weights = checkpoint.load_weights(found)
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
     settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
-    engine = start_engine(model, weights, config.engine, config.optim, micro)
-    del weights  # the engine has its own
-    start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+    with Watch(folder, config.loop.watch) as watch:  # a rank may be lost before the first step too
+        model, weights = begin(config, task, arm, seed)
+        found = find_checkpoint(folder)
+        if found is not None:
+            weights = checkpoint.load_weights(found)
+        watch.at("engine")
+        engine = start_engine(model, weights, config.engine, config.optim, micro)
+        del weights  # the engine has its own
+        watch.at("start")
+        start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
     tracker = None
     if dist.rank() == 0:

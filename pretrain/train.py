@@ -32,6 +32,7 @@ from voxscale.engine.loop import train
 from voxscale.engine.run import about, find_checkpoint, first_weights, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
+from voxscale.engine.watchdog import Watch
 from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import LoaderConfig, load
@@ -69,14 +70,17 @@ def pretrain(config: PretrainConfig) -> None:
     # Where nothing learns from unlabelled scans, none is read: labelled samples are the batches.
     labels_only = labelled if config.objective.active == ("supervised",) else None
     with open_run(config.run, config, inputs):
-        found = find_checkpoint(config.run)
-        weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
-        engine = start_engine(network, weights, config.engine, config.optim, micro)
-        del weights  # the engine has its own
-        teacher = make_teacher(engine, network, config, model_config, patch)
-        start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
-        if found is not None and teacher is not None:
-            teacher.restore(found)
+        with Watch(config.run, config.loop.watch) as watch:  # a rank may be lost before the first step too
+            found = find_checkpoint(config.run)
+            weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
+            watch.at("engine")
+            engine = start_engine(network, weights, config.engine, config.optim, micro)
+            del weights  # the engine has its own
+            watch.at("start")
+            teacher = make_teacher(engine, network, config, model_config, patch)
+            start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+            if found is not None and teacher is not None:
+                teacher.restore(found)
         log.info("pretrain: step %d of %d", start.step, config.loop.steps)
         says = dict(about(config, model_config, source.contract))
         tracker = None

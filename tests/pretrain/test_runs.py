@@ -1,7 +1,9 @@
 """Whole runs by the pretrain command: labelled and masked at every ZeRO stage, gone on from a checkpoint, and in 2D."""
 
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_weights
 
 WORKER = Path(__file__).parent / "worker_pretrain.py"
+LOST = Path(__file__).parent / "worker_start.py"
 CONTRACT = InputContract(spacing=(2.0, 1.5, 1.5))
 COMMON = ["--model.width", "2", "--loop.log-every", "1", "--loop.checkpoint-every", "2"]
 COMMON += ["--tracker.no-wandb", "--engine.precision", "fp32", "--loop.steps", "4"]
@@ -135,3 +138,15 @@ def check_flat(run: Path) -> None:
         assert all(row[f"{branch.split('/')[0]}/gradient"] > 0 for row in rows[:1])
     with np.load(run / "preview.npz") as pictures:
         assert {pictures[name].shape for name in ("fused", "prediction", "masked_told")} == {(1, 16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("how", "what"), [("hang", r"\(in start of step 0\) hangs: nothing new for 5 s"), ("kill", "died")]
+)
+def test_a_rank_that_is_lost_before_the_first_step_is_named(data: Path, ranks, tmp_path: Path, how: str, what: str):
+    where = ["--shards", str(data / "shards"), "--run", str(tmp_path / "run"), "--loop.watch.patience-s", "5"]
+    began = time.monotonic()
+    out = ranks(LOST, 2, how, "configs/pretrain.py:demo", *COMMON, "--loop.batch", "2", *where, expect=None)
+    assert re.search(rf"rank lost: rank 1 on \S+ .*{what}", out[0]), out[0][-2000:]
+    assert time.monotonic() - began < 100  # imports of two ranks on a busy machine apart, it is 5 s and the beats
+    assert (tmp_path / "run" / "health" / "stacks-rank0.txt").read_text().count("Thread")

@@ -133,7 +133,7 @@ class WatchConfig:
 
     Attributes:
         patience_s: Seconds that a rank may spend in one phase of a step (data, forward, backward, optimizer,
-            checkpoint, probe) before it counts as hung.
+            checkpoint, probe), in reading first weights or in starting the engine before it counts as hung.
         silence_s: Seconds without any sign of life from a rank's process before it counts as stopped or dead.
     """
 

@@ -31,7 +31,7 @@ from voxscale.errors import VoxScaleError
 
 log = logging.getLogger("voxscale")
 
-Phase = Literal["start", "data", "forward", "backward", "collective", "optimizer", "checkpoint", "probe"]
+Phase = Literal["start", "engine", "data", "forward", "backward", "collective", "optimizer", "checkpoint", "probe"]
 State = Literal["running", "failed", "done"]
 
 LOST_RANK = 16
