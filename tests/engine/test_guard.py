@@ -21,6 +21,7 @@ CASES = [
     "2-fp32-optimizer-1",
     "3-fp32-all-1",
     "1-bf16-optimizer-2",
+    "2-bf16-optimizer-1",
     "3-bf16-all-1",
 ]
 

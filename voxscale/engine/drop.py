@@ -38,6 +38,18 @@ def dropped(engine: Engine) -> bool:
     return bool(getattr(engine.optimizer, "overflow", False))
 
 
+def forget_gradients(engine: Engine) -> None:
+    """Throw away what a dropped step has left; every rank must call.
+
+    With offloaded states at stages 1 and 2 in bf16, DeepSpeed 0.19.8 adds up gradients in fp32 in a buffer of
+    its own, and forgets to clear it when it drops a step: they would be added to those of the next one.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() in (1, 2) and getattr(optimizer, "cpu_offload", False):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
 def _judge_stages_1_and_2(engine: Engine, drop: Judge) -> None:
     measure = engine.optimizer.scaled_global_norm
 

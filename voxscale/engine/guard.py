@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voxscale import dist
 from voxscale.engine.config import GuardConfig
-from voxscale.engine.drop import dropped, judge_steps
+from voxscale.engine.drop import dropped, forget_gradients, judge_steps
 from voxscale.engine.types import Engine
 from voxscale.errors import TrainingError
 from voxscale.incidents import note
@@ -157,6 +157,7 @@ class Guard:
             self._moved_on = True
             self._told = []
             return True
+        forget_gradients(self._engine)
         take_back(self._statistics)
         self.skipped += 1
         self.in_a_row += 1
