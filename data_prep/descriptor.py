@@ -7,7 +7,9 @@ Two scans are the same if blobs that look alike also lie alike: distances
 between them agree. Distances do not change under cropping or mirroring either.
 """
 
+import math
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from scipy import ndimage
 
 from data_prep.levels import Levels
 from data_prep.values import grey_of
-from voxscale.kernel.coarse import Means, coarse
+from voxscale.kernel.coarse import Means, coarse, coarse_parts
 from voxscale.kernel.filters import TRUNCATE, Planes, gaussian, maximum
 
 RECIPE = 2
@@ -31,8 +33,10 @@ MARGIN = 4
 """Grid cells next to the border without blobs, fewer where a scan is thin: what lies outside would count."""
 SIGMA, WIDER, REACH = 1.5, 1.6, 2
 """Width of the narrow Gaussian in grid cells, of the wide one over it, and cells around a blob that are weaker."""
-TOGETHER = 1 << 18
+TOGETHER = 1 << 17
 """Grid cells that are looked at together, about."""
+KEPT_CELLS, KEPT_SHARE = 1 << 20, 0.4
+"""The grid is kept up to so many cells, or so many for each voxel; a larger one is made twice, slice by slice."""
 RADII = (1.0, 2.0, 3.0, 4.0, 5.0)
 """Radii of the spheres in grid cells."""
 SIZE = 4 * len(RADII)
@@ -89,10 +93,10 @@ def describe(values: Planes, spacing: tuple[float, float, float], sample: Levels
     """
     sample = sample if len(values.shape) == 3 else None
     grey = grey_of(values)
-    grid, cell = _grid(grey if sample else _Finite(grey), spacing, sample)
+    grid = _Grid(grey if sample else _Finite(grey), spacing, sample)
     points = _strongest(grid)
-    looks = _spheres(grid, points)
-    return Descriptor((points * cell).astype(np.float16), looks)
+    looks = _spheres(_around(grid, points))
+    return Descriptor((points * grid.cell).astype(np.float16), looks)
 
 
 class _Finite:
@@ -113,22 +117,56 @@ def sampled(values: Planes) -> int:
     return max(1, len(values) // 64)
 
 
-def _grid(
-    values: Planes, spacing: tuple[float, float, float], sample: Levels | None
-) -> tuple[NDArray[np.float32], float]:
-    """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile."""
-    extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
-    cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
-    low, high = sample.percentiles((1, 99)) if sample else _ends(values)
-    ratios = [cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
-    size = [max(1, round(ratio)) for ratio in ratios]
-    steps = [max(1, int(ratio)) for ratio in ratios]
-    means = Means(size, steps, "nearest", (float(low), float(high)))
-    # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
-    ends = [(n - 1) * step / ratio for n, step, ratio in zip(means.shape(values.shape), steps, ratios, strict=True)]
-    counts = [max(1, int(end) + 1) for end in ends]
-    where = [np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)]
-    return coarse(values, means, where), cell
+class _Grid:
+    """The scan on an even grid, smoothed against aliasing, its values between the 1st and 99th percentile.
+
+    Args:
+        values: (z, y, x).
+        spacing: mm along z, y, x.
+        sample: As in `describe`.
+
+    Attributes:
+        shape: Cells along each axis.
+        cell: mm from one to the next.
+    """
+
+    def __init__(self, values: Planes, spacing: tuple[float, float, float], sample: Levels | None) -> None:
+        extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True) if n > 1]
+        self.cell = FINE_MM if np.prod(extent) ** (1 / max(len(extent), 1)) < SMALL_MM else COARSE_MM
+        low, high = sample.percentiles((1, 99)) if sample else _ends(values)
+        ratios = [self.cell / mm if n > 1 else 1.0 for n, mm in zip(values.shape, spacing, strict=True)]
+        size = [max(1, round(ratio)) for ratio in ratios]
+        steps = [max(1, int(ratio)) for ratio in ratios]
+        self._values, self._means = values, Means(size, steps, "nearest", (float(low), float(high)))
+        # The first sample of each axis stays where it is, so that indices times the cell are mm from it.
+        places = self._means.shape(values.shape)
+        ends = [(n - 1) * step / ratio for n, step, ratio in zip(places, steps, ratios, strict=True)]
+        counts = [max(1, int(end) + 1) for end in ends]
+        self._where = [np.arange(n) * r / s for n, r, s in zip(counts, ratios, steps, strict=True)]
+        self.shape = tuple(counts)
+        small = math.prod(counts) <= max(KEPT_CELLS, KEPT_SHARE * math.prod(values.shape))
+        self._kept = coarse(values, self._means, self._where) if small else None
+
+    def layers(self) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        """First slice, smooth slices and strengths of their cells, in order, some slices at a time, to be had once."""
+        if self._kept is None:
+            yield from _layers(coarse_parts(self._values, self._means, self._where), self.shape)
+            return
+        per = _together(self.shape)
+        parts = (self._kept[start : start + per] for start in range(0, len(self._kept), per))
+        for start, smooth, strength in _layers(parts, self.shape):
+            self._kept[start : start + len(smooth)] = smooth  # what is still looked at of it was copied
+            yield start, smooth, strength
+
+    def smooth(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The smooth slices again, after `layers`."""
+        if self._kept is not None:
+            return iter([(0, self._kept)])
+        return ((start, smooth) for start, smooth, _ in self.layers())
+
+
+def _together(shape: tuple[int, ...]) -> int:
+    return max(1, TOGETHER // max(1, shape[1] * shape[2]))
 
 
 def _ends(values: Planes) -> NDArray[np.floating[Any]]:
@@ -140,31 +178,42 @@ def _ends(values: Planes) -> NDArray[np.floating[Any]]:
     return np.percentile(drawn, (1, 99), overwrite_input=True)
 
 
-def _strongest(grid: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Grid indices (n, 3) of the strongest blobs inside the margin; the grid is smoothed in its place."""
-    sigma = [SIGMA * (n > 1) for n in grid.shape]
+def _layers(
+    parts: Iterable[NDArray[np.float32]], shape: tuple[int, ...]
+) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+    """See `_Grid.layers`; what is kept of the parts is copied."""
+    sigma = [SIGMA * (n > 1) for n in shape]
     halo = int(TRUNCATE * WIDER * sigma[0] + 0.5)
-    per, height = max(1, TOGETHER // max(1, grid[0].size)), len(grid)
+    per, height = _together(shape), shape[0]
+    window, low, start = np.empty((0, *shape[1:]), dtype=np.float32), 0, 0
+    for fresh in parts:
+        window = np.concatenate([window, fresh])
+        end = low + len(window)
+        while start < height and (end == height or start + per + halo <= end):
+            stop = min(start + per, height)
+            part, span = window[: stop + halo - low], (start - low, stop - low)
+            smooth = gaussian(part, sigma, span)
+            strength = smooth - gaussian(part, [WIDER * width for width in sigma], span)
+            yield start, smooth, np.abs(strength, out=strength)
+            start = stop
+            window, low = window[max(0, start - halo) - low :], max(0, start - halo)
+
+
+def _strongest(grid: _Grid) -> NDArray[np.int64]:
+    """Grid indices (n, 3) of the strongest blobs inside the margin."""
+    height = grid.shape[0]
     found: list[NDArray[np.int64]] = []
     strengths: list[NDArray[np.float32]] = []
-    later: list[tuple[int, NDArray[np.float32]]] = []  # smooth slices in whose place the grid is still looked at
     near, done = np.empty((0, *grid.shape[1:]), dtype=np.float32), 0  # strengths of the slices before `start`
-    for start in range(0, height, per):
-        stop, low = min(start + per, height), max(0, start - halo)
-        part, span = grid[low : stop + halo], (start - low, stop - low)
-        smooth = gaussian(part, sigma, span)
-        fresh = smooth - gaussian(part, [WIDER * width for width in sigma], span)
-        near = np.concatenate([near, np.abs(fresh, out=fresh)])
+    for start, smooth, fresh in grid.layers():
+        stop = start + len(smooth)
+        near = np.concatenate([near, fresh])
         begin, ready = stop - len(near), stop if stop == height else max(done, stop - REACH)
         places, strength = _peaks(near, range(begin, height), (done - begin, ready - begin), grid.shape)
         found.append(places)
         strengths.append(strength)
         done = ready
         near = near[max(0, done - REACH - begin) :]
-        later.append((start, smooth))
-        while later and (stop == height or later[0][0] + len(later[0][1]) <= stop - halo):
-            first, ended = later.pop(0)
-            grid[first : first + len(ended)] = ended
     order = np.argsort(-np.concatenate(strengths), kind="stable")[:POINTS]
     return np.concatenate(found)[order]
 
@@ -197,14 +246,39 @@ def _directions() -> NDArray[np.float64]:
     return np.stack([z, np.sqrt(1 - z**2) * np.sin(turn), np.sqrt(1 - z**2) * np.cos(turn)], axis=1)
 
 
-def _spheres(smooth: NDArray[np.float32], points: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Mean, spread, lowest and highest value on each sphere, in standard deviations of all of them."""
-    if len(points) == 0:
-        return np.zeros((0, SIZE), dtype=np.int8)
+def _around(grid: _Grid, points: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n, radius, direction) smooth values on the spheres around each point."""
     offsets = np.asarray(RADII)[:, None, None] * _directions()  # (radius, direction, axis)
-    where = points[:, None, None, :] + offsets
-    found = ndimage.map_coordinates(smooth, np.moveaxis(where, -1, 0), order=1, mode="nearest")
-    flat = found.reshape(len(points), -1)
+    if len(points) == 0:
+        return np.empty((0, *offsets.shape[:2]), dtype=np.float32)
+    out = np.empty((len(points), *offsets.shape[:2]), dtype=np.float32)
+    order, reach, at = np.argsort(points[:, 0], kind="stable"), int(max(RADII)) + 1, 0
+    heights = points[order, 0]
+    window, low = np.empty((0, *grid.shape[1:]), dtype=np.float32), 0
+    for start, smooth in grid.smooth():
+        window = np.concatenate([window, smooth]) if len(window) else smooth
+        end = start + len(smooth)
+        last = len(points) if end == grid.shape[0] else int(np.searchsorted(heights, end - reach))
+        if last > at:
+            some = order[at:last]
+            where = points[some][:, None, None, :] + offsets - [low, 0, 0]  # exact, so the window does not matter
+            out[some] = ndimage.map_coordinates(window, np.moveaxis(where, -1, 0), order=1, mode="nearest")
+        if last == len(points):
+            break
+        at, first = last, min(end, max(0, int(heights[last]) - reach))
+        window, low = window[max(0, first - low) :], max(low, first)
+    return out
+
+
+def _spheres(found: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Mean, spread, lowest and highest value on each sphere, in standard deviations of all of them.
+
+    Args:
+        found: As from `_around`.
+    """
+    if len(found) == 0:
+        return np.zeros((0, SIZE), dtype=np.int8)
+    flat = found.reshape(len(found), -1)
     mean, spread = flat.mean(axis=1)[:, None], flat.std(axis=1)[:, None] + 1e-6
     parts = [found.mean(axis=2) - mean, found.std(axis=2), found.min(axis=2) - mean, found.max(axis=2) - mean]
     numbers = np.concatenate([part / spread for part in parts], axis=1)

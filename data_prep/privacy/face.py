@@ -8,8 +8,6 @@ the brow, as Quickshear does (Schimke & Hale 2011), placed by the skin instead
 of the brain.
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_prep.privacy.bits import Bits, keep_largest, open_mask
+from data_prep.privacy.grid import COARSE, Coarse
 from data_prep.values import ends, share_of
-from voxscale.kernel.coarse import Means, coarse, coarse_parts
-from voxscale.kernel.filters import Planes, count_values, opened, zoom_places
+from voxscale.kernel.filters import Planes
 from voxscale.volume import Affine, Modality
-
-COARSE = (4.0, 2.0, 2.0)
-"""mm of the grid on which a head is looked for."""
 
 SKIN_HU = -300.0
 SKIN_SHARE = 0.12
 """MR: skin begins at this share of the 99th percentile."""
 BONE_HU = 250.0
-
-KEPT_CELLS = 1 << 21
-"""Cells up to which that grid is kept: a head's field of view has half as many."""
 
 ACROSS_MM = (110.0, 215.0)
 LONG_MM = (135.0, 245.0)
@@ -86,7 +79,7 @@ def find_face(values: Planes, spacing: tuple[float, float, float], affine: Affin
     none = FaceFinding(False, False, None, "no head")
     if modality not in ("CT", "MR") or min(values.shape) < 4 or _too_small(values.shape, spacing):
         return none
-    grid = _Coarse(values, spacing)
+    grid = Coarse(values, spacing)
     skin = _skin(grid, modality)
     if skin is None:
         return none
@@ -94,7 +87,7 @@ def find_face(values: Planes, spacing: tuple[float, float, float], affine: Affin
     if around is None:
         return none
     top, long_mm = around
-    if not _under_the_skin(grid.whole(), skin, top, modality, share_of(values, ends(values)[0])):
+    if not _under_the_skin(grid, skin, top, modality, share_of(values, ends(values)[0])):
         return FaceFinding(False, False, None, "a head-sized body without skin over bone")
     front = _front(skin)
     brow = top - round(BROW * long_mm / COARSE[0]) if _vertex_seen(skin, top) else top
@@ -110,82 +103,24 @@ def _too_small(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> b
     return long_mm < LONG_MM[0] - 2 * COARSE[1] or across_mm < ACROSS_MM[0] - 2 * COARSE[2]
 
 
-class _Coarse:
-    """The scan at `COARSE` spacing, smoothed against aliasing; made anew for each question if it is large."""
-
-    def __init__(self, values: Planes, spacing: tuple[float, float, float]) -> None:
-        self._values = values
-        steps = [max(1, round(want / have)) for want, have in zip(COARSE, spacing, strict=True)]
-        self._means = Means(steps, steps, "reflect")
-        factor = [have * step / want for have, step, want in zip(spacing, steps, COARSE, strict=True)]
-        self._where = zoom_places(self._means.shape(values.shape), factor)
-        self._shape = tuple(len(along) for along in self._where)
-        self._kept = self._made() if math.prod(self._shape) <= KEPT_CELLS else None
-
-    def whole(self) -> NDArray[np.float32]:
-        """All of it."""
-        return self._made() if self._kept is None else self._kept
-
-    def percentile(self, wanted: float) -> float:
-        """One percentile, as numpy computes it."""
-        whole = self._made() if self._kept is None else self._kept.copy()
-        return float(np.percentile(whole, wanted, overwrite_input=True))
-
-    def above(self, threshold: float) -> NDArray[np.bool_]:
-        """Where it is above a threshold."""
-        out = np.empty(self._shape, dtype=bool)
-        done = 0
-        for part in self._parts() if self._kept is None else (self._kept,):
-            np.greater(part, threshold, out=out[done : done + len(part)])
-            done += len(part)
-        return out
-
-    def _made(self) -> NDArray[np.float32]:
-        return coarse(self._values, self._means, self._where)
-
-    def _parts(self) -> Iterator[NDArray[np.float32]]:
-        return coarse_parts(self._values, self._means, self._where)
-
-
-def _skin(grid: _Coarse, modality: Modality) -> NDArray[np.bool_] | None:
+def _skin(grid: Coarse, modality: Modality) -> Bits | None:
     """The largest body, filled slice by slice; None if it is not a whole head."""
-    threshold = SKIN_HU if modality == "CT" else SKIN_SHARE * grid.percentile(99)
-    body = _largest(_opened(grid.above(threshold)))
-    if body is None or _whole_head(body) is None:
+    body = grid.above(SKIN_HU if modality == "CT" else SKIN_SHARE * grid.percentile(99))
+    open_mask(body)
+    if not keep_largest(body) or _whole_head(body) is None:
         return None  # closing and filling leave its size as it is and take nothing from the sides that it touches
-    closed = [ndimage.binary_closing(np.pad(plane, 6), iterations=3) for plane in body]
-    return np.stack([ndimage.binary_fill_holes(plane)[6:-6, 6:-6] for plane in closed])
+    for number, plane in enumerate(body):
+        closed = ndimage.binary_closing(np.pad(plane, 6), iterations=3)
+        body.put(number, ndimage.binary_fill_holes(closed)[None, 6:-6, 6:-6])
+    return body
 
 
-def _opened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask after opening, in its place, some slices at a time."""
-    per = max(2, KEPT_CELLS // max(1, mask[0].size))
-    before = mask[:0]
-    for start in range(0, len(mask), per):
-        stop = min(start + per, len(mask))
-        part = np.concatenate([before, mask[start : stop + 2]])  # an opening looks two slices far
-        seen, before = len(before), mask[max(0, stop - 2) : stop].copy()
-        mask[start:stop] = opened(part)[seen : seen + stop - start]
-    return mask
-
-
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """The largest connected part, in the place of all; None if there is none."""
-    try:
-        found, count = ndimage.label(mask, output=np.uint16)
-        sizes = count_values(found)
-    except RuntimeError:  # more parts than these numbers can tell apart
-        found, count = ndimage.label(mask)
-        sizes = sum(np.bincount(plane.reshape(-1), minlength=count + 1) for plane in found)
-    return np.equal(found, 1 + int(np.argmax(sizes[1:])), out=mask) if count else None
-
-
-def _whole_head(skin: NDArray[np.bool_]) -> tuple[int, float] | None:
+def _whole_head(skin: Bits) -> tuple[int, float] | None:
     """Top slice and length of a body that has a head's size and lies inside the field of view; else None.
 
     Only the upper part counts, so that shoulders further down do no harm.
     """
-    slices = np.flatnonzero(skin.any(axis=(1, 2)))
+    slices = np.flatnonzero([plane.any() for plane in skin])
     if len(slices) == 0:
         return None
     top = int(slices.max())
@@ -199,15 +134,16 @@ def _whole_head(skin: NDArray[np.bool_]) -> tuple[int, float] | None:
     return (top, long_mm) if fits else None
 
 
-def _under_the_skin(
-    grid: NDArray[np.float32], skin: NDArray[np.bool_], top: int, modality: Modality, empty: float
-) -> bool:
+def _under_the_skin(grid: Coarse, skin: Bits, top: int, modality: Modality, empty: float) -> bool:
     """Whether bone (CT) or a dark skull or bright scalp (MR) lies where a head has it."""
     low = max(0, top - round(100 / COARSE[0]))
-    upper = grid[low : top + 1]
+    inside = skin[low : top + 1]
+    sides = [np.flatnonzero(inside.any(axis=(0, axis))) for axis in (2, 1)]
+    rows, columns = (slice(int(side[0]), int(side[-1]) + 1) for side in sides)  # nothing outside has a depth
+    upper = grid.cut(low, top + 1, rows, columns)
     depth = np.empty(upper.shape)
-    for plane, inside in zip(depth, skin[low : top + 1], strict=True):
-        plane[...] = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] * COARSE[1]
+    for plane, cut in zip(depth, inside[:, rows, columns], strict=True):
+        plane[...] = ndimage.distance_transform_edt(np.pad(cut, 1))[1:-1, 1:-1] * COARSE[1]
 
     def layer(ends: tuple[float, float]) -> NDArray[np.float32]:
         return upper[(depth > ends[0]) & (depth <= ends[1])]
@@ -225,13 +161,13 @@ def _under_the_skin(
     return skull < SKULL_DARK * brain or (float(scalp.mean()) > SCALP_BRIGHT * brain and empty < 0.3)
 
 
-def _vertex_seen(skin: NDArray[np.bool_], top: int) -> bool:
+def _vertex_seen(skin: Bits, top: int) -> bool:
     """Whether the head closes towards the top instead of being cut by the field of view."""
-    areas = skin.sum(axis=(1, 2))
+    areas = np.array([np.count_nonzero(plane) for plane in skin])
     return bool(areas[top] < 0.6 * areas[: top + 1].max())
 
 
-def _front(skin: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _front(skin: Bits) -> NDArray[np.float64]:
     """Foremost skin of each slice near the middle, in mm from the first row; NaN without skin."""
     out = np.full(len(skin), np.nan)
     for number, plane in enumerate(skin):

@@ -42,6 +42,9 @@ MADE = {
     "uint8": ((200, 512, 512), "uint8", (1.0, 0.7, 0.7)),
     "float32": ((100, 512, 512), "float32", (1.0, 0.7, 0.7)),
     "coarse": ((30, 512, 512), "int16", (6.0, 0.7, 0.7)),
+    "slices_4mm": ((80, 512, 512), "int16", (4.0, 0.98, 0.98)),
+    "whole_body_4mm": ((400, 128, 128), "int16", (4.0, 4.0, 4.0)),
+    "whole_body_4mm_uint8": ((400, 128, 128), "uint8", (4.0, 4.0, 4.0)),
 }
 """Scans that are made: shape and spacing along z, y, x, and number type."""
 DATA = ROOT.parent / "shared" / "data"
@@ -107,9 +110,7 @@ def memory(files: list[Path]) -> dict[str, dict[str, float]]:
                 "raw_mb": round(raw / 1e6, 1),
                 "peak_mb": round(most / 1e6, 1),
                 "raw_volumes": round(most / raw, 2),
-                "limit_mb": round(
-                    limit(raw, litres(file), nib.load(file).header.get_data_dtype().itemsize > 2) / 1e6, 1
-                ),
+                "limit_mb": round(limit(raw, nib.load(file).header.get_data_dtype().itemsize > 2) / 1e6, 1),
             }
     return out
 
@@ -118,12 +119,6 @@ def decoded(file: Path) -> int:
     """Bytes of a file's voxels as they are decoded from it."""
     header = nib.load(file).header
     return int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-
-
-def litres(file: Path) -> float:
-    """Size of a file's field of view."""
-    header = nib.load(file).header
-    return float(np.prod(np.multiply(header.get_data_shape()[:3], header.get_zooms()[:3])) / 1e6)
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from data_prep.scan import Identity, Job, take_in
 from voxscale.store_root import create_store
 
 
-def limit(raw: int, litres: float, wide: bool) -> float:
+def limit(raw: int, wide: bool) -> float:
     """The most bytes that docs/design.md states; `wide` are numbers of more than 16 bits."""
-    return max(4 * raw, (3 if wide else 2) * raw + 0.25e6 * litres + (32e6 if wide else 16e6))
+    return max(4 * raw, 3 * raw + 32e6 if wide else 2 * raw + 22e6)
 
 
-def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[float, float, float]) -> float:
-    """Write a cylinder in air with noise, (z, y, x), as a scanner would see it; returns its litres."""
+def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[float, float, float]) -> None:
+    """Write a cylinder in air with noise, (z, y, x), as a scanner would see it."""
     noise, (y, x) = np.random.default_rng(0), shape[1:]
     middle = [np.linspace(-1, 1, n) for n in (y, x)]
     inside = (middle[0][:, None] ** 2 + middle[1] ** 2) < 0.6
@@ -29,7 +29,6 @@ def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[flo
         drawn = noise.normal(0, width, (y, x)) + np.where(inside, body, air)
         plane[...] = drawn if plane.dtype.kind == "f" else np.rint(np.clip(drawn, *_ends(plane.dtype)))
     nib.save(nib.Nifti1Image(voxels.T, np.diag([*spacing[::-1], 1.0])), path)
-    return float(np.prod(np.multiply(shape, spacing)) / 1e6)
 
 
 def _ends(dtype: np.dtype) -> tuple[int, int]:

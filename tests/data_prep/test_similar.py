@@ -104,6 +104,18 @@ def test_any_shape_has_a_descriptor(shape):
     assert describe(np.zeros(shape, np.float32), (1.0, 1.0, 1.0)).points.shape == (0, 3)
 
 
+@pytest.mark.parametrize("shape", [(50, 70, 75), (200, 20, 30), (3, 120, 130), (1, 300, 300)])
+def test_a_grid_that_is_not_kept_is_described_alike(shape, monkeypatch):
+    values = scan(1, shape)
+    kept = describe(values, SPACING)
+    monkeypatch.setattr("data_prep.descriptor.KEPT_CELLS", 0)
+    monkeypatch.setattr("data_prep.descriptor.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("data_prep.descriptor.TOGETHER", 4000)
+    monkeypatch.setattr("voxscale.kernel.coarse.BLOCK", 20_000)
+    assert len(kept.points) > 5
+    assert describe(values, SPACING).to_bytes() == kept.to_bytes()
+
+
 def test_as_bytes(known):
     found = read_descriptor(known[0].to_bytes())
     assert isinstance(found, Descriptor)

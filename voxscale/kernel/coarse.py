@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from voxscale.kernel.filters import Planes, block_means, interpolate, load, places_and_weights
 
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 """Voxels that are worked on at a time, about; at least a slice."""
 
 
@@ -60,7 +60,8 @@ def coarse_parts(values: Planes, means: Means, where: Sequence[NDArray[np.float6
     (z, y, x), (wz, wy, wx) = places_and_weights(means.shape(values.shape), where)
     sides = [len(along) for along in where[1:]]
     block, done, end = None, 0, 0
-    for fresh in _blocks(native, values, means):
+    cells = len(where[0]) * sides[0] * sides[1] // max(1, len(values))
+    for fresh in _blocks(native, values, means, max(cells, int(np.prod(values.shape[1:])))):
         block = np.ascontiguousarray(fresh if block is None else np.concatenate([block[-1:], fresh]))
         end += len(fresh)
         first, last = end - len(block), int(np.searchsorted(z[:, 1], end))
@@ -76,9 +77,9 @@ def coarse_parts(values: Planes, means: Means, where: Sequence[NDArray[np.float6
         yield part
 
 
-def _blocks(native: ctypes.CDLL, values: Planes, means: Means) -> Iterator[NDArray[Any]]:
-    """The means in order, some along the first axis at a time."""
-    per = max(1, BLOCK // int(np.prod(values.shape[1:])))
+def _blocks(native: ctypes.CDLL, values: Planes, means: Means, plane: int) -> Iterator[NDArray[Any]]:
+    """The means in order, some along the first axis at a time; of a slice `plane` voxels or cells are made."""
+    per = max(1, BLOCK // max(1, plane))
     size, steps = (1, *means.size[1:]), (1, *means.steps[1:])
     if means.size[0] > 1:
         for block in _along_z(native, values, means, per):
