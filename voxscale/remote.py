@@ -14,6 +14,8 @@ from voxscale.errors import ConfigError, StorageError, VoxScaleError
 
 SMALL = 1 << 20
 """Bytes below which objects are uploaded at the same time."""
+PIECE, PIECES, MOST_PIECES = 8 << 20, 4, 10_000
+"""Uploads to S3: bytes of a piece of a large object, pieces in memory at a time, and most pieces that S3 takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,14 @@ class RemoteFolder:
     def fetch(self, name: str, target: Path) -> Stamp:
         """Copy an object into a local file; returns the version that the service has afterwards.
 
+        From S3 it comes in one stream, which is taken up again where it broke; pieces are not, and are held in memory.
+
         Raises:
             OSError: If there is no such object or the disk is full.
         """
         system, root = self.system()
         with _Told(self.name):
-            system.get_file(f"{root}/{name}", str(target))
+            system.get_file(f"{root}/{name}", str(target), **({"max_concurrency": 1} if _is_s3(system) else {}))
             return _stamp(system.info(f"{root}/{name}"))
 
     def write(self, name: str, data: bytes) -> None:
@@ -158,13 +162,13 @@ class RemoteFolder:
             if small:
                 system.put([str(files[name]) for name in small], [f"{root}/{name}" for name in small])
             for name in (name for name in files if name not in small):
-                system.put_file(str(files[name]), f"{root}/{name}")
+                _upload(system, files[name], f"{root}/{name}")
 
     def put(self, finished: Path, name: str) -> None:
         """Upload a local file, then remove it."""
         system, root = self.system()
         with _Told(self.name):
-            system.put_file(str(finished), f"{root}/{name}")
+            _upload(system, finished, f"{root}/{name}")
         finished.unlink()
 
     def remove(self, name: str) -> None:
@@ -207,6 +211,19 @@ class RemoteFolder:
                 found = []
         # Some services keep a folder that was emptied, and list it as if it were in itself.
         return iter(sorted(str(each)[len(root) + 1 :] for each in found if len(str(each)) > len(root)))
+
+
+def _upload(system: Any, file: Path, path: str) -> None:
+    system.put_file(str(file), path, **_pieces(system, file.stat().st_size))
+
+
+def _pieces(system: Any, size: int) -> dict[str, int]:
+    """How an object of a size goes to S3: its library would hold ten pieces of 50 MiB, each twice."""
+    return {"chunksize": max(PIECE, -(-size // MOST_PIECES)), "max_concurrency": PIECES} if _is_s3(system) else {}
+
+
+def _is_s3(system: Any) -> bool:
+    return "s3" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
 
 
 def _stamp(info: Mapping[str, Any]) -> Stamp:
