@@ -78,10 +78,11 @@ def draw_grid(
     table = np.zeros(count + 1, dtype=np.uint8)
     table[:-1, :-1, :-1] = classes.reshape(count)
     places: list[NDArray[np.int64]] = []
-    for axis in range(3):
-        cell = (np.arange(shape[axis]) - offset[axis]) // side[axis]
-        whole = (cell >= 0) & (cell < count[axis])
-        places.append(np.where(whole, cell, count[axis]) * math.prod(table.shape[axis + 1 :]))
+    for axis, (first, whole, edge) in enumerate(zip(offset.tolist(), count.tolist(), side.tolist(), strict=True)):
+        step = math.prod(table.shape[axis + 1 :])
+        place = np.full(size[axis], whole * step)  # the margin
+        place[first : first + whole * edge] = np.repeat(np.arange(whole) * step, edge)
+        places.append(place)
     return table.ravel(), places
 
 
