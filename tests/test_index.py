@@ -203,6 +203,25 @@ def test_data_sets_are_weighted(many):
     assert {sets[key] for key in order_of(store, length // 2, factors={"b": 0.0})[0]} == {"a"}
 
 
+@pytest.mark.parametrize(("left_out", "shown"), [("head", {"CT chest", "MR chest"}), ("MR", {"CT chest", "CT head"})])
+def test_modalities_and_body_regions_are_weighted(tmp_path, left_out, shown):
+    make_store(tmp_path / "store", 1, labelled=False)
+    ((_, entry),) = accepted(tmp_path / "store")
+    kinds = {f"{n:016x}": f"{('CT', 'MR')[n % 2]} {('chest', 'head')[n // 2 % 2]}" for n in range(40)}
+    rows = [
+        (key, dataclasses.replace(entry, modality=kind.split()[0], technique={"body_part": kind.split()[1]}))
+        for key, kind in kinds.items()
+    ]
+    write_index(tmp_path / "store", rows)
+    _, length = order_of(tmp_path / "store")
+    assert {kinds[key] for key in order_of(tmp_path / "store", length)[0]} == {*kinds.values()}
+    found, length = order_of(tmp_path / "store", length, factors={left_out: 0.0})
+    assert {kinds[key] for key in found} == shown
+    found = [kinds[key] for key in order_of(tmp_path / "store", length, factors={left_out: 3.0})[0]]
+    times = {kind: found.count(kind) / length for kind in {*found}}
+    assert all(times[kind] == pytest.approx(1 / 8 if kind in shown else 3 / 8, abs=0.02) for kind in times)
+
+
 def test_many_rows_open_without_being_read(tmp_path, monkeypatch):
     make_store(tmp_path / "store", 1, labelled=True)
     ((_, entry),) = accepted(tmp_path / "store")

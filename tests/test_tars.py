@@ -49,6 +49,20 @@ def test_webdataset_is_secure_wherever_it_was_imported(shards, tmp_path):
         assert len(list(tar_file_iterator(handle))) == 2 * open_manifest(shards).samples
 
 
+def test_members_tell_no_time_and_no_owner_and_the_manifest_has_the_hashes_of_all_files(shards):
+    manifest = open_manifest(shards)
+    for line in manifest.shards:
+        with tarfile.open(shards / line.name) as tar:
+            members = list(tar)
+        assert {(m.mtime, m.uname, m.gname, m.isreg()) for m in members} == {(0, "", "", True)}
+        data, index = ((shards / name).read_bytes() for name in (line.name, index_name(line.name)))
+        assert line.sha256 == hashlib.sha256(data).hexdigest()
+        assert line.index_sha256 == hashlib.sha256(index).hexdigest()
+        assert (line.bytes, line.samples) == (len(data), len(members) // 2)
+    assert manifest.samples == sum(line.samples for line in manifest.shards)
+    assert sum(manifest.subjects.values()) == manifest.volumes == 1
+
+
 def forged(shards: Path, change) -> ShardReader:
     """A reader of shards whose first brick says something else, with every checksum and hash made anew."""
     manifest = open_manifest(shards)
