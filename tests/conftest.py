@@ -4,16 +4,17 @@ Not to be imported by tests: a second copy of this module would point S3 at a se
 """
 
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from hypothesis import settings
 from object_store import KEY, SECRET, Gate, ObjectStore, running
 from ports import free_ports
+from warm_python import start
 
 settings.register_profile("fixed", derandomize=True)  # the same cases on every machine and in every run
 settings.load_profile("fixed")
@@ -34,6 +35,21 @@ os.environ |= {
 
 Ranks = Callable[..., list[str]]
 
+SLOWEST = (
+    "launch/test_stages.py",
+    "launch/test_chain.py",
+)
+"""Files that take longest, begun first, so that no worker is left with one of them while the others have done."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # else xdist begins with the files of most tests, which are quick ones
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
@@ -50,26 +66,20 @@ def ranks() -> Ranks:
         port = str(free_ports(1)[0])
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
         env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(script), *args],
-                env=env | {"RANK": str(r), "LOCAL_RANK": str(r)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-            )
-            for r in range(world)
-        ]
-        try:
-            # At once: a rank whose pipe is full waits for its reader, and all others wait for that rank.
-            with ThreadPoolExecutor(world) as pool:
-                done = list(pool.map(lambda p: p.communicate(timeout=240), started))
-        finally:
-            for p in started:
-                p.kill()
+        with ExitStack() as files:
+            said = [[files.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in range(world)]
+            started = [start([script, *args], env | {"RANK": str(r), "LOCAL_RANK": str(r)}, *said[r]) for r in range(world)]
+            try:
+                deadline = time.monotonic() + 240
+                codes = [process.wait(max(0.0, deadline - time.monotonic())) for process in started]
+            finally:
+                for process in started:
+                    process.kill()
+            for file in (file for both in said for file in both):
+                file.seek(0)
+            done = [(out.read(), err.read()) for out, err in said]
         if expect is not None:
-            bad = [err[-3000:] for p, (_, err) in zip(started, done, strict=True) if p.returncode != expect]
+            bad = [err[-3000:] for code, (_, err) in zip(codes, done, strict=True) if code != expect]
             assert not bad, "\n".join(bad)
         return [out + (err if expect != 0 else "") for out, err in done]
 

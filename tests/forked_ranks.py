@@ -1,7 +1,9 @@
-"""Ranks of tests/engine/worker_train.py, forked from a server that has imported torch once; killed where one likes."""
+"""Ranks of tests/engine/worker_train.py, forked from a process that has imported torch, killed where one likes.
+
+python forked_ranks.py KILL SCRIPT ...   (one rank; KILL: JSON, null or where it is to die)
+"""
 
 import json
-import multiprocessing
 import os
 import random
 import runpy
@@ -13,47 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from ports import free_ports
+from warm_python import Process, start
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "engine" / "worker_train.py"
-MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 STEPS, EVERY = 9, 3
 POINTS = ("forward", "update", "snapshot", "half a file", "file", "note", "state", "manifest", "rename", "renamed")
 """Moments at which a rank kills itself, next to `time`: from outside, at any moment."""
 PATIENCE_S = 120.0
 
 
-def start_server() -> Any:
-    """A forkserver with everything imported."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        # The last two are imported by the first optimizer and the first engine.
-        ["voxscale.engine.loop", "voxscale.engine.deepspeed", "voxscale.cli", "torch._dynamo", MUON]
-    )
-    return context
-
-
-def rank_main(
-    rank: int,
-    world: int,
-    port: int,
-    arguments: list[str],
-    kill: tuple[str, int] | None,
-    out: str,
-    script: str = str(WORKER),
-) -> None:
-    """One rank, in its own process."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    with open(out, "w") as text:
-        os.dup2(text.fileno(), 1)
-        os.dup2(text.fileno(), 2)
-    if kill is not None:
-        arm(*kill)
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).parent))  # as Python does for a script
-    runpy.run_path(script, run_name="__main__")
+def start_ranks(
+    script: Path, world: int, arguments: list[str], outs: list[Path], kill: dict[int, tuple[str, int]]
+) -> list[Process]:
+    """Start ranks that write what they say into files, each with its point and count of dying, if any."""
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": str(world)}
+    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    ranks = []
+    for rank, path in enumerate(outs):
+        with path.open("w") as out:
+            own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(start([__file__, json.dumps(kill.get(rank)), script, *arguments], own, out, out))
+    return ranks
 
 
 def arm(point: str, count: int) -> None:
@@ -112,30 +95,28 @@ def arm(point: str, count: int) -> None:
             around(saver.Saver, "_prune", before=True)
 
 
-def together(context: Any, script: Path, world: int, arguments: list[str], out: Path) -> None:
+def together(script: Path, world: int, arguments: list[str], out: Path) -> None:
     """Run another worker to its end as so many ranks; what they say goes into files whose names start with `out`."""
-    port, outs = free_ports(1)[0], [f"{out}-{rank}.txt" for rank in range(world)]
-    ranks = [
-        context.Process(target=rank_main, args=(r, world, port, arguments, None, outs[r], str(script)))
-        for r in range(world)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(PATIENCE_S)
-        rank.kill()
-        rank.join()
-    bad = [Path(outs[r]).read_text()[-3000:] for r, rank in enumerate(ranks) if rank.exitcode != 0]
+    outs = [out.with_name(f"{out.name}-{rank}.txt") for rank in range(world)]
+    ranks = start_ranks(script, world, arguments, outs, {})
+    deadline = time.monotonic() + PATIENCE_S
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    end(ranks)
+    bad = [path.read_text()[-3000:] for path, rank in zip(outs, ranks, strict=True) if rank.returncode != 0]
     assert not bad, "\n".join(bad)
 
 
-def launch(
-    context: Any, run: Path, world: int, stage: str, kill: dict[int, tuple[str, int]], after: float = -1
-) -> bool:
+def end(ranks: list[Process]) -> None:
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+
+
+def launch(run: Path, world: int, stage: str, kill: dict[int, tuple[str, int]], after: float = -1) -> bool:
     """Run to the last step, or until a rank dies, when the others are killed as a launcher would do.
 
     Args:
-        context: From `start_server`.
         run: Run folder.
         world: Ranks.
         stage: ZeRO stage.
@@ -145,29 +126,21 @@ def launch(
     Returns:
         Whether all ranks ended well.
     """
-    port = free_ports(1)[0]
     run.mkdir(exist_ok=True)
     arguments = [str(run), str(STEPS), str(STEPS), stage, "fp32", "adamw", "4"]
-    outs = [str(run / f"out-{r}.txt") for r in range(world)]
-    ranks = [
-        context.Process(target=rank_main, args=(r, world, port, arguments, kill.get(r), outs[r])) for r in range(world)
-    ]
-    for rank in ranks:
-        rank.start()
+    ranks = start_ranks(WORKER, world, arguments, [run / f"out-{r}.txt" for r in range(world)], kill)
     deadline = time.monotonic() + PATIENCE_S
     began = None
     lines = count_lines(run)
-    while any(rank.is_alive() for rank in ranks) and time.monotonic() < deadline:
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         if began is None and count_lines(run) > lines:
             began = time.monotonic()
         due = after >= 0 and began is not None and time.monotonic() - began > after
-        if due or any(rank.exitcode not in (None, 0) for rank in ranks):
+        if due or any(rank.poll() not in (None, 0) for rank in ranks):
             break
         time.sleep(0.005)
-    for rank in ranks:
-        rank.kill()
-        rank.join()
-    return all(rank.exitcode == 0 for rank in ranks)
+    end(ranks)
+    return all(rank.returncode == 0 for rank in ranks)
 
 
 def count_lines(run: Path) -> int:
@@ -179,7 +152,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_and_go_on(context: Any, whole: Path, run: Path, stage: str, number: int, world: int = 2) -> dict[str, Any]:
+def kill_and_go_on(whole: Path, run: Path, stage: str, number: int, world: int = 2) -> dict[str, Any]:
     """One round: kill a run at a moment drawn from the round's number, start it again, compare with the undisturbed.
 
     Returns:
@@ -191,13 +164,21 @@ def kill_and_go_on(context: Any, whole: Path, run: Path, stage: str, number: int
     victim = 0 if rank0_only else draw.randrange(world)
     count = draw.randint(1, STEPS) if point in ("forward", "update") else draw.randint(1, STEPS // EVERY)
     if point == "time":
-        ended = launch(context, run, world, stage, {}, after=draw.uniform(0, 0.6))
+        ended = launch(run, world, stage, {}, after=draw.uniform(0, 0.6))
     else:
-        ended = launch(context, run, world, stage, {victim: (point, count)})
+        ended = launch(run, world, stage, {victim: (point, count)})
     found = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    again = launch(context, run, world, stage, {})
+    again = launch(run, world, stage, {})
     same = again and losses(run) == losses(whole) and len(losses(run)) == STEPS
     same = same and (run / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
     if same:
         shutil.rmtree(run)
     return {"point": point, "count": count, "rank": victim, "killed": not ended, "found": found, "same": same}
+
+
+if __name__ == "__main__":
+    if (where := json.loads(sys.argv[1])) is not None:
+        arm(*where)
+    sys.argv = sys.argv[2:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a script
+    runpy.run_path(sys.argv[0], run_name="__main__")

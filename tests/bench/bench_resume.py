@@ -16,24 +16,23 @@ from harness import ROOT, finish
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from forked_ranks import kill_and_go_on, launch, start_server
+from forked_ranks import kill_and_go_on, launch
 
 ROUNDS = 60
 STAGES = ("1", "2", "3")
 
 
 def main() -> None:
-    context = start_server()
     began = time.monotonic()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for stage in STAGES:
-            if not launch(context, root / f"whole-{stage}", 2, stage, {}):
+            if not launch(root / f"whole-{stage}", 2, stage, {}):
                 raise SystemExit((root / f"whole-{stage}" / "out-0.txt").read_text()[-2000:])
         for number in range(ROUNDS):
             stage = STAGES[(number + number // 12) % len(STAGES)]
-            rows.append(kill_and_go_on(context, root / f"whole-{stage}", root / f"run-{number}", stage, number))
+            rows.append(kill_and_go_on(root / f"whole-{stage}", root / f"run-{number}", stage, number))
             if not rows[-1]["same"]:
                 print(number, stage, rows[-1], (root / f"run-{number}" / "out-0.txt").read_text()[-600:], flush=True)
     same = sum(row["same"] for row in rows)

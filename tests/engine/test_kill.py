@@ -1,38 +1,33 @@
 """Runs killed with SIGKILL at chosen and random moments, started again: the same bits as undisturbed ones."""
 
 import pytest
-from forked_ranks import POINTS, kill_and_go_on, launch, losses, start_server
+from forked_ranks import POINTS, kill_and_go_on, launch, losses
 
 
-@pytest.fixture(scope="module")
-def context():
-    return start_server()
-
-
-def test_five_killed_runs_of_one_rank_go_on_with_the_same_bits(tmp_path, context):
+def test_five_killed_runs_of_one_rank_go_on_with_the_same_bits(tmp_path):
     """In a forward pass, half a file, between files, after the manifest, before the name; 50 and more on two ranks are
     `make bench ONLY=resume`."""
     whole = tmp_path / "whole"
-    assert launch(context, whole, 1, "2", {}), (whole / "out-0.txt").read_text()
-    rows = [kill_and_go_on(context, whole, tmp_path / f"run-{n}", "2", n, world=1) for n in (0, 3, 4, 7, 8)]
+    assert launch(whole, 1, "2", {}), (whole / "out-0.txt").read_text()
+    rows = [kill_and_go_on(whole, tmp_path / f"run-{n}", "2", n, world=1) for n in (0, 3, 4, 7, 8)]
     assert all(row["killed"] and row["same"] for row in rows), rows
     assert len({row["point"] for row in rows}) == 5
 
 
 @pytest.mark.slow
-def test_killed_runs_of_two_ranks_go_on_with_the_same_bits(tmp_path, context):
+def test_killed_runs_of_two_ranks_go_on_with_the_same_bits(tmp_path):
     whole, stage = tmp_path / "whole", "3"
-    assert launch(context, whole, 2, stage, {}), (whole / "out-0.txt").read_text()
+    assert launch(whole, 2, stage, {}), (whole / "out-0.txt").read_text()
     numbers = [0, 3, 4, 7, len(POINTS)]  # in a forward pass, half a file, between files, before the name, at a time
-    rows = [kill_and_go_on(context, whole, tmp_path / f"run-{n}", stage, n) for n in numbers]
+    rows = [kill_and_go_on(whole, tmp_path / f"run-{n}", stage, n) for n in numbers]
     assert all(row["same"] for row in rows), rows
     assert sum(row["killed"] for row in rows) >= 4
 
 
 @pytest.mark.slow
-def test_one_two_and_four_ranks_follow_one_another_at_any_stage(tmp_path, context):
+def test_one_two_and_four_ranks_follow_one_another_at_any_stage(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert launch(context, whole, 1, "1", {})
+    assert launch(whole, 1, "1", {})
     for world, stage, count in [(1, "0", 2), (2, "1", 2), (4, "3", 1), (2, "2", 1)]:
-        launch(context, run, world, stage, {0: ("renamed", count)} if world != 2 or stage != "2" else {})
+        launch(run, world, stage, {0: ("renamed", count)} if world != 2 or stage != "2" else {})
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)  # sums over a batch are split differently

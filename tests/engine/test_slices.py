@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from forked_ranks import start_server, together
+from forked_ranks import together
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "worker_slices.py"
@@ -11,9 +11,8 @@ WORKER = Path(__file__).parent / "worker_slices.py"
 
 @pytest.mark.slow
 def test_state_goes_from_three_ranks_to_one_and_two_and_back_at_any_stage(tmp_path):
-    context = start_server()
     for world, label, sources in [(3, "3", "-"), (1, "1", "3"), (2, "2", "3"), (3, "back", "1,2")]:
-        together(context, WORKER, world, [str(tmp_path), label, sources], tmp_path / f"out-{label}")
+        together(WORKER, world, [str(tmp_path), label, sources], tmp_path / f"out-{label}")
     first = load_file(tmp_path / "3-0" / "whole.safetensors")
     assert {name.split("/")[0] for name in first} == {"weights", "exp_avg", "exp_avg_sq"}
     assert all(bool(value.any()) for name, value in first.items() if "exp_avg" in name and ".weight" in name)

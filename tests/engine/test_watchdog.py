@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ports import free_ports
+from warm_python import Process, start
 
 from voxscale.engine.watchdog import LOST_RANK
 
@@ -21,11 +22,11 @@ def lose(folder: Path, how: str, patience: float, silence: float) -> tuple[list[
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     logs = [folder / f"log{r}" for r in range(2)]
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Process] = []
     for r, path in enumerate(logs):
         with path.open("w") as log:
-            arguments = [sys.executable, str(WORKER), str(folder), how, str(patience), str(silence)]
-            started.append(subprocess.Popen(arguments, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=log))
+            own = env | {"RANK": str(r), "LOCAL_RANK": str(r)}
+            started.append(start([WORKER, folder, how, patience, silence], own, log, log))
     try:
         started[0].wait(timeout=120)
         took = time.time() - float((folder / "lost_at").read_text())

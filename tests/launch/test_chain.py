@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from planted import WORDS, plant_dicom, plant_nifti
+from warm_python import run, start
 
 from data_prep.phantom import PhantomConfig, make_cohort
 from voxscale.engine.checkpoint import latest, load_weights, read_about
@@ -30,12 +31,15 @@ SMALL += [
     "--finetune.inference.batch",
     "16",
 ]
+MOMENTS = [f"{stage}-*/parts/*/*.jsonl" for stage in ("task", "ingest")]
+MOMENTS += ["pack-*", "pretrain-*/checkpoints/step-00000003", "finetune-*/*/seed-0/fold-0/cases.json"]
+"""What is there when a stage is at work: of both stores, shards, pretraining, the second training of fine-tuning."""
 
 pytestmark = pytest.mark.slow()
 
 
 def command(scans: Path, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "launch", "demo", "configs/demo.py:reduced", "--out", out]
+    words = ["-m", "launch", "demo", "configs/demo.py:reduced", "--out", out]
     words += ["--data", scans / "CANARY^ward", "--task", scans / "CANARY^study", *SMALL]
     return list(map(str, words))
 
@@ -66,7 +70,8 @@ def scans(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(scans, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    words = [sys.executable, *command(scans, out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout, done.stderr
 
@@ -132,29 +137,29 @@ def test_no_identifier_leaves_the_private_folders(whole, scans):
 def test_a_second_run_finds_everything_done(whole, scans):
     out, *_ = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
-    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=True, timeout=200)
+    done = run(command(scans, out))
+    assert done.returncode == 0
     assert done.stderr.count("done before") == 6
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
-    """SIGKILL after ever longer times, of the launcher alone or of its whole group, then a run to the end."""
+def test_killed_in_any_stage_it_goes_on_to_the_same_result(whole, scans, tmp_path):
+    """SIGKILL of the launcher alone or of its whole group, then a run to the end."""
     out = tmp_path / "out"
-    for number, seconds in enumerate((3.0, 6.0, 11.0, 17.0, 24.0)):
-        victim = subprocess.Popen(
-            command(scans, out),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(seconds)
+    for number, began in enumerate(MOMENTS):
+        with open(os.devnull, "w") as none:
+            victim = start(command(scans, out), os.environ, none, none)
+        deadline = time.monotonic() + 200
+        while not any(out.glob(began)) and victim.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        assert victim.poll() is None
         if number % 2:
             os.killpg(victim.pid, signal.SIGKILL)
         else:
             os.kill(victim.pid, signal.SIGKILL)  # the next run follows at once and waits for what is ending
         victim.wait()
-    done = subprocess.run(command(scans, out), cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    done = run(command(scans, out), timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = whole[0], out
     first, second = (load_weights(folder(o, "pretrain") / "checkpoints" / "step-00000008") for o in (a, b))
@@ -175,32 +180,26 @@ def test_killed_anywhere_it_goes_on_to_the_same_result(whole, scans, tmp_path):
     ],
 )
 def test_wrong_folders_are_one_clear_line(tmp_path, arguments, said):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch", "demo", "--out", str(tmp_path / "out"), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(["-m", "launch", "demo", "--out", tmp_path / "out", *arguments])
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_out_inside_data_is_refused(tmp_path, scans):
-    words = [sys.executable, "-m", "launch", "demo", "--out", tmp_path / "scans" / "out", "--data", tmp_path / "scans"]
+    words = ["-m", "launch", "demo", "--out", tmp_path / "scans" / "out", "--data", tmp_path / "scans"]
     (tmp_path / "scans").mkdir()
     words += ["--task", scans / "CANARY^study"]
-    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(words)
     assert done.returncode == 1
     assert "OUT must lie outside DATA and TASK" in done.stderr
 
 
 def test_an_empty_folder_ends_with_one_clear_line(tmp_path, scans):
     (tmp_path / "empty").mkdir()
-    words = [sys.executable, "-m", "launch", "demo", "--out", tmp_path / "out", "--data", tmp_path / "empty"]
+    words = ["-m", "launch", "demo", "--out", tmp_path / "out", "--data", tmp_path / "empty"]
     words += ["--task", scans / "CANARY^study"]
-    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(words)
     assert done.returncode == 1
     assert "no scan" in done.stderr.lower()
     assert "Traceback" not in done.stderr

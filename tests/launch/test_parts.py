@@ -13,7 +13,9 @@ import nibabel
 import numpy as np
 import pytest
 from object_store import SECRET, inside
+from warm_python import run
 
+from data_prep.__main__ import main as data_prep
 from data_prep.config import IngestConfig
 from data_prep.ingest import ingest
 from data_prep.plan import plan_task
@@ -36,8 +38,7 @@ def scans(folder, count, shape=(24, 26, 28)):
 
 
 def launch(*arguments):
-    command = [sys.executable, "-m", "launch", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return run(["-m", "launch", *arguments])
 
 
 def bytes_of(folder):
@@ -60,8 +61,7 @@ def test_ingest_and_pack_in_parts_are_as_one_run(tmp_path):
     save_json(plan, tmp_path / "plan.json")
     shutil.copy(calm / "zarr.json", store / "zarr.json")
     shards = {name: tmp_path / f"shards-{name}" for name in ("one", "many")}
-    packed = [sys.executable, "-m", "data_prep", "pack", store, shards["one"], "--plan", tmp_path / "plan.json"]
-    subprocess.run([*map(str, packed), "--shard-mb", "1"], cwd=ROOT, check=True, capture_output=True)
+    assert data_prep(["pack", *map(str, [store, shards["one"], "--plan", tmp_path / "plan.json", "--shard-mb", 1])]) == 0
     many = launch(
         "pack", store, shards["many"], "--plan", tmp_path / "plan.json", "--shard-mb", 1, "--parts", 2, "--cpus", 1
     )

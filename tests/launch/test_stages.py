@@ -1,4 +1,7 @@
-"""Pretraining and fine-tuning as a user starts them: `python -m launch`, real processes, real DeepSpeed."""
+"""Pretraining and fine-tuning as a user starts them: `python -m launch`, real processes, real DeepSpeed.
+
+Those that are killed or get a signal are started anew; the others are forked, see `warm_python`.
+"""
 
 import dataclasses
 import json
@@ -15,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import warm_python
 from medim.models.stu_net import STUNet
 from tests_stores import make_store
 
@@ -50,15 +54,7 @@ pytestmark = pytest.mark.slow()
 
 
 def launch(*arguments, expect=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=300,
-    )
+    done = warm_python.run(["-m", "launch", *arguments], os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == expect, done.stderr[-3000:]
     return done.stderr
 
@@ -74,6 +70,12 @@ def world(tmp_path_factory):
     pack(folder / "data", folder / "shards", plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
     pretrain(folder, folder / "pre", 6, processes=2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(world):
+    """A finished fine-tuning, and what it said."""
+    return world / "tuned", finetune(world, world / "tuned")
 
 
 def pretrain(world, run, steps, processes, expect=0):
@@ -331,9 +333,8 @@ def test_blocks_larger_than_the_patch_are_refused(world, tmp_path):
     assert "objective.block_max must be at most the patch" in said
 
 
-def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tmp_path):
-    run = tmp_path / "tune"
-    said = finetune(world, run)
+def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tuned):
+    run, said = tuned
     assert "transfer: loaded 120 of" in said
     found = json.loads((run / "results.json").read_text())
     for arm in ("scratch", "pretrained"):
@@ -351,9 +352,8 @@ def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tmp_pa
     assert done.stat().st_mtime_ns == stamp
 
 
-def test_finished_trainings_keep_their_weights_only(world, tmp_path):
-    run = tmp_path / "tune"
-    finetune(world, run)
+def test_finished_trainings_keep_their_weights_only(tuned):
+    run, _ = tuned
     for arm in ("scratch", "pretrained"):
         fold = run / arm / "seed-0" / "fold-0"
         assert sorted(p.name for p in (fold / "weights").iterdir()) == ["model.safetensors", "state.json"]

@@ -3,18 +3,15 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from warm_python import run
 
 from configs.study import hippocampus, small, vertebrae
 from data_prep.phantom import PhantomConfig, make_cohort
 from launch.study import Pretext
 from voxscale.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--patch-voxels", "4096", "--subjects", "1", "9", "--seeds", "0", "--cluster.cpus", "1"]
 TINY += ["--finetune.folds", "2", "--finetune.loop.steps", "2", "--finetune.inference.overlap", "0"]
 TINY += ["--finetune.inference.batch", "16"]
@@ -49,25 +46,17 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
         for key, value in zip(PRETEXT[::2], PRETEXT[1::2], strict=True)
         for part in (f"--pretexts.0.pretrain.{key}", value)
     ]
-    words = [sys.executable, "-m", "launch", "study", "tests/launch/study_preset.py:one", "--out", out]
+    words = ["-m", "launch", "study", "tests/launch/study_preset.py:one", "--out", out]
     words += ["--data", tmp_path / "made" / "unlabelled", "--task", tmp_path / "made" / "task", *TINY, *flags]
 
-    def run(*more):
-        return subprocess.run(
-            list(map(str, [*words, *more])),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=False,
-            timeout=300,
-        )
+    def study(*more):
+        return run([*words, *more], os.environ | {"OMP_NUM_THREADS": "1"})
 
-    late = run("--jobs", "2", "--minutes", "0.001")
+    late = study("--jobs", "2", "--minutes", "0.001")
     assert late.returncode == 0, late.stderr[-3000:]
     missing = json.loads((out / "study.json").read_text())["missing"]
     assert set(missing) == {"pretrain-volume_fusion-0", "tune-scratch-1-0", "tune-volume_fusion-1-0"}
-    done = run("--jobs", "2")
+    done = study("--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no cells of 9 subjects, as a fold leaves 2" in done.stderr
     found = json.loads((out / "study.json").read_text())
@@ -80,7 +69,7 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
     assert found["cells"][1]["dice_mean"] == results["summary"]["pretrained"]["dice_mean"]
     (scratch,) = out.glob("tune-scratch-1-0-*")
     assert json.loads((scratch / "results.json").read_text())["transfer"] is None
-    again = run()
+    again = study()
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stderr.count("done before") == 7  # two stores, plan, shards, pretraining, two cells
     assert json.loads((out / "study.json").read_text()) == found | {"jobs": 1}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm_python
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests_stores import make_store
@@ -68,8 +69,7 @@ def test_signals_have_the_command_save_and_ask_to_be_started_again_and_export_re
         assert seconds < 30  # a step, a save and the loader's end, on however busy a machine
 
     out = tmp_path / "backbone.safetensors"
-    command = [sys.executable, "-m", "voxscale.engine.export", str(run), str(out)]
-    subprocess.run(command, cwd=ROOT, env=ENV, check=True)
+    assert warm_python.run(["-m", "voxscale.engine.export", run, out], ENV).returncode == 0
     with safe_open(out, framework="pt") as file:
         about = {key: json.loads(value) for key, value in file.metadata().items() if key not in ("format", "kind")}
     assert about["position"]["step"] == step

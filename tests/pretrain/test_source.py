@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import warm_python
 from object_store import inside
 from tests_stores import make_store
 
@@ -23,7 +22,6 @@ from voxscale.index_write import write_index
 from voxscale.ledger import accepted
 from voxscale.stream import AlikeConfig, ShardStreamConfig, StoreStreamConfig
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--model.width", "2", "--objective.volume-fusion.block-min", "2", "--objective.volume-fusion.block-max", "6"]
 TINY += ["--loop.batch", "2", "--loop.steps", "2", "--loop.log-every", "1", "--tracker.no-wandb"]
 TINY += ["--engine.precision", "fp32"]
@@ -45,11 +43,8 @@ def data(tmp_path_factory):
 
 def start(module, run, *arguments):
     """Run two steps; returns what was logged of each, times apart, and what was said."""
-    command = [sys.executable, "-m", *module, "configs/pretrain.py:demo", "--run", run, *TINY, *arguments]
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command = ["-m", *module, "configs/pretrain.py:demo", "--run", run, *TINY, *arguments]
+    done = warm_python.run(command, os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
