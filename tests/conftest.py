@@ -68,7 +68,9 @@ def ranks() -> Ranks:
         env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         with ExitStack() as files:
             said = [[files.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in range(world)]
-            started = [start([script, *args], env | {"RANK": str(r), "LOCAL_RANK": str(r)}, *said[r]) for r in range(world)]
+            started = [
+                start([script, *args], env | {"RANK": str(r), "LOCAL_RANK": str(r)}, *said[r]) for r in range(world)
+            ]
             try:
                 deadline = time.monotonic() + 240
                 codes = [process.wait(max(0.0, deadline - time.monotonic())) for process in started]

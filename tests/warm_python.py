@@ -53,7 +53,7 @@ if status < 0:
     os.kill(os.getpid(), -status)
 os._exit(status)
 """
-"""What stands in for Python in a process of ours; what need not be warm, or has to keep its number, is Python itself."""
+"""Stands in for Python in a process of ours; what need not be warm, or has to keep its number, is Python itself."""
 _lock = threading.Lock()
 _servers: list[tuple[str, str]] = []
 

@@ -61,7 +61,9 @@ def test_ingest_and_pack_in_parts_are_as_one_run(tmp_path):
     save_json(plan, tmp_path / "plan.json")
     shutil.copy(calm / "zarr.json", store / "zarr.json")
     shards = {name: tmp_path / f"shards-{name}" for name in ("one", "many")}
-    assert data_prep(["pack", *map(str, [store, shards["one"], "--plan", tmp_path / "plan.json", "--shard-mb", 1])]) == 0
+    assert (
+        data_prep(["pack", *map(str, [store, shards["one"], "--plan", tmp_path / "plan.json", "--shard-mb", 1])]) == 0
+    )
     many = launch(
         "pack", store, shards["many"], "--plan", tmp_path / "plan.json", "--shard-mb", 1, "--parts", 2, "--cpus", 1
     )
