@@ -69,7 +69,8 @@ def ranks() -> Ranks:
         with ExitStack() as files:
             said = [[files.enter_context(TemporaryFile("w+")) for _ in range(2)] for _ in range(world)]
             started = [
-                start([script, *args], env | {"RANK": str(r), "LOCAL_RANK": str(r)}, *said[r]) for r in range(world)
+                start([script, *args], env | {"RANK": str(r), "LOCAL_RANK": str(r)}, out, err)
+                for r, (out, err) in enumerate(said)
             ]
             try:
                 deadline = time.monotonic() + 240

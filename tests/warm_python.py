@@ -23,13 +23,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOAD = ["voxscale.cli", "pretrain.train", "finetune.train"]
-"""Stages, and with them the engine."""
+PRELOAD = ["launch.chain", "launch.study", "launch.parts", "submitit.core._submit", "pretrain.train", "finetune.train"]
+PRELOAD += [f"data_prep.{stage}" for stage in ("ingest", "plan", "pack")]
 LAZY = ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
 """What the first optimizer and the first engine import."""
 ASK = """#!{python} -IS
@@ -229,7 +230,7 @@ def _become(request: dict[str, Any], files: list[int], path: list[str]) -> None:
     random.seed()
     words = list(request["words"])
     if words[0] == "-u":
-        sys.stdout.reconfigure(write_through=True)
+        cast(TextIOWrapper, sys.stdout).reconfigure(write_through=True)
         words.pop(0)
     module = words[0] == "-m"
     sys.argv = words[module:]

@@ -1,6 +1,6 @@
 """Pretraining and fine-tuning as a user starts them: `python -m launch`, real processes, real DeepSpeed.
 
-Those that are killed or get a signal are started anew; the others are forked, see `warm_python`.
+Those that are killed are started anew; the others are forked, see `warm_python`.
 """
 
 import dataclasses
@@ -137,16 +137,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(world, tmp_path):
 @pytest.mark.parametrize(("number", "back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_signal_has_a_run_saved_and_queued_again(world, tmp_path, number, back):
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
+    arguments = ["-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
     arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "60", *TINY]
     arguments += ["--loop.checkpoint-every", "1000"]
-    started = subprocess.Popen(
-        list(map(str, arguments)),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    with (tmp_path / "said").open("w") as out:
+        started = warm_python.start(arguments, os.environ | {"OMP_NUM_THREADS": "1"}, out, out)
     deadline = time.monotonic() + 200
     while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -154,7 +149,8 @@ def test_a_signal_has_a_run_saved_and_queued_again(world, tmp_path, number, back
     assert len(every) == 2
     os.kill(every[1].pid, number)  # one rank is enough, and a second signal changes nothing
     os.kill(every[1].pid, number)
-    said = started.communicate(timeout=250)[1]
+    started.wait(timeout=250)
+    said = (tmp_path / "said").read_text()
     rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     if back:
         assert started.returncode == 0, said
