@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from voxscale.errors import DataError
 from voxscale.seed import rng
@@ -69,6 +68,8 @@ def mean_ci(values: Sequence[float], seed: int, resamples: int = 10000, level: f
 def _interval(
     data: NDArray[np.float64], seed: int, resamples: int, level: float, method: Literal["BCa", "percentile"]
 ) -> tuple[float, float]:
+    from scipy import stats  # half a second at the start of every training, in which few need it
+
     with warnings.catch_warnings():
         # The caller handles the NaN that these warnings announce.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)

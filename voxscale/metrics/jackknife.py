@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
 
 from voxscale.errors import DataError
 from voxscale.metrics.bootstrap import MeanCI
@@ -31,5 +30,7 @@ def jackknife_ci(statistic: Callable[[Sequence[T]], float], groups: Sequence[T],
     whole = statistic(groups)
     parts = np.array([statistic([g for at, g in enumerate(groups) if at != out]) for out in range(count)])
     error = float(np.sqrt((count - 1) / count * ((parts - parts.mean()) ** 2).sum()))
+    from scipy import stats  # half a second at the start of every training, in which few need it
+
     reach = float(stats.t.ppf(0.5 + level / 2, count - 1)) * error
     return MeanCI(whole, whole - reach, whole + reach)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from voxscale.errors import DataError
 from voxscale.seed import rng
@@ -59,6 +58,8 @@ def paired_test(differences: Sequence[float], seed: int) -> PairedTest:
     least_p = max(min(2.0 ** (1 - effective), 1.0), 0.0 if exact else 2 / (RESAMPLES + 1))
     if data.size == 1:  # both signs are as far from 0, and scipy wants two values
         return PairedTest(p_value=1.0, least_p=1.0, n=1)
+    from scipy import stats  # half a second at the start of every training, in which few need it
+
     found = stats.permutation_test(
         (data,),
         np.mean,
