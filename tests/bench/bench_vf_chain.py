@@ -39,8 +39,6 @@ class Absent(types.ModuleType):
 
     __path__: list[str] = []  # noqa: RUF012  # so that its parts can be asked for
 
-    __path__: list[str] = []  # noqa: RUF012  # so that its parts can be asked for
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
