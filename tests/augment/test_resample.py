@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform, map_coordinates
 
-from voxscale.augment.resample import resample
+from voxscale.augment.resample import coordinates, resample
 from voxscale.augment.spatial import Spatial, extent, matrix
 from voxscale.batch import Batch, Patch, collate
 from voxscale.seed import rng
@@ -161,3 +161,17 @@ def test_batch_gives_what_each_box_gives_alone() -> None:
         torch.testing.assert_close(together[row], alone[0], atol=1e-6, rtol=0)
         assert torch.equal(inside[row], alone_inside[0])
     assert not together.requires_grad
+
+
+def test_without_rotation_the_host_finds_the_same_points_along_each_axis_alone() -> None:
+    drawn = [Spatial(zoom=(0.7, 1.2, 1.4), flips=(True, False, True)), Spatial()]
+    maps = torch.stack(
+        [torch.tensor(matrix(d, (5, 6, 7), (1.0,) * 3, (1.0,) * 3, [4.2, 3.1, 5.7])) for d in drawn]
+    ).float()
+    short = coordinates(maps, (5, 6, 7))
+    assert [tuple(one.shape) for one in short] == [(2, 5, 1, 1), (2, 1, 6, 1), (2, 1, 1, 7)]
+    turned = maps.clone()
+    turned[:, 0, 1] = 1e-30  # what no product shows, so that all coordinates are worked out
+    for one, whole in zip(short, coordinates(turned, (5, 6, 7)), strict=True):
+        assert whole.shape == (2, 5, 6, 7)
+        assert torch.equal(one.expand(2, 5, 6, 7), whole)

@@ -14,17 +14,32 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from voxscale.batch import Batch
+from voxscale.kernel.resample import sample_along_axes
 
 ROUNDING = 2**-21
 """Bound of the rounding error of float32 grid coordinates, in voxels per voxel of the box."""
 
 
-def coordinates(matrix: Float[Tensor, "b 3 4"], patch: tuple[int, int, int]) -> list[Float[Tensor, "b z y x"]]:
-    """Box index along z, y and x of every voxel of the patch."""
+def coordinates(matrix: Float[Tensor, "b 3 4"], patch: tuple[int, int, int]) -> list[Float[Tensor, "b #z #y #x"]]:
+    """Box index along z, y and x of every voxel of the patch.
+
+    On the host, without rotation, each varies along its own axis alone and has one voxel along the others; the numbers
+    are the same. On another device that would be known by waiting for it only.
+    """
     index = [torch.arange(n, device=matrix.device, dtype=matrix.dtype) for n in patch]
+    if matrix.device.type == "cpu" and not turned(matrix):
+        shapes = ((1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1))
+        ends = (matrix[:, :, :3].diagonal(dim1=1, dim2=2)[..., None], matrix[:, :, 3:])
+        along = [ends[0][:, i] * index[i] + ends[1][:, i] for i in range(3)]
+        return [one.view(len(matrix), *shape[1:]) for one, shape in zip(along, shapes, strict=True)]
     z, y, x = torch.meshgrid(*index, indexing="ij")
     rows = matrix[:, :, :, None, None, None]
     return [rows[:, i, 0] * z + rows[:, i, 1] * y + rows[:, i, 2] * x + rows[:, i, 3] for i in range(3)]
+
+
+def turned(matrix: Float[Tensor, "b 3 4"]) -> bool:
+    """Whether any axis of a patch is not along the same axis of its box."""
+    return bool((matrix[:, :, :3] * (1 - torch.eye(3))).any())
 
 
 @torch.no_grad()
@@ -46,24 +61,43 @@ def resample(
         Inside: (b, 1, z, y, x) true where a voxel lies inside the scan and was not blanked.
         Label: (b, 1, z, y, x) uint8 of the nearest voxel, 0 outside; None if the batch has none.
     """
-    inside = torch.ones(len(batch.voxels), *patch, dtype=torch.bool, device=batch.voxels.device)
+    inside = torch.ones(len(batch.voxels), 1, 1, 1, dtype=torch.bool, device=batch.voxels.device)
     normalised: list[Tensor] = []
     for axis, index in enumerate(coordinates(batch.matrix.float(), patch)):
         size = batch.sizes[:, axis, None, None, None].float()
         padded = batch.voxels.shape[2 + axis]
-        inside &= (index >= -0.5) & (index <= size - 0.5)
+        inside = inside & (index >= -0.5) & (index <= size - 0.5)
         # Stop short of the last voxel by the rounding error, else it would mix in a trace of the padding.
         clamped = torch.minimum(index.clamp(min=0), size - 1 - ROUNDING * padded)
         normalised.append(clamped * (2 / max(padded - 1, 1)) - 1)
-    grid = torch.stack(normalised[::-1], dim=-1)  # grid_sample wants x, y, z
-    inside = inside[:, None]
+    inside = inside.expand(-1, *patch)[:, None]
+    grid = normalised
     if batch.removed is not None:
-        blanked = F.grid_sample(batch.removed.float(), grid, mode="nearest", padding_mode="border", align_corners=True)
-        inside = inside & (blanked < 0.5)
-    images = F.grid_sample(batch.voxels.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+        inside = inside & (_nearest(batch.removed, grid, patch) < 0.5)
+    images = _linear(batch.voxels.float(), grid, patch)
     scale = batch.scale.float()[:, :, None, None, None, None]
-    images = (images * scale[:, 0] + scale[:, 1]).clamp(0, 1) * inside
+    images = images.mul_(scale[:, 0]).add_(scale[:, 1]).clamp_(0, 1).mul_(inside)
     if batch.label is None:
         return images, inside, None
-    label = F.grid_sample(batch.label.float(), grid, mode="nearest", padding_mode="border", align_corners=True)
-    return images, inside, (label * inside).to(torch.uint8)
+    return images, inside, (_nearest(batch.label, grid, patch) * inside).to(torch.uint8)
+
+
+def _linear(
+    voxels: Float[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]
+) -> Float[Tensor, "b 1 z y x"]:
+    if all(one.numel() == len(one) * n for one, n in zip(grid, patch, strict=True)):
+        found = sample_along_axes(voxels, [one.flatten(1) for one in grid])
+        if found is not None:
+            return found
+    return F.grid_sample(voxels, _points(grid, patch), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def _nearest(
+    values: UInt8[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]
+) -> Float[Tensor, "b 1 z y x"]:
+    points = _points(grid, patch)
+    return F.grid_sample(values.float(), points, mode="nearest", padding_mode="border", align_corners=True)
+
+
+def _points(grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]) -> Float[Tensor, "b z y x 3"]:
+    return torch.stack([one.expand(-1, *patch) for one in grid[::-1]], dim=-1)  # grid_sample wants x, y, z

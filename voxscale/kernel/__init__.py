@@ -18,7 +18,9 @@ from pathlib import Path
 log = logging.getLogger("voxscale")
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp"))
+SOURCES = tuple(
+    HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp", "resample.cpp", "contrast.cpp")
+)
 PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h")))
 OFF = "VOXSCALE_NO_KERNEL"
 """Environment variable that switches the compiled reader off."""
@@ -58,7 +60,17 @@ def build() -> Path | None:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    command = [compiler, "-O3", "-std=c++17", "-shared", "-fPIC", *_flags(), *map(str, SOURCES), f"-I{include}"]
+    command = [
+        compiler,
+        "-O3",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-shared",
+        "-fPIC",
+        *_flags(),
+        *map(str, SOURCES),
+        f"-I{include}",
+    ]
     command += [f"-L{lib}", "-lblosc2", f"-Wl,-rpath,{lib}", "-o", str(beside)]
     try:
         subprocess.run(command, check=True, capture_output=True)
