@@ -94,5 +94,7 @@ def invert(
 ) -> Float[Tensor, "n 1 z y x"]:
     """Turn x into 1 - x inside the scan, in all crops of a sample or in none."""
     drawn = torch.tensor([rng(seed, "views", "invert").random() < probability for seed in seeds])
+    if not drawn.any():
+        return images
     per_crop = drawn.repeat_interleave(len(images) // len(seeds)).to(images.device).view(-1, 1, 1, 1, 1)
     return torch.where(per_crop, inside.to(images) - images, images)

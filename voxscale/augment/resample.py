@@ -20,11 +20,11 @@ ROUNDING = 2**-21
 """Bound of the rounding error of float32 grid coordinates, in voxels per voxel of the box."""
 
 
-def coordinates(matrix: Float[Tensor, "b 3 4"], patch: tuple[int, int, int]) -> list[Float[Tensor, "b #z #y #x"]]:
+def coordinates(matrix: Float[Tensor, "b 3 4"], patch: tuple[int, int, int]) -> list[Float[Tensor, "b _z _y _x"]]:
     """Box index along z, y and x of every voxel of the patch.
 
     On the host, without rotation, each varies along its own axis alone and has one voxel along the others; the numbers
-    are the same. On another device that would be known by waiting for it only.
+    are the same. On another device one would have to wait for it to know.
     """
     index = [torch.arange(n, device=matrix.device, dtype=matrix.dtype) for n in patch]
     if matrix.device.type == "cpu" and not turned(matrix):
@@ -70,20 +70,21 @@ def resample(
         # Stop short of the last voxel by the rounding error, else it would mix in a trace of the padding.
         clamped = torch.minimum(index.clamp(min=0), size - 1 - ROUNDING * padded)
         normalised.append(clamped * (2 / max(padded - 1, 1)) - 1)
-    inside = inside.expand(-1, *patch)[:, None]
-    grid = normalised
+    inside, grid = inside.expand(-1, *patch)[:, None], normalised
     if batch.removed is not None:
         inside = inside & (_nearest(batch.removed, grid, patch) < 0.5)
     images = _linear(batch.voxels.float(), grid, patch)
     scale = batch.scale.float()[:, :, None, None, None, None]
-    images = images.mul_(scale[:, 0]).add_(scale[:, 1]).clamp_(0, 1).mul_(inside)
+    images = images.mul_(scale[:, 0]).add_(scale[:, 1]).clamp_(0, 1)
+    if inside.device.type != "cpu" or not inside.all():  # of another device it would be waited for
+        images = images.mul_(inside)
     if batch.label is None:
         return images, inside, None
     return images, inside, (_nearest(batch.label, grid, patch) * inside).to(torch.uint8)
 
 
 def _linear(
-    voxels: Float[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]
+    voxels: Float[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b _z _y _x"]], patch: tuple[int, int, int]
 ) -> Float[Tensor, "b 1 z y x"]:
     if all(one.numel() == len(one) * n for one, n in zip(grid, patch, strict=True)):
         found = sample_along_axes(voxels, [one.flatten(1) for one in grid])
@@ -93,11 +94,11 @@ def _linear(
 
 
 def _nearest(
-    values: UInt8[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]
+    values: UInt8[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b _z _y _x"]], patch: tuple[int, int, int]
 ) -> Float[Tensor, "b 1 z y x"]:
     points = _points(grid, patch)
     return F.grid_sample(values.float(), points, mode="nearest", padding_mode="border", align_corners=True)
 
 
-def _points(grid: list[Float[Tensor, "b #z #y #x"]], patch: tuple[int, int, int]) -> Float[Tensor, "b z y x 3"]:
+def _points(grid: list[Float[Tensor, "b _z _y _x"]], patch: tuple[int, int, int]) -> Float[Tensor, "b z y x 3"]:
     return torch.stack([one.expand(-1, *patch) for one in grid[::-1]], dim=-1)  # grid_sample wants x, y, z
