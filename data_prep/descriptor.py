@@ -185,18 +185,22 @@ def _layers(
     sigma = [SIGMA * (n > 1) for n in shape]
     halo = int(TRUNCATE * WIDER * sigma[0] + 0.5)
     per, height = _together(shape), shape[0]
-    window, low, start = np.empty((0, *shape[1:]), dtype=np.float32), 0, 0
-    for fresh in parts:
-        window = np.concatenate([window, fresh])
-        end = low + len(window)
+    room, low, end, start = np.empty((2 * (per + halo), *shape[1:]), dtype=np.float32), 0, 0, 0
+    for fresh in (some[at : at + per] for some in parts for at in range(0, len(some), per)):
+        room[end - low : end - low + len(fresh)] = fresh
+        end += len(fresh)
         while start < height and (end == height or start + per + halo <= end):
             stop = min(start + per, height)
-            part, span = window[: stop + halo - low], (start - low, stop - low)
+            part, span = room[: min(stop + halo, end) - low], (start - low, stop - low)
             smooth = gaussian(part, sigma, span)
             strength = smooth - gaussian(part, [WIDER * width for width in sigma], span)
             yield start, smooth, np.abs(strength, out=strength)
-            start = stop
-            window, low = window[max(0, start - halo) - low :], max(0, start - halo)
+            start, gone = stop, max(0, stop - halo) - low
+            for place in range(
+                end - low - gone if gone else 0
+            ):  # in its place, as a copy of all would need as much again
+                room[place] = room[place + gone]
+            low += gone
 
 
 def _strongest(grid: _Grid) -> NDArray[np.int64]:
