@@ -51,19 +51,21 @@ PRESETS = {
 
 
 def config_of(preset: str) -> ModelConfig:
-    """The preset, with heads where it has a decoder."""
+    """The preset, with heads where it has a decoder, and without dropout, which would hide differences."""
     config = getattr(models, preset)()
+    chances = {field.name: 0.0 for field in dataclasses.fields(config) if field.name in ("dropout", "drop_path")}
+    config = dataclasses.replace(config, **chances)
     if not hasattr(config, "classes"):
         return config
     return dataclasses.replace(config, classes=5, heads=1 if preset == "swin_unetr" else 2)
 
 
 def make(preset: str) -> Backbone:
-    """The network in training without dropout, which would hide differences."""
+    """The network in training."""
     model = build(config_of(preset)).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d):
-            module.p = 0.0
+    assert not any(
+        module.p for module in model.modules() if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d)
+    )
     return model
 
 
