@@ -19,9 +19,14 @@ CHANNELS_LAST: Mapping[str, bool] = {
     "resenc": False,
     "vit": False,
     "sam_vit": False,
+    "timm_resnet50": False,
+    "timm_convnext": False,
+    "fmunet": False,
+    "swin_unetr": False,
+    "timm_vit": False,
+    "pctnet": True,
 }
-"""Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`). Others
-are not."""
+"""Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`)."""
 
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
