@@ -169,6 +169,17 @@ def sentence(found: Mapping[str, Any]) -> str:
     return f"{said} {_said(found, 'beyond_control', name)}"
 
 
+def headline(found: Mapping[str, Any]) -> str:
+    """How many of the comparisons stand."""
+    kinds = [("difference", "training from scratch"), ("beyond_control", f"the control {found['control']}")]
+    counts = []
+    for kind, other in kinds[: 2 if found["control"] else 1]:
+        compared = [cell[kind] for cell in found["cells"] if kind in cell]
+        counts.append(f"{sum(map(_stands, compared)) or 'none'} of {len(compared)} comparisons with {other}")
+    text = " and ".join(counts)
+    return f"{text[0].upper()}{text[1:]} show a difference"
+
+
 def _said(found: Mapping[str, Any], kind: str, other: str) -> str:
     compared = [cell for cell in found["cells"] if kind in cell]
     shown = [cell for cell in compared if _stands(cell[kind])]
@@ -276,7 +287,8 @@ def write_study(out: Path, study: Study) -> Path:
     found = summary(study)
     write_json(out / "study.json", found)
     write_text(out / "study.md", markdown(found))
-    sections = [Section("In short", "".join(page.paragraph(text) for text in fine_print(found)), sentence(found))]
+    texts = [sentence(found), *fine_print(found)]
+    sections = [Section("In short", "".join(page.paragraph(text) for text in texts), headline(found))]
     for count in sorted(study.rows):
         rows = [cells for subjects, cells in _lines(found) if subjects == count]
         html = table(f"Dice after training on {count} subjects", HEAD, rows, text=(0, 7))

@@ -56,6 +56,7 @@ def test_files_say_the_same(study, tmp_path):
     assert "1 of 2 comparisons with training from scratch differ: good with 2 subjects (+0.112)." in text
     assert "| 2 | mixed | 0.475 |" in text
     html = page.read_text()
+    assert "1 of 2 comparisons with training from scratch show a difference" in html
     assert "good with 2 subjects" in html
     assert html.count("<svg") == 1
 
@@ -117,3 +118,4 @@ def test_the_page_shows_differences_to_the_control(study, tmp_path):
     study.control = "mixed"
     html = write_study(tmp_path, study).read_text()
     assert "Beyond mixed" in html
+    assert "scratch and 1 of 1 comparisons with the control mixed show a difference" in html
