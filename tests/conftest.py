@@ -38,6 +38,22 @@ Ranks = Callable[..., list[str]]
 SLOWEST = (
     "launch/test_stages.py",
     "launch/test_chain.py",
+    "models/test_registry.py",
+    "engine/test_parity.py",
+    "launch/test_study.py",
+    "launch/test_parts.py",
+    "pretrain/test_source.py",
+    "data_prep/test_kills.py",
+    "pretrain/test_command.py",
+    "pretrain/probe/test_prober.py",
+    "launch/test_report.py",
+    "engine/test_watchdog.py",
+    "engine/test_kill.py",
+    "engine/test_families.py",
+    "pretrain/test_runs.py",
+    "engine/test_resume.py",
+    "engine/test_ema.py",
+    "engine/test_slices.py",
 )
 """Files that take longest, begun first, so that no worker is left with one of them while the others have done."""
 
