@@ -8,6 +8,7 @@ Where there is a GPU it gives just what `subprocess` gives, as what CUDA has beg
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -236,10 +238,26 @@ def _become(request: dict[str, Any], files: list[int], path: list[str]) -> None:
     sys.argv = words[module:]
     own = request["cwd"] if module else str(Path(words[0]).resolve().parent)
     sys.path[:] = [own, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), *path]
-    if module:
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    status: Any = 0
+    try:
+        if module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # All that an interpreter does at its end but taking apart what was imported, which takes more than a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 255)
 
 
 def _main(address: str) -> None:
@@ -253,6 +271,7 @@ def _main(address: str) -> None:
     threads = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
     others = sorted({*threads[1:]} - {"jemalloc_bg_thd"})  # Arrow's, which knows of forks
     assert not others, f"a process must have one thread to be forked, not also {others}"
+    gc.freeze()  # so that no collection writes to memory that all share
     _become(*_serve(address), path)
 
 
