@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 from object_store import SECRET, inside
-from warm_python import run
+from warm_python import run, start
 
 from data_prep.__main__ import main as data_prep
 from data_prep.config import IngestConfig
@@ -74,16 +74,18 @@ def test_ingest_and_pack_in_parts_are_as_one_run(tmp_path):
 
 def test_a_part_that_is_killed_is_made_up_for(tmp_path):
     source, store = scans(tmp_path / "in", 8), tmp_path / "store"
-    command = [sys.executable, "-m", "launch", "ingest", source, store, "--parts", 2, "--gigabytes", 4]
-    with subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
-        deadline, victim = time.monotonic() + 120, None
-        while victim is None and time.monotonic() < deadline:
-            for log in (store / "parts").glob("2-of-2/*.jsonl"):
-                victim = int(log.name.rsplit("-", 2)[1])
-            time.sleep(0.01)
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        _, told = launcher.communicate(timeout=240)
+    command = ["-m", "launch", "ingest", source, store, "--parts", 2, "--gigabytes", 4]
+    with (tmp_path / "told").open("w") as out:
+        launcher = start(command, os.environ, out, out)
+    deadline, victim = time.monotonic() + 120, None
+    while victim is None and time.monotonic() < deadline:
+        for log in (store / "parts").glob("2-of-2/*.jsonl"):
+            victim = int(log.name.rsplit("-", 2)[1])
+        time.sleep(0.01)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    launcher.wait(timeout=240)
+    told = (tmp_path / "told").read_text()
     assert launcher.returncode == 0, told
     assert "part 2/2 did not end well (it was killed)" in told
     rows = [json.loads(line) for line in (store / "ledger.jsonl").read_text().splitlines()]
