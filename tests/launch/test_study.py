@@ -50,6 +50,7 @@ def test_cells_are_done_once_and_the_table_rests_on_them(tmp_path):
     words += ["--data", tmp_path / "made" / "unlabelled", "--task", tmp_path / "made" / "task", *TINY, *flags]
 
     def study(*more):
+        """Run the command to its end: forked, with trainings in processes that it starts anew."""
         return run([*words, *more], os.environ | {"OMP_NUM_THREADS": "1"})
 
     late = study("--jobs", "2", "--minutes", "0.001")
