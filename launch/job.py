@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import submitit
 
+from launch.address import address_of
 from voxscale.parent import end_with
 
 Stage = Literal["pretrain", "finetune"]
@@ -42,7 +43,7 @@ class StageJob:
             "RANK": str(job.global_rank),
             "WORLD_SIZE": str(job.num_tasks),
             "LOCAL_RANK": str(job.local_rank),
-            "MASTER_ADDR": "127.0.0.1" if self.parent else job.hostnames[0],
+            "MASTER_ADDR": "127.0.0.1" if self.parent else address_of(job.hostnames[0]),
             "MASTER_PORT": str(self.port or 20000 + int(job.job_id.split("_")[0]) % 20000),
             "OMP_NUM_THREADS": str(self.threads),
             "VOXSCALE_TTY": "1" if self.tty else "0",

@@ -1,9 +1,11 @@
-"""Jobs on a real Slurm: parts of a store that has a URL, and the job that gathers them."""
+"""Jobs on a real Slurm: parts of a store that has a URL and the job that gathers them; a training that is requeued."""
 
+import json
 import os
+import re
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import nibabel
@@ -11,8 +13,12 @@ import numpy as np
 import pytest
 from object_store import SECRET, inside
 from slurm_daemons import installed, slurm
+from tests_stores import make_store
 
+from data_prep.pack import PackConfig, pack
+from data_prep.plan import plan_task
 from launch.__main__ import main
+from voxscale.contract import InputContract
 from voxscale.store import open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not installed(), reason="needs Slurm's daemons, and root")]
@@ -31,6 +37,12 @@ def jobs() -> list[str]:
     return done.stdout.split()
 
 
+def wait_until(what: Callable[[], bool], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, capfd):
     (tmp_path / "in").mkdir()
     for number in range(5):
@@ -43,11 +55,44 @@ def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, 
     command += ["--work", tmp_path / "work", "--logs", logs]
     assert main(list(map(str, command))) == 0
     assert "submitted 2 parts as job" in capfd.readouterr().err
-    deadline = time.monotonic() + 180
-    while jobs() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until(lambda: not jobs())
     written = "".join(path.read_text() for path in logs.rglob("*") if path.suffix in (".out", ".err"))
     assert jobs() == [], written[-2000:]
     assert len(open_store(Path(url)).entries) == 5, written[-2000:]
     assert "ingest: 0 volumes read, 5 were read before" in written  # by the job that gathers
     assert SECRET not in written
+
+
+def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same_losses(
+    tmp_path, cluster, monkeypatch, capfd
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    data, shards = tmp_path / "data", tmp_path / "shards"
+    make_store(tmp_path / "task", 4, labelled=True)
+    make_store(data, 5, labelled=False)
+    plan = plan_task(tmp_path / "task", 16**3, InputContract(spacing=(2.0, 1.5, 1.5)))
+    pack(data, shards, plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
+    common = ["pretrain", "configs/pretrain.py:demo", "--shards", shards, "--model.width", 2, "--loop.batch", 2]
+    common += ["--objective.volume-fusion.block-min", 2, "--objective.volume-fusion.block-max", 6]
+    common += ["--loop.log-every", 1, "--loop.checkpoint-every", 2, "--loop.steps", 40, "--tracker.no-wandb"]
+
+    def losses(run: str) -> dict[int, float]:
+        path = tmp_path / run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return {row["step"]: row["loss"] for row in map(json.loads, lines)}
+
+    def start(run: str) -> str:
+        where = ["--cluster", "slurm", "--nodes", 2, "--processes", 1, "--cpus", 1, "--partition", "ci"]
+        assert main(list(map(str, [*common, "--run", tmp_path / run, *where]))) == 0
+        found = re.search(r"submitted as job (\d+)", capfd.readouterr().err)
+        assert found is not None
+        return found[1]
+
+    start("calm")
+    wait_until(lambda: not jobs())
+    assert sorted(losses("calm")) == list(range(1, 41))
+    job = start("requeued")
+    wait_until(lambda: len(losses("requeued")) >= 6)
+    subprocess.run(["scontrol", "requeue", job], env=os.environ, check=True)
+    wait_until(lambda: not jobs())
+    assert losses("requeued") == losses("calm")
