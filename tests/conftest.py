@@ -16,7 +16,7 @@ from object_store import KEY, SECRET, Gate, ObjectStore, running
 from ports import free_ports
 from warm_python import start
 
-settings.register_profile("fixed", derandomize=True)  # the same cases on every machine and in every run
+settings.register_profile("fixed", derandomize=True, deadline=None)  # the same cases on every machine and in every run
 settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parents[1]

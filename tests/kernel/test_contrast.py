@@ -30,6 +30,22 @@ def test_bits_are_those_of_torch(seed: int, side: int) -> None:
     assert torch.equal(found, want)
 
 
+def test_what_is_no_number_stays_none_wherever_it_stands() -> None:
+    images = torch.full((1, 1, 1, 1, 19), torch.nan)
+    images[..., 3], images[..., 17] = torch.inf, -torch.inf
+    start, width, height = (
+        torch.tensor([[0.0, 0.1, 0.9]]),
+        torch.tensor([[0.1, 0.8, 0.1]]),
+        torch.tensor([0.1, 0.8, 0.1]),
+    )
+    found = spread_parts(images, start, width, height)
+    assert found is not None
+    rest = [n for n in range(19) if n not in (3, 17)]
+    assert found[..., rest].isnan().all()
+    assert found[..., 3].item() == pytest.approx(1.0)
+    assert found[..., 17].item() == 0.0
+
+
 def test_contrast_is_the_same_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(3, 1, 40, 40, 41, generator=torch_generator(0, "images"))
     params = Contrast(torch.tensor([[1.0, 99.0], [0.5, 98.5], [2.0, 99.9]]), torch.tensor([True, False, True]))

@@ -94,6 +94,14 @@ def _ordered_at(values: Float[Tensor, "n v"], ranks: Int64[Tensor, "n r"]) -> Fl
     return torch.from_numpy(np.stack(rows))
 
 
+def _ends(images: Float[Tensor, "n 1 z y x"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    if images.device.type != "cpu":
+        least, greatest = images.flatten(1).aminmax(dim=1)
+        return least, greatest
+    ends = [torch.aminmax(one) for one in images]  # a host takes ten times as long along an axis
+    return torch.stack([one.min for one in ends]), torch.stack([one.max for one in ends])
+
+
 def _spread(
     images: Float[Tensor, "n 1 z y x"], start: Float[Tensor, "n 3"], width: Float[Tensor, "n 3"]
 ) -> Float[Tensor, "n 1 z y x"]:
@@ -115,8 +123,7 @@ def apply(images: Float[Tensor, "n 1 z y x"], params: Contrast) -> Float[Tensor,
     returned unchanged: there is no contrast to spread, and 0/0 would be NaN.
     """
     low, high = percentiles(images, params.percentiles.to(images.device)).unbind(1)
-    # One by one, as a host takes ten times as long along an axis.
-    least, greatest = (torch.stack(ends) for ends in zip(*(torch.aminmax(one) for one in images), strict=True))
+    least, greatest = _ends(images)
     knots = torch.stack([least, low, high, greatest], dim=1)
     mapped = _spread(images, knots[:, :-1], (knots[:, 1:] - knots[:, :-1]).clamp(min=1e-6))
     change = params.on.to(images.device) & (high - low >= FLAT)

@@ -14,8 +14,10 @@ struct Part {
 
 float spread(const Part* parts, float value) {
     float sum = 0;
-    for (const Part* part = parts; part < parts + 3; ++part)
-        sum += part->height * std::min(std::max((value - part->start) / part->width, 0.0f), 1.0f);
+    for (const Part* part = parts; part < parts + 3; ++part) {
+        const float share = (value - part->start) / part->width;
+        sum += part->height * (share < 0 ? 0.0f : share > 1 ? 1.0f : share);  // what is no number stays none
+    }
     return sum;
 }
 
@@ -30,7 +32,8 @@ __attribute__((target("avx2"))) int64_t spread_eights(const Part* parts, const f
         for (int k = 0; k < 3; ++k) {
             const __m256 away = _mm256_sub_ps(value, _mm256_set1_ps(parts[k].start));
             const __m256 share = _mm256_div_ps(away, _mm256_set1_ps(parts[k].width));
-            const __m256 bounded = _mm256_min_ps(_mm256_max_ps(share, zero), one);
+            // Both give their second operand where one is no number.
+            const __m256 bounded = _mm256_min_ps(one, _mm256_max_ps(zero, share));
             sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(parts[k].height), bounded));
         }
         _mm256_storeu_ps(out + i, sum);

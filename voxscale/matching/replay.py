@@ -1,6 +1,7 @@
 """A function of problems as one launch on a GPU, where thousands of small kernels would wait for the host."""
 
-from collections import OrderedDict
+import logging
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 
@@ -9,6 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from voxscale.matching.problem import Problem
+
+log = logging.getLogger("voxscale")
 
 Solve = Callable[[Problem], Int64[Tensor, "b N"]]
 
@@ -35,10 +38,11 @@ class Replay:
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
-        self._known: OrderedDict[Hashable, _Recorded | int] = OrderedDict()
+        self._records: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._calls: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
-        return sum(isinstance(one, _Recorded) for one in self._known.values())
+        return len(self._records)
 
     @torch.no_grad()
     def __call__(self, function: Solve, problem: Problem, name: Hashable) -> Int64[Tensor, "b N"]:
@@ -54,22 +58,26 @@ class Replay:
             return function(problem)
         parts = [getattr(problem, part.name) for part in fields(problem)]
         key = (name, where, *((part.shape, part.dtype) for part in parts))
-        known = self._known.pop(key, 0)
-        if isinstance(known, int) and known < AFTER:
-            self._keep(key, known + 1)
-            return function(problem)
-        if isinstance(known, int):
-            known = _record(function, Problem(*(part.clone() for part in parts)))
-        self._keep(key, known)
+        record = self._records.pop(key, None)
+        if record is None:
+            self._calls[key] += 1
+            # Shapes whose record was dropped again are too many for it to pay.
+            if self._calls[key] != AFTER + 1:
+                return function(problem)
+            try:
+                record = _record(function, Problem(*(part.clone() for part in parts)))
+            except torch.OutOfMemoryError:
+                log.warning(
+                    "matching: no memory to record the solver on this device, so its kernels are launched one by one"
+                )
+                return function(problem)
+        self._records[key] = record
+        while len(self._records) > self._most:
+            self._records.popitem(last=False)
         for part, mine in zip(parts, fields(problem), strict=True):
-            getattr(known.problem, mine.name).copy_(part)
-        known.graph.replay()
-        return known.match.clone()
-
-    def _keep(self, key: Hashable, value: _Recorded | int) -> None:
-        self._known[key] = value
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
+            getattr(record.problem, mine.name).copy_(part)
+        record.graph.replay()
+        return record.match.clone()
 
 
 def _record(function: Solve, problem: Problem) -> _Recorded:
