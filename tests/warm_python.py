@@ -133,7 +133,9 @@ class Forked:
                 selector.register(self._socket, selectors.EVENT_READ)
                 if not selector.select(timeout):
                     raise subprocess.TimeoutExpired("python", timeout or 0)
-            self.returncode = int(self._answers.readline())
+            answer = self._answers.readline()
+            assert answer, "the server that forks processes must answer, but it has ended"
+            self.returncode = int(answer)
             self._answers.close()
             self._socket.close()
         return self.returncode
@@ -181,7 +183,7 @@ def _serve(address: str) -> tuple[dict[str, Any], list[int]]:
         for key, _ in selector.select():
             if key.fd == 0:
                 for pid, _ in held.values():
-                    os.kill(pid, signal.SIGKILL)
+                    _end(pid)
                 os._exit(0)
             elif key.fd in held:
                 pid, connection = held.pop(key.fd)
@@ -197,11 +199,12 @@ def _serve(address: str) -> tuple[dict[str, Any], list[int]]:
                 selector.unregister(key.fileobj)
                 for pid, connection in held.values():
                     if connection is key.fileobj:
-                        os.kill(pid, signal.SIGKILL)
+                        _end(pid)
             else:
                 connection, _ = listener.accept()
-                size, files, _, _ = socket.recv_fds(connection, 8, 3)
-                request = json.loads(connection.recv(int.from_bytes(size), socket.MSG_WAITALL))
+                if (asked := _request(connection)) is None:
+                    continue
+                request, files = asked
                 if (pid := os.fork()) == 0:
                     selector.close()
                     listener.close()
@@ -212,11 +215,38 @@ def _serve(address: str) -> tuple[dict[str, Any], list[int]]:
                     return request, files
                 for file in files:
                     os.close(file)
-                connection.sendall(b"%d\n" % pid)
+                with contextlib.suppress(OSError):  # whoever has gone is noticed below
+                    connection.sendall(b"%d\n" % pid)
                 ended = os.pidfd_open(pid)
                 held[ended] = pid, connection
                 selector.register(ended, selectors.EVENT_READ)
                 selector.register(connection, selectors.EVENT_READ)
+
+
+def _request(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """What a connection asks for; None if whoever asks was killed before all of it was said."""
+    files: list[int] = []
+    try:
+        connection.settimeout(10)
+        size, files, _, _ = socket.recv_fds(connection, 8, 3)
+        request = json.loads(connection.recv(int.from_bytes(size), socket.MSG_WAITALL))
+        assert len(files) == 3
+        connection.settimeout(None)
+    except (OSError, ValueError, AssertionError):
+        for file in files:
+            os.close(file)
+        connection.close()
+        return None
+    return request, files
+
+
+def _end(pid: int) -> None:
+    """SIGKILL for a process and all of its group, which it leads once it has begun."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _become(request: dict[str, Any], files: list[int], path: list[str]) -> None:
@@ -230,6 +260,7 @@ def _become(request: dict[str, Any], files: list[int], path: list[str]) -> None:
     os.chdir(request["cwd"])
     sys.executable = request["python"]
     random.seed()
+    _settle()
     words = list(request["words"])
     if words[0] == "-u":
         cast(TextIOWrapper, sys.stdout).reconfigure(write_through=True)
@@ -258,6 +289,16 @@ def _become(request: dict[str, Any], files: list[int], path: list[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status & 255)
+
+
+def _settle() -> None:
+    """What was settled by the environment when it was imported; hashes of strings cannot be settled again."""
+    import numpy as np
+    import torch
+
+    np.random.seed()  # whatever draws from it without a seed must differ between processes
+    tempfile.tempdir = None
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
 
 
 def _main(address: str) -> None:

@@ -175,6 +175,7 @@ def append_line(path: Path, row: dict[str, Any]) -> bytes:
 
     Raises:
         OSError: If it cannot be written, such as on a full disk; no part of it stays, so it may be appended later.
+            Where somebody else has appended meanwhile it stays as it is.
     """
     line = json.dumps(row).encode() + b"\n"
     with path.open("ab", buffering=0) as handle:

@@ -188,7 +188,8 @@ def explained_start(weights: int, moments: int, config: EngineConfig) -> Generat
 
 def start_report(weights: int, moments: int, config: EngineConfig, world: int) -> str:
     """What the states of a model need on each rank, and what to do about it."""
-    whole = 2 if config.precision == "bf16" else 0  # in fp32 the optimizer steps on the weights themselves
+    # In fp32 the optimizer steps on the weights themselves; stages 1 and 2 keep a copy of each rank's part.
+    whole = 2 if config.precision == "bf16" else 4 if config.zero_stage in (1, 2) else 0
     own, shared = whole * weights, (4 + 4 * moments) * weights
     held = (own / world if config.zero_stage == 3 else own) + (shared / world if config.zero_stage else shared)
     levers: list[str] = []

@@ -1,5 +1,6 @@
 """Metrics: `metrics.jsonl` is the truth, W&B a mirror that can never stop a run; neither can a full disk."""
 
+import json
 import logging
 import os
 import queue
@@ -10,7 +11,7 @@ from typing import Any
 
 from voxscale.engine.config import TrackerConfig
 from voxscale.errors import remedy
-from voxscale.files import append_line, read_lines
+from voxscale.files import append_line, read_lines, write_text
 
 log = logging.getLogger("voxscale")
 
@@ -51,9 +52,7 @@ class Tracker:
         rows = read_lines(self._path)
         kept = [row for row in rows if step > 0 and row["step"] <= step]
         if len(kept) != len(rows):
-            self._path.unlink()
-            for row in kept:
-                append_line(self._path, row)
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))  # whole, or the old one stays
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one line; it must hold `step`. What the disk does not take is kept and tried again with the next."""
