@@ -43,7 +43,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 150) -> None:
         time.sleep(0.5)
 
 
-def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, capfd):
+def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, caplog):
     (tmp_path / "in").mkdir()
     for number in range(5):
         values = np.random.default_rng(number).integers(-1000, -900, (24, 26, 28)).astype(np.int16)
@@ -54,7 +54,7 @@ def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, 
     command += ["--parts", 2, "--cluster", "slurm", "--cpus", 1, "--partition", "ci"]
     command += ["--work", tmp_path / "work", "--logs", logs]
     assert main(list(map(str, command))) == 0
-    assert "submitted 2 parts as job" in capfd.readouterr().err
+    assert "submitted 2 parts as job" in caplog.text
     wait_until(lambda: not jobs())
     written = "".join(path.read_text() for path in logs.rglob("*") if path.suffix in (".out", ".err"))
     assert jobs() == [], written[-2000:]
@@ -64,7 +64,7 @@ def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, 
 
 
 def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same_losses(
-    tmp_path, cluster, monkeypatch, capfd
+    tmp_path, cluster, monkeypatch, caplog
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data, shards = tmp_path / "data", tmp_path / "shards"
@@ -84,9 +84,7 @@ def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same
     def start(run: str) -> str:
         where = ["--cluster", "slurm", "--nodes", 2, "--processes", 1, "--cpus", 1, "--partition", "ci"]
         assert main(list(map(str, [*common, "--run", tmp_path / run, *where]))) == 0
-        found = re.search(r"submitted as job (\d+)", capfd.readouterr().err)
-        assert found is not None
-        return found[1]
+        return re.findall(r"submitted as job (\d+)", caplog.text)[-1]
 
     start("calm")
     wait_until(lambda: not jobs())
