@@ -38,10 +38,10 @@ def _stunet(size: str, batch: int, lr: float, steps: int) -> PretrainConfig:
     )
 
 
-def _alike(config: PretrainConfig) -> PretrainConfig:
+def alike(config: PretrainConfig) -> PretrainConfig:
     """The same with graphs of four times four samples that lie side by side, whatever is read."""
-    alike = AlikeConfig(group=config.objective.graph_matching.group)
-    stream, scans = (dataclasses.replace(one, alike=alike) for one in (config.stream, config.scans))
+    graphs = AlikeConfig(group=config.objective.graph_matching.group)
+    stream, scans = (dataclasses.replace(one, alike=graphs) for one in (config.stream, config.scans))
     return dataclasses.replace(config, stream=stream, scans=scans)
 
 
@@ -92,7 +92,7 @@ def stunet_s_mixture() -> PretrainConfig:
     mixed = MixtureConfig(
         weights=WeightsConfig(volume_fusion=1.0, graph_matching=1.0, part_whole=1.0), balance="gradients"
     )
-    return _alike(dataclasses.replace(_stunet("S", batch=64, lr=1e-3, steps=100_000), objective=mixed))
+    return alike(dataclasses.replace(_stunet("S", batch=64, lr=1e-3, steps=100_000), objective=mixed))
 
 
 def stunet_s_part_whole() -> PretrainConfig:
@@ -134,7 +134,7 @@ def resnet50_graph_matching() -> PretrainConfig:
         ),
         optim=OptimConfig(kind="adamw", lr=2e-3, weight_decay=0.0, schedule="halving", warmup=0.0),
     )
-    return _alike(base)
+    return alike(base)
 
 
 def resnet50_info_nce() -> PretrainConfig:
@@ -239,4 +239,4 @@ def demo_2d() -> PretrainConfig:
         ),
         loop=LoopConfig(steps=600, batch=16, log_every=10, checkpoint_every=50),
     )
-    return _alike(base)
+    return alike(base)

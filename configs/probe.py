@@ -68,4 +68,5 @@ def _under(**weights: float) -> PretrainConfig:
     )
     loop = dataclasses.replace(base.loop, steps=60, checkpoint_every=60)
     probe = dataclasses.replace(base.probe, every=60)
-    return dataclasses.replace(base, objective=objective, loop=loop, probe=probe)
+    config = dataclasses.replace(base, objective=objective, loop=loop, probe=probe)
+    return pretrain.alike(config) if "graph_matching" in weights else config

@@ -26,7 +26,8 @@ def _pretext(name: str, **weights: float) -> Pretext:
         part_whole=dataclasses.replace(base.objective.part_whole, hidden=128, bottleneck=64, prototypes=512),
     )
     loop = dataclasses.replace(base.loop, steps=STEPS, batch=BATCH, checkpoint_every=STEPS)
-    return Pretext(name=name, pretrain=dataclasses.replace(base, objective=objective, loop=loop))
+    config = dataclasses.replace(base, objective=objective, loop=loop)
+    return Pretext(name=name, pretrain=pretrain.alike(config) if "graph_matching" in weights else config)
 
 
 def small() -> StudyConfig:
@@ -72,6 +73,36 @@ def _nothing() -> Pretext:
     masked = dataclasses.replace(base.objective.masked_reconstruction, truth="another")
     objective = dataclasses.replace(base.objective, masked_reconstruction=masked)
     return Pretext(name="nothing", pretrain=dataclasses.replace(base, objective=objective))
+
+
+def _controlled(subjects: tuple[int, ...]) -> StudyConfig:
+    """All objectives and the control on the small network, a core for each training; cheap answers first."""
+    base = small()
+    order = ("nothing", "volume_fusion", "masked", "graph_matching", "part_whole", "mixture")
+    named = {one.name: one for one in (*base.pretexts, _nothing())}
+    finetune = dataclasses.replace(base.finetune, tracker=TrackerConfig(wandb=False))
+    return dataclasses.replace(
+        base,
+        pretexts=tuple(_offline(named[name]) for name in order),
+        control="nothing",
+        subjects=subjects,
+        finetune=finetune,
+        cluster=Cluster(processes=1, cpus=1, hours=6),
+    )
+
+
+def _offline(one: Pretext) -> Pretext:
+    return Pretext(name=one.name, pretrain=dataclasses.replace(one.pretrain, tracker=TrackerConfig(wandb=False)))
+
+
+def hippocampus_small() -> StudyConfig:
+    """Width 8, patches of up to 48 x 32 x 32 voxels, for CPU cores: `make study STUDY=hippocampus_small JOBS=2 ...`."""
+    return dataclasses.replace(_controlled((16, 2, 8, 4)), patch_voxels=48 * 32 * 32)
+
+
+def vertebrae_small() -> StudyConfig:
+    """The same at 3 mm on patches of up to 32^3 voxels, for 2 and 4 labelled subjects."""
+    return dataclasses.replace(_controlled((4, 2)), patch_voxels=32**3, spacing=(3.0, 3.0, 3.0))
 
 
 def _gpu(pretraining: int, finetuning: int) -> StudyConfig:

@@ -196,9 +196,8 @@ def _layers(
             strength = smooth - gaussian(part, [WIDER * width for width in sigma], span)
             yield start, smooth, np.abs(strength, out=strength)
             start, gone = stop, max(0, stop - halo) - low
-            for place in range(
-                end - low - gone if gone else 0
-            ):  # in its place, as a copy of all would need as much again
+            left = end - low - gone if gone else 0
+            for place in range(left):  # in its place, as a copy of all would need as much again
                 room[place] = room[place + gone]
             low += gone
 

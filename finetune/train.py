@@ -188,18 +188,8 @@ def train_and_test(
     stream = CaseStream(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )
-    micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
     settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
-    with Watch(folder, config.loop.watch) as watch:  # a rank may be lost before the first step too
-        model, weights = begin(config, task, arm, seed)
-        found = find_checkpoint(folder)
-        if found is not None:
-            weights = checkpoint.load_weights(found)
-        watch.at("engine")
-        engine = start_engine(model, weights, config.engine, config.optim, micro)
-        del weights  # the engine has its own
-        watch.at("start")
-        start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+    model, engine, start = open_engine(config, task, folder, arm, seed)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
     tracker = None
     if dist.rank() == 0:
@@ -220,6 +210,23 @@ def train_and_test(
     if tracker is not None:
         tracker.close()
     engine.destroy()
+
+
+def open_engine(
+    config: FinetuneConfig, task: Task, folder: Path, arm: str, seed: int
+) -> tuple[Backbone, Engine, Position]:
+    """The model of an arm in its engine, from the newest checkpoint if there is one, and where training stands."""
+    micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
+    with Watch(folder, config.loop.watch) as watch:  # a rank may be lost before the first step too
+        model, weights = begin(config, task, arm, seed)
+        found = find_checkpoint(folder)
+        if found is not None:
+            weights = checkpoint.load_weights(found)
+        watch.at("engine")
+        engine = start_engine(model, weights, config.engine, config.optim, micro)
+        del weights  # the engine has its own
+        watch.at("start")
+        return model, engine, Position() if found is None else checkpoint.restore(found, engine, config.optim)
 
 
 def begin(config: FinetuneConfig, task: Task, arm: str, seed: int) -> tuple[Backbone, dict[str, Tensor]]:

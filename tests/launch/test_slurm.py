@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -17,7 +18,6 @@ from tests_stores import make_store
 
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
-from launch.__main__ import main
 from voxscale.contract import InputContract
 from voxscale.store import open_store
 
@@ -32,6 +32,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
         yield
 
 
+def launch(command: list[object]) -> str:
+    """Run `python -m launch`; returns what it says. A process of its own, as a logger belongs to a process."""
+    words = [sys.executable, "-m", "launch", *map(str, command)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(words, cwd=root, env=os.environ, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
 def jobs() -> list[str]:
     done = subprocess.run(["squeue", "-h", "-o", "%T"], env=os.environ, capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -43,7 +52,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 150) -> None:
         time.sleep(0.5)
 
 
-def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, caplog):
+def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster):
     (tmp_path / "in").mkdir()
     for number in range(5):
         values = np.random.default_rng(number).integers(-1000, -900, (24, 26, 28)).astype(np.int16)
@@ -53,8 +62,7 @@ def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, 
     command = ["ingest", tmp_path / "in", url, "--labels", "ignore", "--gigabytes", 4, "--workers", 1]
     command += ["--parts", 2, "--cluster", "slurm", "--cpus", 1, "--partition", "ci"]
     command += ["--work", tmp_path / "work", "--logs", logs]
-    assert main(list(map(str, command))) == 0
-    assert "submitted 2 parts as job" in caplog.text
+    assert "submitted 2 parts as job" in launch(command)
     wait_until(lambda: not jobs())
     written = "".join(path.read_text() for path in logs.rglob("*") if path.suffix in (".out", ".err"))
     assert jobs() == [], written[-2000:]
@@ -63,9 +71,7 @@ def test_parts_of_a_store_by_url_are_filled_and_gathered(tmp_path, s3, cluster, 
     assert SECRET not in written
 
 
-def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same_losses(
-    tmp_path, cluster, monkeypatch, caplog
-):
+def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same_losses(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data, shards = tmp_path / "data", tmp_path / "shards"
     make_store(tmp_path / "task", 4, labelled=True)
@@ -83,8 +89,7 @@ def test_a_training_on_two_nodes_that_is_requeued_goes_on_and_ends_with_the_same
 
     def start(run: str) -> str:
         where = ["--cluster", "slurm", "--nodes", 2, "--processes", 1, "--cpus", 1, "--partition", "ci"]
-        assert main(list(map(str, [*common, "--run", tmp_path / run, *where]))) == 0
-        return re.findall(r"submitted as job (\d+)", caplog.text)[-1]
+        return re.findall(r"submitted as job (\d+)", launch([*common, "--run", tmp_path / run, *where]))[-1]
 
     start("calm")
     wait_until(lambda: not jobs())

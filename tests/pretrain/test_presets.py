@@ -9,7 +9,7 @@ import pytest
 import torch
 from scenes import noise_scene
 
-from configs import pretrain
+from configs import pretrain, probe, study
 from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining
 from pretrain.objectives.fusion_config import check
@@ -46,7 +46,8 @@ def test_the_twin_differs_in_its_terms_alone():
 def presets():
     """Every preset by its name."""
     found = inspect.getmembers(pretrain, inspect.isfunction)
-    return {name: make for name, make in found if make.__module__ == pretrain.__name__ and not name.startswith("_")}
+    own = [(name, make) for name, make in found if make.__module__ == pretrain.__name__ and not name.startswith("_")]
+    return {name: make for name, make in own if not inspect.signature(make).parameters}
 
 
 @pytest.mark.parametrize("name", sorted(presets().keys() - {"fast_precision"}))
@@ -61,6 +62,24 @@ def test_batches_are_whole_graphs_of_neighbours_where_samples_are_matched_and_on
         said = pretrain.resnet50_graph_matching.__doc__ if name == "resnet50_info_nce" else ""
     ranks = math.prod(int(n) for n in re.findall(r"--(?:nodes|processes) (\d+)", said))
     assert config.loop.batch % (ranks * config.engine.accumulate * graphs) == 0
+
+
+@pytest.mark.parametrize(
+    "make", [study.small, study.hippocampus_small, study.vertebrae_small, study.hippocampus, study.vertebrae]
+)
+def test_studies_match_neighbours_too(make):
+    for one in (pretext.pretrain for pretext in make().pretexts):
+        graphs = one.objective.graph_matching.group if "graph_matching" in one.objective.active else 1
+        assert one.stream.alike.group == one.scans.alike.group == graphs
+        assert one.loop.batch % graphs == 0
+
+
+@pytest.mark.parametrize("name", ["graph_matching", "mixture", "masked"])
+def test_probed_trainings_match_neighbours_too(name):
+    config = getattr(probe, name)()
+    graphs = 1 if name == "masked" else 8
+    assert config.stream.alike.group == config.scans.alike.group == graphs
+    assert config.loop.batch % graphs == 0
 
 
 def test_the_preprint_pairs_plain_crops_of_the_batch():

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 SOURCES = tuple(
     HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp", "resample.cpp", "contrast.cpp")
 )
-PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h")))
+PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h", "wide.h")))
 OFF = "VOXSCALE_NO_KERNEL"
 """Environment variable that switches the compiled reader off."""
 
