@@ -85,6 +85,10 @@ class Scene:
         """The independent crops of each sample; made when somebody asks for them."""
         return make_views(self.batch, self.patch, self._crops, self.config)
 
+    def stored(self, number: int) -> Batch:
+        """The boxes of one of the independent crops of each sample, as they are stored; -1 is the last one."""
+        return self._cut[number]
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seed of each sample."""

@@ -14,7 +14,7 @@ from voxscale.ledger import LEDGER
 from voxscale.patches import Plan, Shape
 from voxscale.seed import derive
 from voxscale.shards import read_manifest
-from voxscale.stream import AlikeConfig, ShardStream, StoreStream
+from voxscale.stream import AlikeConfig, Curriculum, ShardStream, StoreStream, WideCrops
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,29 @@ def open_source(config: PretrainConfig, source: Source, crops: int) -> tuple[Sha
         crops: Views of each sample.
 
     Raises:
+        ConfigError: If wide crops are wanted of shards that hold no coarser levels.
         DataError: If shards or store are missing, damaged or empty.
     """
+    wide = wide_crops(config, crops)
     if config.store is None:
+        held = "0 where shards are read, which hold the finest level of a scan only (or read a store)"
+        require(wide is None, "objective.part_whole.wider", held, 0 if wide is None else wide.wider)
         stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
         return stream, {"shards": stream.manifest_sha256}
     scans = dataclasses.replace(config.scans, views=crops)
-    stream = StoreStream(config.store, source.patch, source.contract, scans, config.seed)
+    stream = StoreStream(config.store, source.patch, source.contract, scans, config.seed, wide)
     folder = open_folder(config.store)
     # The index names the hash of each of its parts; a store that is being written has a ledger only.
     known = folder.read(INDEX if folder.size(INDEX) is not None else LEDGER)
     return stream, {"store": hashlib.sha256(known).hexdigest(), "plan": config_hash(to_dict(source))}
+
+
+def wide_crops(config: PretrainConfig, crops: int) -> WideCrops | None:
+    """The crops that part-whole takes its wholes from, if some are wider than the patch: the last of each sample."""
+    own = config.objective.part_whole
+    if "part_whole" not in config.objective.active or not own.wider:
+        return None
+    return WideCrops(crops - 1, own.wider, Curriculum(own.budget, own.blend), config.loop.batch, config.loop.steps)
 
 
 def check_graphs(config: PretrainConfig, micro: int) -> None:

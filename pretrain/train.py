@@ -11,6 +11,7 @@ from pretrain.config import PretrainConfig
 from pretrain.labelled import LabelledBatches, of_batch, open_labelled, write_ledger
 from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining, costs, wanted
+from pretrain.objectives.interface import crops_per_sample
 from pretrain.preview import make_preview
 from pretrain.probe.data import read_labelled, read_unlabelled
 from pretrain.probe.landmarks import read_landmarks
@@ -63,7 +64,7 @@ def pretrain(config: PretrainConfig) -> None:
     model_config = backbone(config, source)
     network = make_network(config, model_config, patch)
     settled = dataclasses.replace(config, engine=settle(config.engine, model_config))
-    crops = max(branch.views_per_sample for branch in network.objectives().values())
+    crops = crops_per_sample(network.objectives().values())
     stream, inputs = open_source(config, source, crops)
     labelled = open_labelled(config.objective, source, config.seed)
     inputs |= {} if labelled is None else {"labelled": labelled.fingerprint}

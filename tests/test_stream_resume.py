@@ -21,11 +21,13 @@ from voxscale.shards import open_manifest
 from voxscale.store import open_store
 from voxscale.stream import (
     AlikeConfig,
+    Curriculum,
     ShardStream,
     ShardStreamConfig,
     StoreStream,
     StoreStreamConfig,
     WeightsConfig,
+    WideCrops,
     rank_indices,
 )
 from voxscale.stream.weights import group_weights
@@ -55,6 +57,7 @@ class Source:
     weights: int
     seed: int
     group: int = 1
+    wider: int = 0
 
     def open(self, folder):
         """A new stream, as a new process makes it."""
@@ -62,7 +65,9 @@ class Source:
         how["alike"] = AlikeConfig(group=self.group)
         if self.kind == "shards":
             return ShardStream(folder / "shards", ShardStreamConfig(**how, patches=self.patches), self.seed)
-        return StoreStream(folder / "store", PATCH, CONTRACT, StoreStreamConfig(**how), self.seed)
+        # Levels of samples move within the first steps, which the length of the run is the same for in every stay.
+        wide = WideCrops(0, self.wider, Curriculum((0.3, 0.3, 0.4), 0.3), 6, 8) if self.wider else None
+        return StoreStream(folder / "store", PATCH, CONTRACT, StoreStreamConfig(**how), self.seed, wide)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ sources = st.builds(
     weights=st.integers(0, 2),
     seed=st.integers(0, 3),
     group=st.sampled_from([1, 4]),
+    wider=st.sampled_from([0, 2]),
 )
 
 

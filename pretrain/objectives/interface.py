@@ -1,7 +1,7 @@
 """The one interface of pretraining objectives: what a branch wants to see, and what it makes of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,14 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         views_per_sample: Independent crops of each scan that it looks at.
+        own_crop: Whether it looks at one more instead, the last of each sample, which no other objective has and which
+            may be wider than the patch.
         wants_teacher: Whether some passes are the teacher's.
         weighed: Terms of its loss whose gradients are measured and logged one by one.
     """
 
     views_per_sample: int = 1
+    own_crop: bool = False
     wants_teacher: bool = False
     weighed: tuple[str, ...] = ()
 
@@ -110,3 +113,11 @@ class Objective(nn.Module, ABC):
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:  # noqa: ARG002
         """Volumes (z, y, x) of the first sample, for the report."""
         return {}
+
+
+def crops_per_sample(objectives: Iterable[Objective]) -> int:
+    """Crops of each sample that objectives want of the stream together."""
+    shared, own = 0, 0
+    for one in objectives:
+        shared, own = (shared, 1) if one.own_crop else (max(shared, one.views_per_sample), own)
+    return shared + own

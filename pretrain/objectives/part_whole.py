@@ -68,7 +68,7 @@ class PartWhole(Objective):
 
     def __init__(self, config: PartWholeConfig, backbone: Backbone) -> None:
         super().__init__()
-        self.config, self.dims = config, backbone.dims
+        self.config, self.dims, self.own_crop = config, backbone.dims, config.wider > 0
         width = backbone.levels[-1].channels
         parts = config.parts if config.splits is None else config.splits[0] * config.splits[1] * config.splits[2]
         self.head = DinoHead(width, config.hidden, config.bottleneck, config.prototypes)
@@ -138,8 +138,8 @@ class PartWhole(Objective):
         """All three terms; the centre follows the teacher while training.
 
         Watched are `embedding_std` (of unit vectors, 1 if they point everywhere, 0 if all are one), `head_entropy`
-        and `usage_entropy` (see `entropies`), `air_parts` (share of parts that do not count), `level`, and the
-        cosines `compose_cosine` and `decompose_cosine`.
+        and `usage_entropy` (see `entropies`), `air_parts` (share of parts that do not count), `level`,
+        `whole_mm` (the wholes' mean side), and the cosines `compose_cosine` and `decompose_cosine`.
         """
         assert isinstance(teacher, PartWhole)
         targets: Targets = plan.targets
@@ -182,6 +182,7 @@ class PartWhole(Objective):
             "usage_entropy": usage,
             "air_parts": 1 - targets.wholes.counted.float().mean(),
             "level": torch.tensor(targets.wholes.levels, device=unit.device).float().mean(),
+            "whole_mm": targets.wholes.sides.mean(),
             "compose_cosine": 1 - terms["compose"].detach() / 2,
             "decompose_cosine": 1 - terms["decompose"].detach() / 2,
         }

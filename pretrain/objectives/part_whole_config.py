@@ -4,6 +4,7 @@ from typing import Literal
 
 from voxscale.config import config, require
 from voxscale.parts import Splits
+from voxscale.stream.wide import MOST, Curriculum
 
 
 @config
@@ -18,6 +19,9 @@ class PartWholeConfig:
             of the feature map of the whole, and the whole is seen at the size of a part (ACE, 2025).
         slots: `view`: a part's slot is its place in what is seen; `body`: its place before the crop was mirrored.
         levels: Sizes of the whole: the crop, half its side, a quarter, and so on.
+        wider: How many of them come before the crop: with 2 the first whole has four times the crop's side, the second
+            twice, as far as the scan is so large. They are read from the coarser levels of a store's pyramid, or of
+            shards that were packed with `--levels`.
         budget: Share of the run for each level, from coarse to fine.
         blend: Share of the run over which one level gives way to the next.
         least_voxels: Stored voxels along a part's edge (geometric mean); a sample with fewer stays at a coarser level.
@@ -47,6 +51,7 @@ class PartWholeConfig:
     part_views: Literal["crops", "grid"] = "crops"
     slots: Literal["view", "body"] = "view"
     levels: int = 3
+    wider: int = 0
     budget: tuple[float, ...] = (0.2, 0.3, 0.5)
     blend: float = 0.1
     least_voxels: float = 32.0
@@ -88,6 +93,7 @@ class PartWholeConfig:
             check(getattr(self, name) >= 1, name, "at least 1")
         check(self.prototypes >= 2, "prototypes", "at least 2")
         check(self.local_views >= 0, "local_views", "at least 0")
+        check(0 <= self.wider <= MOST, "wider", f"0 to {MOST}")
         check(self.least_voxels >= 0, "least_voxels", "at least 0")
         check(self.student_temperature > 0, "student_temperature", "above 0")
         check(min(self.teacher_temperature) > 0, "teacher_temperature", "above 0")
@@ -104,33 +110,10 @@ class PartWholeConfig:
 
 
 def level_shares(config: PartWholeConfig, progress: float) -> list[float]:
-    """How likely each level is when a share of the run is done; a pure function of it.
-
-    Around the end of a level's budget the next one takes over linearly.
-    """
-    reached = [1.0]
-    end = 0.0
-    for share in config.budget[:-1]:
-        end += share
-        since = progress - end
-        reached.append(min(max(since / config.blend + 0.5, 0.0), 1.0) if config.blend else float(since >= 0))
-    # A level whose budget is small is passed over, not counted twice.
-    for number in range(len(reached) - 2, 0, -1):
-        reached[number] = max(reached[number], reached[number + 1])
-    return [a - b for a, b in zip(reached, [*reached[1:], 0.0], strict=True)]
+    """How likely each level is when a share of the run is done, see `Curriculum.shares`."""
+    return Curriculum(config.budget, config.blend).shares(progress)
 
 
 def level_of(config: PartWholeConfig, progress: float, draw: float) -> int:
-    """The level of a sample.
-
-    Args:
-        config: Levels and their budget.
-        progress: Share of the run that is done.
-        draw: The sample's own number in 0..1.
-    """
-    passed = 0.0
-    for level, share in enumerate(level_shares(config, progress)):
-        passed += share
-        if draw < passed:
-            return level
-    return config.levels - 1
+    """The level of a sample, see `Curriculum.level`."""
+    return Curriculum(config.budget, config.blend).level(progress, draw)

@@ -27,6 +27,7 @@ from voxscale.augment.resample import resample
 from voxscale.batch import Batch
 from voxscale.parts import Splits, mirrored_slots, split
 from voxscale.seed import rng
+from voxscale.stream.wide import level_draw
 
 Size = tuple[int, int, int]
 
@@ -47,6 +48,7 @@ class Wholes:
         counted: (b, p) parts that are not air, in the order of slots.
         order: (b, p) place in the view of each slot.
         levels: Level of each sample.
+        sides: (b,) side of each whole in mm, the geometric mean over axes of more than one voxel.
     """
 
     student: Float[Tensor, "b 1 z y x"]
@@ -55,11 +57,15 @@ class Wholes:
     counted: Bool[Tensor, "b p"]
     order: Int64[Tensor, "b p"]
     levels: tuple[int, ...]
+    sides: Float[Tensor, " b"]
 
 
 @torch.no_grad()
 def make_wholes(scene: Scene, config: PartWholeConfig, splits: Splits, small: Size) -> Wholes:
-    """Choose a whole in each sample's first crop and read what is seen of it.
+    """Choose a whole in each sample's crop and read what is seen of it.
+
+    The crop is the first one, or one of its own where wholes may be wider: then the stream has made it as wide as the
+    level says, and the whole is all of it.
 
     Args:
         scene: The samples.
@@ -67,10 +73,11 @@ def make_wholes(scene: Scene, config: PartWholeConfig, splits: Splits, small: Si
         splits: Parts along z, y, x.
         small: Voxels of a small view along z, y, x.
     """
-    reader = Reader(scene)
+    reader = Reader(scene.stored(-1 if config.wider else 0))
     levels = tuple(
         min(
-            level_of(config, scene.progress, _draw(seed, "level").random()), deepest(config, splits, steps, scene.patch)
+            level_of(config, scene.progress, level_draw(seed)),
+            config.wider + deepest(config, splits, steps, scene.patch),
         )
         for seed, steps in zip(scene.seeds, reader.steps, strict=True)
     )
@@ -91,6 +98,7 @@ def make_wholes(scene: Scene, config: PartWholeConfig, splits: Splits, small: Si
         counted=(body >= config.least_body).gather(1, order),
         order=order,
         levels=levels,
+        sides=reader.sides(place, scene),
     )
 
 
@@ -161,10 +169,13 @@ def box(shares: NDArray[Any], room: NDArray[Any], patch: Size, size: Size) -> ND
 
 
 class Reader:
-    """Reads boxes of the first crop of each sample from the stored voxels.
+    """Reads boxes of a crop of each sample from the stored voxels.
 
-    Bricks hold the finest level of a scan only, so where a view is coarser than half of it, coarser levels are made
-    of the brick: means of blocks of 2 or 4, as in the store's pyramid.
+    Where a view is coarser than half of what is stored in the box, coarser levels are made of it: means of blocks of 2
+    or 4, as in the store's pyramid. A wide crop has come from that pyramid, so little is left to do.
+
+    Args:
+        boxes: Of one crop of each sample.
 
     Attributes:
         steps: Stored voxels per voxel of the crop along z, y, x, of each sample.
@@ -172,8 +183,8 @@ class Reader:
         device: Of the voxels.
     """
 
-    def __init__(self, scene: Scene) -> None:
-        self._first = rows(scene.batch, slice(None, None, scene.crops.images.shape[1]))
+    def __init__(self, boxes: Batch) -> None:
+        self._first = boxes
         self._matrix = self._first.matrix.double().cpu().numpy()
         self._sizes = self._first.sizes.int().tolist()
         self._levels: dict[tuple[Size, tuple[int, ...]], Batch] = {}
@@ -205,6 +216,19 @@ class Reader:
             moved = level.matrix @ _square(given[chosen])
             images[chosen], inside[chosen], _ = resample(dataclasses.replace(level, matrix=moved), size)
         return images, inside
+
+    def sides(self, place: NDArray[np.float64], scene: Scene) -> Float[Tensor, " b"]:
+        """Side of each view of the patch's size in mm; before zoom where the batch does not know.
+
+        Args:
+            place: (b, 3, 4) maps from voxels of the view to those of the crop.
+            scene: The samples.
+        """
+        known = self._first.mm
+        fine = np.diag(scene.spacing)[None] if known is None else known[:, :, :3].double().cpu().numpy()
+        wide = [axis for axis, n in enumerate(scene.patch) if n > 1]
+        mm = np.linalg.norm(fine @ place[:, :, :3], axis=1) * scene.patch
+        return torch.from_numpy(np.exp(np.log(mm[:, wide]).mean(axis=1))).float().to(self.device)
 
     def _level(self, factor: Size, chosen: Sequence[int]) -> Batch:
         """Some boxes at a coarser level, without the padding that others need."""
@@ -240,10 +264,11 @@ def rows(batch: Batch, pick: slice | Sequence[int]) -> Batch:
 def _choose(reader: Reader, scene: Scene, config: PartWholeConfig, levels: Sequence[int]) -> NDArray[np.float64]:
     """(b, 3, 4) map from voxels of each whole to those of its crop: of several places that with most body."""
     wide = np.array([n > 1 for n in scene.patch])
-    shares = [np.where(wide, 0.5**level, 1.0) for level in levels]
+    halved = [max(0, level - config.wider) for level in levels]
+    shares = [np.where(wide, 0.5**level, 1.0) for level in halved]
     rooms = [_draw(seed, "place").random((config.tries, 3)) for seed in scene.seeds]
     best = np.zeros(len(levels), dtype=int)
-    if any(levels) and config.tries > 1:
+    if any(halved) and config.tries > 1:
         probe: Size = tuple(min(PROBE, n) for n in scene.patch)  # pyright: ignore[reportAssignmentType]
         body = [
             _body(

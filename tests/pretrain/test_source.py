@@ -12,6 +12,8 @@ from tests_stores import make_store
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from pretrain.config import PretrainConfig
+from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.probe.data import read_unlabelled
 from pretrain.source import check_graphs, find_source, open_source, open_upright
 from voxscale.config import save_json
@@ -98,6 +100,15 @@ def test_both_sources_have_one_patch_and_know_what_they_read(data):
 def test_a_store_and_its_plan_go_together(given, tmp_path):
     with pytest.raises(ConfigError, match="plan must be given with a store, and only with one"):
         find_source(PretrainConfig(**{given: tmp_path}))
+
+
+def test_wide_wholes_of_shards_without_coarser_levels_are_refused(data):
+    wide = MixtureConfig(weights=WeightsConfig(part_whole=1.0), part_whole=PartWholeConfig(wider=2))
+    store = PretrainConfig(store=data / "store", plan=data / "plan.json", objective=wide)
+    shards = PretrainConfig(shards=data / "shards", objective=wide)
+    assert len(open_source(store, find_source(store), 1)[0].sample(0)[0]) == 1
+    with pytest.raises(ConfigError, match=r"^objective.part_whole.wider must be .*, not 2"):
+        open_source(shards, find_source(shards), 1)
 
 
 def test_graphs_that_ranks_would_share_are_refused(tmp_path):

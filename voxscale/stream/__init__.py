@@ -12,11 +12,13 @@ from voxscale.stream.interface import PatchStream, Sample
 from voxscale.stream.quality import Quality, shuffle_quality
 from voxscale.stream.scans import StoreStream, StoreStreamConfig
 from voxscale.stream.weights import WeightsConfig
+from voxscale.stream.wide import Curriculum, WideCrops
 
 __all__ = [
     "AlikeConfig",
     "CaseStream",
     "CaseStreamConfig",
+    "Curriculum",
     "PatchStream",
     "Quality",
     "Sample",
@@ -25,6 +27,7 @@ __all__ = [
     "StoreStream",
     "StoreStreamConfig",
     "WeightsConfig",
+    "WideCrops",
     "rank_indices",
     "shuffle_quality",
 ]

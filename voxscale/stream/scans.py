@@ -18,13 +18,15 @@ from voxscale.entry import Entry, group_of
 from voxscale.errors import DataError
 from voxscale.folder import Access
 from voxscale.index import ROWS, Index
+from voxscale.pyramid import levels
 from voxscale.seed import derive, rng
 from voxscale.store import open_store
 from voxscale.stream.alike import AlikeConfig, graphs_of
-from voxscale.stream.crop import Size, cut, intensity_scale, matrix, millimetres, on_body, place, spans
+from voxscale.stream.crop import Size, intensity_scale, on_body, place, spans
 from voxscale.stream.epoch import Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
+from voxscale.stream.wide import WideCrops, level_for, placed, widened
 
 
 @config
@@ -68,10 +70,19 @@ class StoreStream:
         contract: How scans become network input.
         config: How scans become samples.
         seed: Of everything.
+        wide: Crops that are read from coarser levels, if any are.
     """
 
-    def __init__(self, path: Path, patch: Size, contract: InputContract, config: StoreStreamConfig, seed: int) -> None:
-        self.store = open_store(path, config.access)
+    def __init__(
+        self,
+        path: Path,
+        patch: Size,
+        contract: InputContract,
+        config: StoreStreamConfig,
+        seed: int,
+        wide: WideCrops | None = None,
+    ) -> None:
+        self.store, self.wide = open_store(path, config.access), wide
         self.patch, self.contract, self.config, self.seed = patch, contract, config, seed
         entries = self.store.entries
         # Without an index, as in a store that is being written, all entries are in memory anyhow.
@@ -167,23 +178,27 @@ class StoreStream:
 
     def _view(self, key: str, entry: Entry, index: int, view: int) -> Patch:
         generator = rng(self.seed, "crop", index, view)
-        drawn = spatial.sample(generator, self.config.spatial)
+        drawn, factor = spatial.sample(generator, self.config.spatial), 1
+        if self.wide is not None and view == self.wide.view:
+            factor = self.wide.factor(index, derive(self.seed, "sample", index, 0))
+            drawn, factor = widened(drawn, factor, self.patch, self.contract, entry.shape, entry.spacing)
         size = spatial.extent(drawn, self.patch, self.contract.spacing, entry.spacing)
         centre = place(generator, entry.shape, size)
         if entry.occupancy is not None and generator.random() < self.config.foreground:
             centre = on_body(generator, entry.occupancy, entry.shape, size)
-        box = cut(entry.shape, size, centre)
-        mapping = matrix(drawn, self.patch, self.contract, entry.spacing, centre, box)
+        pyramid = levels(entry.shape, entry.spacing)
+        level = level_for(factor, self.patch, self.contract, entry.spacing, pyramid)
+        where = placed(drawn, self.patch, self.contract, entry.spacing, centre, level, pyramid[level])
         return Patch(
-            voxels=self.store.read_of(key, entry, spans(box)),
+            voxels=self.store.read_of(key, entry, spans(where.box), level),
             label=None,
-            matrix=mapping,
+            matrix=where.matrix,
             scale=intensity_scale(entry, self.contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=key,
-            removed=self.store.removed_of(key, entry, spans(box)),
-            mm=millimetres(mapping, box, entry.spacing),
+            removed=self.store.removed_of(key, entry, spans(where.box), level),
+            mm=where.mm,
         )
 
 

@@ -13,21 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests_stores import make_store
 
 import configs.models
 import configs.pretrain
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig, branches
 from pretrain.network import Job, Pictures, Pretraining
-from pretrain.objectives.interface import Seen
+from pretrain.objectives.interface import Seen, crops_per_sample
 from pretrain.objectives.part_whole import PartWhole, Targets
 from pretrain.objectives.part_whole_config import PartWholeConfig, level_of, level_shares
 from pretrain.objectives.part_whole_views import Reader, central, concentric, deepest, make_wholes, pooling
 from pretrain.scene import Scene
+from pretrain.source import wide_crops
 from pretrain.views import ViewsConfig
 from voxscale.augment.pool import coarser
-from voxscale.batch import Batch
+from voxscale.augment.spatial import SpatialConfig
+from voxscale.batch import Batch, collate
 from voxscale.config import parse
+from voxscale.contract import InputContract
+from voxscale.engine.config import LoopConfig
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.interface import Backbone
@@ -35,6 +40,7 @@ from voxscale.models.stunet import STUNetConfig
 from voxscale.models.vit import ViTConfig
 from voxscale.parts import join, mirrored_slots, split
 from voxscale.seed import torch_generator
+from voxscale.stream import StoreStream, StoreStreamConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 PATCH = (16, 16, 16)
@@ -380,11 +386,66 @@ def test_a_level_is_capped_where_parts_would_have_too_few_stored_voxels():
 def test_coarse_views_are_read_from_pooled_voxels_as_a_pyramid_has_them():
     assert [pooling((s, s, s)) for s in (0.4, 1.9, 2.0, 3.9, 4.0, 9.0)] == [(f,) * 3 for f in (1, 1, 2, 2, 4, 4)]
     scene = a_scene(2, stored=4.0, intensity=False)
-    reader = Reader(scene)
+    reader = Reader(scene.stored(0))
     images, inside = reader.read(np.stack([np.eye(3, 4)] * 2), PATCH)
     assert inside.all()
     torch.testing.assert_close(images, coarser(scene.batch, (4, 4, 4)).voxels, rtol=1e-4, atol=1e-4)
     assert images.std() < 0.5 * scene.crop().images.std()  # plain reading takes single voxels: aliasing
+
+
+def test_a_whole_that_is_wider_than_the_crop_is_all_of_the_crop_of_its_own():
+    """Two plain crops and the wide one of each sample; levels up to the crop's take all of it, later ones a part."""
+    config = dataclasses.replace(SMALL, wider=2, levels=4, budget=(0.25, 0.25, 0.25, 0.25), blend=0.0, tries=1)
+    voxels = torch.rand(6, 1, *PATCH, generator=torch_generator(4, "scene"))
+    boxes = a_scene(6, voxels=voxels).batch
+    for progress, level, side in ((0.0, 0, 16.0), (0.3, 1, 16.0), (0.6, 2, 16.0), (0.9, 3, 8.0)):
+        scene = Scene(boxes, PATCH, 3, ViewsConfig(intensity=False), progress=progress)
+        found = make_wholes(scene, config, (2, 2, 2), (8, 8, 8))
+        assert found.levels == (level, level)
+        torch.testing.assert_close(found.sides, torch.full((2,), side))
+        assert torch.allclose(found.student, voxels[2::3], atol=1e-4) == (level < 3)
+    mm = torch.eye(3, 4).repeat(6, 1, 1) * torch.tensor([1.0, 1, 4] * 2).view(6, 1, 1)
+    scene = Scene(dataclasses.replace(boxes, mm=mm), PATCH, 3, ViewsConfig(intensity=False), progress=0.0)
+    torch.testing.assert_close(make_wholes(scene, config, (2, 2, 2), (8, 8, 8)).sides, torch.full((2,), 64.0))
+
+
+def test_wide_wholes_are_read_as_their_level_and_need_a_crop_of_their_own(tmp_path):
+    """From a store to the network's images: stream and objective draw one level, and the last crop is its own."""
+    make_store(tmp_path, 2, labelled=False, shape=(72, 80, 76), spacing=(1.0, 1.0, 1.0))
+    config = dataclasses.replace(SMALL, wider=2, tries=1)
+    network = a_network(config)
+    assert crops_per_sample([the_branch(network)]) == 1
+    mixed = [the_branch(network), a_branch_of_crops(1), a_branch_of_crops(2)]
+    assert [crops_per_sample(mixed[:n]) for n in (2, 3)] == [2, 3]
+    assert crops_per_sample([a_branch_of_crops(2), a_branch_of_crops(1)]) == 2
+    asked = PretrainConfig(
+        objective=MixtureConfig(weights=WeightsConfig(part_whole=1.0), part_whole=config),
+        loop=LoopConfig(batch=4, steps=10),
+    )
+    wide, still = wide_crops(asked, 2), SpatialConfig(zoom=(1.0, 1.0), flip=(0.0, 0.0, 0.0))
+    assert wide is not None
+    assert wide.view == 1
+    contract = InputContract(spacing=(1.0, 1.0, 1.0))
+    stream = StoreStream(tmp_path, PATCH, contract, StoreStreamConfig(views=2, spatial=still), 0, wide)
+    sides = {}
+    for step in (0, 2, 3, 9):
+        batch = collate([patch for n in range(4) for patch in stream.sample(step * 4 + n)[0]])
+        scene = Scene(batch, PATCH, 2, ViewsConfig(intensity=False), progress=batch.indices[0] // 4 / 10)
+        found = make_wholes(scene, config, (2, 2, 2), (8, 8, 8))
+        assert found.sides.tolist() == pytest.approx([16 * 2 ** (2 - level) for level in found.levels])
+        torch.testing.assert_close(found.student, scene.crops.images[:, 1])
+        sides[step] = found.sides.mean()
+        assert "whole_mm" in run(network, scene)["watched"]
+    assert sides[0] == 64
+    assert sides[9] == 16
+    none = dataclasses.replace(asked, objective=MixtureConfig(weights=WeightsConfig(volume_fusion=1.0)))
+    assert wide_crops(none, 1) is None
+
+
+def a_branch_of_crops(count):
+    branch = PartWhole(SMALL, build(MODEL))
+    branch.views_per_sample = count
+    return branch
 
 
 def test_wholes_are_put_where_there_is_body():
@@ -460,6 +521,8 @@ def test_pictures_show_the_whole_its_parts_and_air():
         ("least_voxels", -1.0),
         ("compose", -1.0),
         ("local_views", -1),
+        ("wider", 3),
+        ("wider", -1),
     ],
 )
 def test_bad_config_is_named(field, value):
