@@ -100,14 +100,23 @@ def stunet_s_part_whole() -> PretrainConfig:
 
     `python -m launch pretrain configs/pretrain.py:stunet_s_part_whole --shards SHARDS --run RUN --processes 4 --gpus 4`
 
-    Heads and teacher as Adam-v2 has them; optimizer and length are our guess. Parts of 64 voxels of a patch of 128 are
-    images that a STU-Net takes. What it buys: not measured yet.
+    Wholes go from four times the crop's side (as far as the scan is so large) to half of it, so shards are packed with
+    `--levels 3`; of a store nothing else is needed. Heads and teacher as Adam-v2 has them; optimizer and length are our
+    guess. Parts of 64 voxels of a patch of 128 are images that a STU-Net takes. What it buys: not measured yet.
     """
     return dataclasses.replace(
         _stunet("S", batch=32, lr=5e-4, steps=100_000),
         objective=MixtureConfig(
             weights=WeightsConfig(volume_fusion=0.0, part_whole=1.0),
-            part_whole=PartWholeConfig(hidden=2048, bottleneck=256, prototypes=65536, local_views=8),
+            part_whole=PartWholeConfig(
+                hidden=2048,
+                bottleneck=256,
+                prototypes=65536,
+                local_views=8,
+                levels=4,
+                wider=2,
+                budget=(0.1, 0.2, 0.3, 0.4),
+            ),
         ),
         optim=OptimConfig(kind="adamw", lr=5e-4, weight_decay=0.04),
     )

@@ -109,7 +109,8 @@ def _sizes(table: Any, patch: Sequence[int], contract: InputContract, config: Pa
     """Bytes that the bricks of each scan take, about: as many a voxel as in the store."""
     shapes, boxes = numbers(table.column("shape")), numbers(table.column("foreground_box")).reshape(-1, 3, 2)
     voxels = covered(shapes, boxes, numbers(table.column("spacing")), patch, contract, config)
-    return numbers(table.column("bytes")) * voxels / shapes.prod(axis=1, dtype=np.float64)
+    coarser = sum(8.0**-level for level in range(1, config.levels))
+    return numbers(table.column("bytes")) * (voxels / shapes.prod(axis=1, dtype=np.float64) + coarser)
 
 
 class Digests:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.bricks import PackConfig, brick_boxes, describe, occupied
+from data_prep.bricks import PackConfig, brick_boxes, describe, describe_level, occupied
 from data_prep.choose import Digests, choose
 from data_prep.groups import Candidate, Group, plan_groups, read_groups, write_groups
 from data_prep.part import Part, parse_part
@@ -22,8 +22,10 @@ from voxscale.files import locked
 from voxscale.folder import Folder, open_folder, url_of
 from voxscale.patches import Plan
 from voxscale.progress import Progress
+from voxscale.pyramid import levels
 from voxscale.shards import (
     SCHEMA,
+    SCHEMA_COARSE,
     Manifest,
     ManifestShard,
     ShardIndex,
@@ -31,6 +33,7 @@ from voxscale.shards import (
     count_groups,
     index_name,
     manifest_text,
+    written,
 )
 from voxscale.store import Store, open_store
 from voxscale.tars import Cut, write_shard
@@ -126,7 +129,8 @@ class _Pack:
     ) -> None:
         self.store, self.folder = store, folder
         self.contract, self.patch, self.config = contract, patch, config
-        self.made_from = config_hash({"pack": to_dict(config), "contract": to_dict(contract), "patch": list(patch)})
+        self.made_from = config_hash({"pack": written(config), "contract": to_dict(contract), "patch": list(patch)})
+        self.schema = SCHEMA if config.levels == 1 else SCHEMA_COARSE
 
     def plan(self, candidates: Sequence[Candidate]) -> tuple[Group, ...]:
         """The scans of each tar, those of an earlier run first."""
@@ -139,7 +143,7 @@ class _Pack:
     def shard(self, number: int, group: Group, digests: Digests, scratch: Path) -> ShardIndex:
         """One tar: the one that is there if it was made from the same scans and config, else a new one."""
         name = f"shard-{number:05d}.tar"
-        inputs = config_hash({"scans": digests.of(group.volumes), "config": self.made_from, "schema": SCHEMA})
+        inputs = config_hash({"scans": digests.of(group.volumes), "config": self.made_from, "schema": self.schema})
         known = _known(self.folder, name)
         if known is not None and known.inputs == inputs and self.folder.size(name) == known.bytes:
             return known
@@ -157,14 +161,23 @@ class _Pack:
             chosen = occupied(entry, boxes, self.config.foreground)
             skipped[0] += len(boxes) - len(chosen)
             group = group_of(entry.dataset, entry.modality, entry.technique.get("body_part"))
-            for box in chosen:
-                try:
+            try:
+                yield from self._coarser(key, entry, group, some=bool(chosen))
+                for box in chosen:
                     layout, voxels, mask = self.store.cut(key, box)
-                except DataError as error:
-                    lost[key] = error.reason
-                    log.warning("pack: scan %s is left out (%s); ingest it again", key, error.reason)
-                    break
-                yield describe(key, entry, box, layout.chunk), group, voxels, mask
+                    yield describe(key, entry, box, layout.chunk, self.config.levels > 1), group, voxels, mask
+            except DataError as error:
+                lost[key] = error.reason
+                log.warning("pack: scan %s is left out (%s); ingest it again", key, error.reason)
+
+    def _coarser(self, key: str, entry: Entry, group: str, some: bool) -> list[Cut]:
+        """Coarser levels of a scan that has some bricks, as many as are asked for and as it has; small beside it."""
+        found = list(enumerate(levels(entry.shape, entry.spacing)))[1 : self.config.levels] if some else []
+        made: list[Cut] = []
+        for number, level in found:
+            layout, voxels, mask = self.store.cut(key, [(0, n) for n in level.shape], number)
+            made.append((describe_level(key, entry, number, level, layout.chunk), group, voxels, mask))
+        return made
 
     def manifest(self, total: "_Total", strides: Strides, in_task: int) -> Manifest:
         """What all tars hold together."""
@@ -172,6 +185,7 @@ class _Pack:
             least = self.config.foreground
             raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
         return Manifest(
+            schema_version=self.schema,
             contract=self.contract,
             patch=self.patch,
             strides=strides,
@@ -183,6 +197,7 @@ class _Pack:
             in_task=in_task,
             lost=total.lost,
             shards=tuple(total.shards),
+            levels=self.config.levels,
         )
 
 

@@ -62,9 +62,10 @@ def open_source(config: PretrainConfig, source: Source, crops: int) -> tuple[Sha
     """
     wide = wide_crops(config, crops)
     if config.store is None:
-        held = "0 where shards are read, which hold the finest level of a scan only (or read a store)"
-        require(wide is None, "objective.part_whole.wider", held, 0 if wide is None else wide.wider)
-        stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed)
+        stream = ShardStream(config.shards, dataclasses.replace(config.stream, views=crops), config.seed, wide)
+        held, wider = stream.manifest.levels, 0 if wide is None else wide.wider
+        most = f"at most {held - 1} for shards that were packed with --levels {held}"
+        require(wider < held, "objective.part_whole.wider", most, wider)
         return stream, {"shards": stream.manifest_sha256}
     scans = dataclasses.replace(config.scans, views=crops)
     stream = StoreStream(config.store, source.patch, source.contract, scans, config.seed, wide)

@@ -42,7 +42,7 @@ WEIGHTS = (WeightsConfig(), WeightsConfig(temperature=0.0), WeightsConfig(temper
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make_store(folder / "store", 7, labelled=False, shape=(50, 60, 44), datasets=("one", "one", "two"))
-    pack(folder / "store", folder / "shards", CONTRACT, PATCH, STRIDES, PackConfig(factor=1.25, shard_mb=1))
+    pack(folder / "store", folder / "shards", CONTRACT, PATCH, STRIDES, PackConfig(factor=1.25, shard_mb=1, levels=3))
     return folder
 
 
@@ -63,10 +63,10 @@ class Source:
         """A new stream, as a new process makes it."""
         how = {"views": 1, "repeats": self.repeats, "mix": self.mix, "weights": WEIGHTS[self.weights]}
         how["alike"] = AlikeConfig(group=self.group)
-        if self.kind == "shards":
-            return ShardStream(folder / "shards", ShardStreamConfig(**how, patches=self.patches), self.seed)
-        # Levels of samples move within the first steps, which the length of the run is the same for in every stay.
+        # Levels of samples move within the first steps; the run is planned to be equally long in every stay.
         wide = WideCrops(0, self.wider, Curriculum((0.3, 0.3, 0.4), 0.3), 6, 8) if self.wider else None
+        if self.kind == "shards":
+            return ShardStream(folder / "shards", ShardStreamConfig(**how, patches=self.patches), self.seed, wide)
         return StoreStream(folder / "store", PATCH, CONTRACT, StoreStreamConfig(**how), self.seed, wide)
 
 

@@ -146,6 +146,7 @@ def test_a_crop_is_only_as_wide_as_its_scan_has_something_to_show(store):
     assert widened(drawn, 4, *how, (12, 40, 64), (1.0, 1.0, 1.0))[1] == 1
     assert widened(drawn, 2, *how, (64, 64, 64), (1.0, 1.0, 1.0))[0].zoom == (2.0, 2.0, 2.0)
     assert widened(drawn, 2, (1, 16, 16), CONTRACT, (3, 64, 64), (1.0, 1.0, 1.0))[0].zoom == (1.0, 2.0, 2.0)
+    assert widened(drawn, 4, (1, 16, 16), CONTRACT, (1, 64, 64), (1.0, 1.0, 1.0))[0].zoom == (1.0, 4.0, 4.0)  # an image
     small = stream_of(store, always(0), patch=(48, 48, 48), spatial=STILL)
     assert {round(small.sample(index)[0][0].mm[0, 0]) for index in range(6)} == {2}
 

@@ -7,13 +7,15 @@ training path a brick is read by its offset instead, because WebDataset keeps no
 position and notices neither a cut at a member boundary nor a flipped bit.
 """
 
+import dataclasses
 import hashlib
+import heapq
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import google_crc32c
 
@@ -25,6 +27,10 @@ from voxscale.folder import Access, open_folder
 from voxscale.volume import Modality
 
 SCHEMA = 3
+SCHEMA_COARSE = 4
+"""Of shards that hold coarser levels too; others are as they were, to the last byte, and older versions read them."""
+LATER = {"scan": None, "level": 0, "coarse": [], "levels": 1}
+"""Fields of schema 4 and what they are in schema 3, where they are not written."""
 VOXELS, MASK = "shard", "mask.shard"
 """Endings of a brick's members beside `json`."""
 BLOCK = 512
@@ -54,6 +60,8 @@ class BrickInfo:
         percentiles: Of the whole scan, for the contract's intensity map.
         occupancy: Where the body is: those cells of the scan's grid that the brick touches, if they are known.
         lead: Voxels along z, y, x by which the first of these cells begins before the brick.
+        scan: Voxels of the whole scan, where coarser levels of it lie in the same tar.
+        level: Of the scan's pyramid, see `voxscale.pyramid`; place, shape, spacing and affine are the level's own.
     """
 
     volume: str
@@ -70,6 +78,8 @@ class BrickInfo:
     percentiles: dict[str, float]
     occupancy: Occupancy | None = None
     lead: tuple[int, int, int] = (0, 0, 0)
+    scan: tuple[int, int, int] | None = None
+    level: int = 0
 
 
 @config
@@ -86,6 +96,7 @@ class SampleIndex:
         voxels: Offset and length of the `.shard` member's data, which holds checksums of its own.
         crc32c: Of all bytes of the span but those of `voxels` and `mask`: headers, JSON and padding.
         mask: Offset and length of the `.mask.shard` member's data, 1 where a voxel was blanked.
+        level: Of the scan's pyramid.
     """
 
     key: str
@@ -97,6 +108,7 @@ class SampleIndex:
     voxels: tuple[int, int]
     crc32c: int
     mask: tuple[int, int] | None = None
+    level: int = 0
 
 
 @config
@@ -111,6 +123,7 @@ class ShardIndex:
         skipped_air: Bricks left out because they show nearly only air.
         lost: Scans that could not be read, with the reason.
         samples: One per brick, in tar order.
+        coarse: Coarser levels of the bricks' scans, each whole; they are no samples.
     """
 
     name: str
@@ -120,6 +133,7 @@ class ShardIndex:
     skipped_air: int
     lost: dict[str, str]
     samples: tuple[SampleIndex, ...]
+    coarse: tuple[SampleIndex, ...] = ()
 
 
 @config
@@ -162,6 +176,7 @@ class Manifest:
         in_task: Scans left out because they are in the task that will be tested on.
         lost: Scans that could not be read, with the reason.
         shards: All tars.
+        levels: Most levels of a scan that there are, the finest one included.
     """
 
     schema_version: int = SCHEMA
@@ -176,6 +191,16 @@ class Manifest:
     in_task: int = 0
     lost: dict[str, str] = field(default_factory=dict)
     shards: tuple[ManifestShard, ...]
+    levels: int = 1
+
+
+def written(value: Any) -> Any:
+    """One of these configs, or a part of it, as JSON values: without fields of schema 4 that say nothing."""
+    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
+    if isinstance(plain, dict):
+        found = cast(dict[str, Any], plain).items()
+        return {key: written(part) for key, part in found if key not in LATER or part != LATER[key]}
+    return [written(part) for part in cast(list[Any], plain)] if isinstance(plain, list) else plain
 
 
 def index_name(name: str) -> str:
@@ -194,7 +219,7 @@ def open_manifest(path: Path, access: Access = "map") -> Manifest:
 
 def manifest_text(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`, with a checksum of its own."""
-    told = to_dict(manifest)
+    told = written(manifest)
     return (json.dumps(told | {"crc32c": _told_crc(told)}, indent=1) + "\n").encode()
 
 
@@ -214,13 +239,15 @@ def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
     try:
         told = json.loads(text)
         found = told["schema_version"]
-        if found == SCHEMA:
+        if found in (SCHEMA, SCHEMA_COARSE):
             if told.pop("crc32c") != _told_crc(told):
                 raise ValueError("changed")
             return from_dict(Manifest, told, "manifest"), hashlib.sha256(text).hexdigest()
     except (ValueError, KeyError, TypeError):
         raise DataError("manifest.json must be as it was written; run data_prep pack again", "corrupt") from None
-    raise DataError(f"manifest.json must be of schema {SCHEMA}, not {found}; pack again", "bad_schema")
+    raise DataError(
+        f"manifest.json must be of schema {SCHEMA} or {SCHEMA_COARSE}, not {found}; pack again", "bad_schema"
+    )
 
 
 def payloads(sample: SampleIndex) -> list[tuple[int, int]]:
@@ -235,7 +262,7 @@ def check_index(index: ShardIndex, name: str, size: int) -> None:
         DataError: With reason `corrupt`.
     """
     at = 0
-    for number, sample in enumerate(index.samples):
+    for number, sample in enumerate(heapq.merge(index.samples, index.coarse, key=lambda each: each.span[0])):
         parts = sorted([sample.json, *payloads(sample)])
         ends = [sample.span[0], *(start + length for start, length in parts)]
         apart = all(end + BLOCK <= start and length >= 0 for end, (start, length) in zip(ends, parts, strict=False))

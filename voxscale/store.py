@@ -106,12 +106,13 @@ class Store:
             pass
         raise DataError(f"scan {key} must have the attributes it was written with; ingest it again", "corrupt")
 
-    def cut(self, key: str, box: Box) -> tuple[Layout, bytes, bytes | None]:
+    def cut(self, key: str, box: Box, level: int = 0) -> tuple[Layout, bytes, bytes | None]:
         """Copy a box of a scan along the edges of its chunks, without decoding it.
 
         Args:
             key: Id of the scan, which has no colours.
-            box: Half-open index ranges along z, y, x that begin and end at chunks, or end with the scan.
+            box: Half-open index ranges along z, y, x that begin and end at chunks, or end with the level.
+            level: Of the pyramid.
 
         Returns:
             Layout and shard of the voxels, and the shard of the mask of blanked voxels, if any were.
@@ -121,15 +122,16 @@ class Store:
         """
         entry = self._entry(key)
         parts: list[bytes] = []
-        names = ["0"] + ["labels/removed/0"] * bool(entry.privacy.removed)
-        cut = layout_of(entry.shape, entry.dtype)
+        names = [f"{level}"] + [f"labels/removed/{level}"] * bool(entry.privacy.removed)
+        shape = levels(entry.shape, entry.spacing)[level].shape
+        cut = layout_of(shape, entry.dtype)
         for name, dtype in zip(names, (entry.dtype, "uint8"), strict=False):
-            layout = layout_of(entry.shape, dtype)
+            layout = layout_of(shape, dtype)
             try:
                 found, shard = copy_chunks(layout, partial(self._shard, f"{key}/{name}", layout, 1), box)
             except (OSError, DataError):
                 raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
-            cut = found if name == "0" else cut
+            cut = cut if parts else found
             parts.append(shard)
         return cut, parts[0], parts[1] if len(parts) > 1 else None
 

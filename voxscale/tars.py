@@ -12,10 +12,9 @@ from typing import IO, Any
 
 import google_crc32c
 
-from voxscale.config import to_dict
 from voxscale.files import temporary
 from voxscale.folder import Folder
-from voxscale.shards import BLOCK, MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name, payloads
+from voxscale.shards import BLOCK, MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name, payloads, written
 
 Cut = tuple[BrickInfo, str, bytes, bytes | None]
 """Description, group, shard of the voxels, and shard of the mask of blanked voxels, if any were."""
@@ -56,6 +55,7 @@ def write_shard(
     try:
         keys, sha256 = _write_tar(beside, bricks)
         skipped, lost = left_out()
+        found = tuple(_locate(beside, keys))
         index = ShardIndex(
             name=name,
             inputs=inputs,
@@ -63,12 +63,13 @@ def write_shard(
             sha256=sha256,
             skipped_air=skipped,
             lost=lost,
-            samples=tuple(_locate(beside, keys)),
+            samples=tuple(sample for sample in found if sample.level == 0),
+            coarse=tuple(sample for sample in found if sample.level > 0),
         )
         folder.put(beside, name)
     finally:
         beside.unlink(missing_ok=True)
-    folder.write(index_name(name), (json.dumps(to_dict(index), indent=1) + "\n").encode())
+    folder.write(index_name(name), (json.dumps(written(index), indent=1) + "\n").encode())
     return index
 
 
@@ -92,10 +93,13 @@ def _write_tar(path: Path, bricks: Iterable[Cut]) -> tuple[list[_Key], str]:
     with _Hashed(path) as handle:
         with _tar_writer(handle) as tar:
             for info, group, voxels, mask in bricks:
-                number = counts.get(info.volume, 0)
-                counts[info.volume] = number + 1
-                key = f"{info.volume}-{number:05d}"
-                meta = json.dumps(to_dict(info), sort_keys=True).encode()
+                if info.level:
+                    key = f"{info.volume}--{info.level}"
+                else:
+                    number = counts.get(info.volume, 0)
+                    counts[info.volume] = number + 1
+                    key = f"{info.volume}-{number:05d}"
+                meta = json.dumps(written(info), sort_keys=True).encode()
                 members = {"__key__": key, "json": meta, VOXELS: voxels}
                 if mask is not None:
                     members[MASK] = mask
@@ -122,6 +126,7 @@ def _locate(path: Path, keys: list[_Key]) -> Iterable[SampleIndex]:
                 voxels=places[VOXELS],
                 crc32c=0,
                 mask=places.get(MASK),
+                level=info.level,
             )
             yield replace(sample, crc32c=_rest_crc(handle, sample))
 

@@ -13,8 +13,10 @@ from configs import pretrain, probe, study
 from pretrain.mixture import branches
 from pretrain.network import Job, Pretraining
 from pretrain.objectives.fusion_config import check
+from pretrain.objectives.part_whole_config import level_of
 from pretrain.objectives.volume_fusion import fuse, fuse_views
 from pretrain.scene import Scene
+from pretrain.source import wide_crops
 from voxscale.models.build import build
 from voxscale.seed import torch_generator
 
@@ -97,3 +99,16 @@ def test_the_preprint_pairs_plain_crops_of_the_batch():
     assert torch.equal(background, scene.all_crops(1).images[:, 0])  # whose values nobody changed
     assert torch.equal(foreground, background.roll(1, 0))
     assert torch.equal(fused, fuse(background, foreground, label, 4))
+
+
+def test_part_whole_starts_with_wholes_that_are_larger_than_its_crops():
+    """One crop a sample, which is the whole, read from the coarser levels that `pack --levels 3` adds."""
+    config = pretrain.stunet_s_part_whole()
+    own = config.objective.part_whole
+    assert "--levels 3" in (pretrain.stunet_s_part_whole.__doc__ or "")
+    wide = wide_crops(config, 1)
+    assert wide is not None
+    batch, steps = config.loop.batch, config.loop.steps
+    widths = [wide.factor(step * batch, seed) for step in (0, steps // 5, steps // 2, steps - 1) for seed in range(2)]
+    assert widths == [4, 4, 2, 2, 1, 1, 1, 1]
+    assert [level_of(own, progress, 0.5) for progress in (0.0, 0.2, 0.5, 1.0)] == [0, 1, 2, 3]

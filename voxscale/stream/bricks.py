@@ -9,20 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxscale.augment import spatial
-from voxscale.augment.spatial import Spatial, SpatialConfig
+from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import Patch
 from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.folder import Access
+from voxscale.pyramid import levels
 from voxscale.seed import derive, rng
 from voxscale.shard_reader import ShardReader
 from voxscale.shards import BrickInfo, SampleIndex, Split, read_manifest
 from voxscale.stream.alike import AlikeConfig, graphs_of
-from voxscale.stream.crop import Box, cut, intensity_scale, matrix, millimetres, on_body, place, spans
+from voxscale.stream.crop import cut, inside, intensity_scale, matrix, millimetres, on_body, place, spans
 from voxscale.stream.epoch import Entry, Order
 from voxscale.stream.interface import Sample, first_intact
 from voxscale.stream.weights import WeightsConfig
-from voxscale.volume import Triple
+from voxscale.stream.wide import Place, WideCrops, level_for, placed, widened
 
 SHORT = ("int8", "uint8", "int16", "uint16")
 """Number types that `as_float` concerns."""
@@ -32,21 +33,12 @@ _Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Draw:
-    """One crop: how it is transformed, its centre and its box in the brick."""
-
-    drawn: Spatial
-    centre: Triple
-    box: Box
-
-
-@dataclass(frozen=True, slots=True)
 class _Crops:
     """Crops of the samples that share a brick; of a sample that was handed out they are gone."""
 
     key: _Key
     info: BrickInfo
-    samples: dict[int, list[tuple[_Draw, NDArray[Any], NDArray[np.uint8] | None]]]
+    samples: dict[int, list[tuple[Place, NDArray[Any], NDArray[np.uint8] | None]]]
 
 
 @config
@@ -96,10 +88,16 @@ class ShardStream:
 
     What is opened grows with what is read, not with what there is: the plan of
     an epoch is made from the manifest alone.
+
+    Args:
+        folder: The shards.
+        config: How bricks become samples.
+        seed: Of everything.
+        wide: Crops that are read from coarser levels, if any are.
     """
 
-    def __init__(self, folder: Path, config: ShardStreamConfig, seed: int) -> None:
-        self.folder, self.config, self.seed = folder, config, seed
+    def __init__(self, folder: Path, config: ShardStreamConfig, seed: int, wide: WideCrops | None = None) -> None:
+        self.folder, self.config, self.seed, self.wide = folder, config, seed, wide
         self.manifest, self.manifest_sha256 = read_manifest(folder, config.access)
         self._lines = [line for line in self.manifest.shards if line.split == config.split]
         if not self._lines:
@@ -113,9 +111,10 @@ class ShardStream:
     def _start(self) -> None:
         self._held: _Crops | None = None
         self._places: Any = lru_cache(maxsize=max(16, self.config.mix))(self._find_places)
+        self._coarse: Any = lru_cache(maxsize=max(16, self.config.mix))(self._find_coarse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_places")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_places", "_coarse")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -181,6 +180,13 @@ class ShardStream:
             found.setdefault(sample.group, []).append(sample)
         return found
 
+    def _find_coarse(self, name: str) -> dict[str, list[SampleIndex]]:
+        """Coarser levels of each scan of a tar, level 1 first."""
+        found: dict[str, list[SampleIndex]] = {}
+        for level in sorted(self._reader.index(name).coarse, key=lambda each: each.level):
+            found.setdefault(level.volume, []).append(level)
+        return found
+
     def brick(self, entry: Entry) -> tuple[str, SampleIndex]:
         """Tar and brick of a plan's entry.
 
@@ -212,14 +218,25 @@ class ShardStream:
         """
         brick = self._reader.open(name, where)
         first, each, views = key[2] * self.config.patches, self.config.patches, self.config.views
-        draws = [self._draw(brick.info, index, view) for index in range(first, first + each) for view in range(views)]
-        boxes = [spans(draw.box) for draw in draws]
-        voxels = brick.read(boxes, self.config.as_float and brick.info.dtype in SHORT)
-        crops = list(zip(draws, voxels, brick.read_mask(boxes) or [None] * len(boxes), strict=True))
+        coarse = [] if self.wide is None else self._coarse(name).get(where.volume, [])
+        places = [
+            self._place(brick.info, index, view, len(coarse))
+            for index in range(first, first + each)
+            for view in range(views)
+        ]
+        found: dict[int, tuple[NDArray[Any], NDArray[np.uint8] | None]] = {}
+        for level in sorted({one.level for one in places}):
+            opened = self._reader.open(name, coarse[level - 1]) if level else brick
+            here = [number for number, one in enumerate(places) if one.level == level]
+            boxes = [spans(places[number].box) for number in here]
+            voxels = opened.read(boxes, self.config.as_float and brick.info.dtype in SHORT)
+            found |= zip(here, zip(voxels, opened.read_mask(boxes) or [None] * len(here), strict=True), strict=True)
+        crops = [(one, *found[number]) for number, one in enumerate(places)]
         samples = {first + number: crops[number * views : (number + 1) * views] for number in range(each)}
         return _Crops(key, brick.info, samples)
 
-    def _draw(self, info: BrickInfo, index: int, view: int) -> _Draw:
+    def _place(self, info: BrickInfo, index: int, view: int, coarser: int) -> Place:
+        """Draw where a crop lies: in the brick, or, if it is wide, in one of so many coarser levels of its scan."""
         contract, patch = self.manifest.contract, self.manifest.patch
         generator = rng(self.seed, "crop", index, view)
         drawn = spatial.sample(generator, self.config.spatial)
@@ -227,21 +244,31 @@ class ShardStream:
         centre = place(generator, info.shape, size)
         if info.occupancy is not None and generator.random() < self.config.foreground:
             centre = on_body(generator, info.occupancy, info.shape, size, info.lead)
-        return _Draw(drawn, centre, cut(info.shape, size, centre))
+        if self.wide is not None and view == self.wide.view and coarser and info.scan is not None:
+            factor = self.wide.factor(index, derive(self.seed, "sample", index, 0))
+            wide, factor = widened(drawn, factor, patch, contract, info.scan, info.spacing)
+            if factor > 1:
+                size = spatial.extent(wide, patch, contract.spacing, info.spacing)
+                centre = inside(np.add(centre, info.start), info.scan, size)
+                pyramid = levels(info.scan, info.spacing)[: coarser + 1]
+                # What is larger than a brick lies whole in level 1 only, even where the scan itself is sharper.
+                level = max(1, level_for(factor, patch, contract, info.spacing, pyramid))
+                return placed(wide, patch, contract, info.spacing, centre, level, pyramid[level])
+        box = cut(info.shape, size, centre)
+        mapping = matrix(drawn, patch, contract, info.spacing, centre, box)
+        return Place(0, box, mapping, millimetres(mapping, box, info.spacing, info.start))
 
     def _patch(
-        self, info: BrickInfo, index: int, view: int, draw: _Draw, voxels: NDArray[Any], mask: NDArray[np.uint8] | None
+        self, info: BrickInfo, index: int, view: int, where: Place, voxels: NDArray[Any], mask: NDArray[np.uint8] | None
     ) -> Patch:
-        patch, contract = self.manifest.patch, self.manifest.contract
-        mapping = matrix(draw.drawn, patch, contract, info.spacing, draw.centre, draw.box)
         return Patch(
             voxels=voxels,
             label=None,
-            matrix=mapping,
-            scale=intensity_scale(info, contract),
+            matrix=where.matrix,
+            scale=intensity_scale(info, self.manifest.contract),
             seed=derive(self.seed, "sample", index, view),
             index=index,
             volume=info.volume,
             removed=mask,
-            mm=millimetres(mapping, draw.box, info.spacing, info.start),
+            mm=where.mm,
         )

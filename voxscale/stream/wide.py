@@ -123,7 +123,8 @@ def widened(
         z, y, x = (zoom * (factor if n > 1 else 1) for zoom, n in zip(drawn.zoom, patch, strict=True))
         wide = replace(drawn, zoom=(z, y, x))
         size = np.array(spatial.extent(wide, patch, contract.spacing, spacing))
-        if np.prod(np.minimum(shape, size) / size) >= SHOWN:
+        shown = np.where(np.array(patch) > 1, np.minimum(shape, size) / size, 1.0)
+        if shown.prod() >= SHOWN:
             return wide, factor
         factor //= 2
     return drawn, 1
