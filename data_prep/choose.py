@@ -33,7 +33,7 @@ def tables(store: Store, columns: list[str] | None) -> Iterator[Any]:
     """The accepted scans in order, as tables of up to `ROWS` rows: from the index, else from entries in memory."""
     entries = store.entries
     if isinstance(entries, Index):
-        yield from (entries.read(number, columns) for number in range(len(entries.groups)))
+        yield from (entries.read(number, columns) for number in range(entries.row_groups))
         return
     waiting = iter(entries.items())
     while some := list(islice(waiting, ROWS)):

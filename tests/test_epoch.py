@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 from collections import Counter
 
@@ -6,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voxscale.cells import Cells
 from voxscale.errors import ConfigError
 from voxscale.stream.epoch import Order
 from voxscale.stream.weights import WeightsConfig, group_weights, round_systematically
 
 names = st.sampled_from(["a/CT/chest", "a/MR/head", "b/CT/chest"])
 units = st.lists(st.dictionaries(names, st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=12)
+GOLDEN = "4431e9f08aa651e8d096dee94d6d8f19b0c810038608e8c33c74d8cce6ac3218"
+"""Of the order before its table was made with numpy."""
 repeated, mixed, warm = st.sampled_from([1.0, 2.5, 4.0]), st.integers(1, 5), st.sampled_from([0.0, 0.5, 1.0])
 
 
@@ -49,6 +53,41 @@ def test_order_is_a_pure_function_and_stays_with_a_few_units(units, mix):
     first = {e.unit: place for place, e in reversed(list(enumerate(entries)))}
     open_at_once = max(sum(first[u] <= place <= last[u] for u in first) for place in places)
     assert open_at_once <= mix
+
+
+def count_by_hand(units):
+    """Groups, table and totals, told in the plainest way."""
+    groups = sorted({name for unit in units for name in unit})
+    table, totals = [], {}
+    for number, unit in enumerate(units):
+        for name in sorted(unit):
+            table.append([number, groups.index(name), unit[name]])
+            totals[name] = totals.get(name, 0) + unit[name]
+    return groups, table, totals
+
+
+@given(units)
+def test_the_table_of_groups_is_what_units_hold(units):
+    groups, table, totals = count_by_hand(units)
+    cells = Cells.of(units)
+    assert (list(cells.groups), cells.units, cells.table.tolist()) == (groups, len(units), table)
+    assert list(cells.totals.items()) == list(totals.items())  # also in order: sums of floats depend on it
+    back = Cells.unpacked(list(cells.groups), cells.units, cells.packed(), cells.checksum())
+    assert (back.groups, back.units, back.table.tolist()) == (cells.groups, cells.units, table)
+    one, two = (Order(each, 2.5, 2, WeightsConfig(temperature=0.5), 7) for each in (units, back))
+    assert [one.entry(1, place) for place in range(one.length)] == [two.entry(1, place) for place in range(two.length)]
+    for names, n in ((["x", *groups[1:]], len(units)), (groups, len(units) + 1)):
+        with pytest.raises(ValueError, match="as it was written"):
+            Cells.unpacked(names, n, cells.packed(), cells.checksum())
+
+
+def test_the_order_is_that_of_a_million_scans_before():
+    draw = np.random.default_rng(0)
+    names = [f"{d}/{m}/{b}" for d in ("one", "two", "three") for m in ("CT", "MR") for b in ("chest", "head", "knee")]
+    units = [dict(sorted(zip(names, draw.integers(1, 99, 18).tolist(), strict=True))) for _ in range(200)]
+    order = Order(units, 2.5, 8, WeightsConfig(temperature=0.5, factors={"MR": 2.0}), 11)
+    rows = order.rows(1, order.length)
+    assert hashlib.sha256(rows.tobytes()).hexdigest() == GOLDEN
 
 
 def test_epochs_and_seeds_differ():

@@ -14,7 +14,7 @@ from voxscale import index, index_write
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
-from voxscale.index import INDEX, Index
+from voxscale.index import CELLS, INDEX, Index
 from voxscale.index_table import SCHEMA
 from voxscale.index_write import write_index
 from voxscale.ledger import accepted
@@ -93,7 +93,7 @@ def test_rows_are_found_by_id_and_in_order_over_all_parts(many):
     store, rows = many
     found = open_store(store).entries
     assert [line.name for line in sorted((store / "index").iterdir())] == [
-        "index.json", *(f"part-0000{n}.parquet" for n in range(3))
+        "cells.bin", "index.json", *(f"part-0000{n}.parquet" for n in range(3))
     ]  # fmt: skip
     assert len(found) == 21
     assert list(found) == [key for key, _ in rows]
@@ -127,7 +127,7 @@ def test_scans_that_are_added_leave_full_parts_untouched(many):
     assert list(Index(store)) == []
 
 
-@pytest.mark.parametrize("what", ["missing", "cut", "footer", "page", "foreign", "version", "json", "lines"])
+@pytest.mark.parametrize("what", ["missing", "cut", "footer", "page", "foreign", "version", "json", "lines", "rows"])
 def test_a_damaged_or_foreign_index_is_refused(many, what):
     store, rows = many
     part, told = store / "index" / "part-00001.parquet", store / INDEX
@@ -150,11 +150,60 @@ def test_a_damaged_or_foreign_index_is_refused(many, what):
             told.write_text("{")
         case "lines":
             told.write_text(json.dumps(json.loads(told.read_text()) | {"parts": [{"name": "x"}]}))
+        case "rows":
+            told.write_text(told.read_text().replace('"rows": 8', '"rows": 7'))
     with pytest.raises(DataError, match="ingest again") as error:
         list(open_store(store).entries.items())
     assert error.value.reason == ("bad_schema" if what == "version" else "corrupt")
     write_index(store, rows)  # mends it
     assert list(Index(store).items()) == rows
+
+
+@pytest.mark.parametrize("what", ["missing", "cut", "flipped", "named", "counted"])
+def test_a_damaged_table_of_groups_is_refused(many, what):
+    store, rows = many
+    file, told = store / CELLS, json.loads((store / INDEX).read_text())
+    match what:
+        case "missing":
+            file.unlink()
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-12])
+        case "flipped":
+            file.write_bytes(file.read_bytes()[:-1] + b"\1")
+        case "named":
+            told["cells"]["groups"].reverse()
+        case "counted":
+            told["cells"]["crc32c"] = "1"
+    (store / INDEX).write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"cells\.bin must be as it was written; ingest again") as error:
+        order_of(store)
+    assert error.value.reason == "corrupt"
+    write_index(store, rows)
+    order_of(store)
+
+
+def test_a_store_without_the_table_is_read_as_before(many):
+    store, _ = many
+    told, shown, cells = json.loads((store / INDEX).read_text()), order_of(store), Index(store).cells
+    del told["cells"]
+    (store / INDEX).write_text(json.dumps(told))
+    (store / CELLS).unlink()
+    assert order_of(store) == shown
+    found = Index(store).cells
+    assert (found.groups, found.units) == (cells.groups, cells.units)
+    assert np.array_equal(found.table, cells.table)
+
+
+def test_a_stream_starts_without_looking_into_a_part(many, monkeypatch):
+    store, _ = many
+    opened = []
+    once = pq.read_metadata
+    monkeypatch.setattr(index.pq, "read_metadata", lambda *args: opened.append(args) or once(*args))
+    stream = StoreStream(store, (8, 8, 8), InputContract(), StoreStreamConfig(mix=1), seed=3)
+    assert len(stream) > 0
+    assert not opened
+    stream.volume(0)
+    assert len(opened) == 1
 
 
 def test_a_plan_from_columns_is_that_from_entries(many):
@@ -231,7 +280,8 @@ def test_many_rows_open_without_being_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Index, "read", lambda self, number, columns: read.append(number) or once(self, number, columns))
     found = open_store(tmp_path / "store").entries
     assert len(found) == 4000
-    assert sum(sum(each.values()) for each in found.groups) == 4000
+    assert found.row_groups == 4
+    assert found.cells.table[:, 2].sum() == 4000
     assert not read
     assert found[f"{3999:016x}"] == entry
     assert read == [0, 1, 2, 3, 3]  # all ids, then the row's group

@@ -7,8 +7,8 @@ see `voxscale.index_write`.
 import bisect
 import io
 import json
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from functools import lru_cache
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from voxscale.blobs import Blob
+from voxscale.cells import Cells
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.folder import Folder, open_folder
+from voxscale.folder import Folder, LocalFolder, open_folder
 from voxscale.index_table import VERSION, Statistics, from_row, numbers
 
 INDEX = "index/index.json"
+CELLS = "index/cells.bin"
+"""How many volumes of each group each row group holds: a stream starts from it, however many parts there are."""
 ROWS = 1024
 """Rows of a row group: the unit that is read, and that streams shuffle as one."""
 KEPT = 16
@@ -32,33 +35,58 @@ KEPT = 16
 
 
 class _Part:
-    """One part, whose end has been read and checked."""
+    """One part; its end is read and checked when the first row group of it is asked for."""
 
     def __init__(self, folder: Folder, line: Mapping[str, Any]) -> None:
-        name = f"index/{line['name']}"
-        length, crc = line["footer"]
+        self.name, self.rows, self._size = str(line["name"]), int(line["rows"]), int(line["bytes"])
+        self._length, self._crc = (int(value) for value in line["footer"])
+        self._folder = folder
+        self.row_groups = -(-self.rows // ROWS)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, Any]:
+        """The file and its metadata."""
         try:
-            blob = folder.blob(name, line["bytes"])
-            tail = bytes(blob.tail(length))
+            blob = self._folder.blob(f"index/{self.name}", self._size)
+            tail = bytes(blob.tail(self._length))
         except OSError:
-            raise _damaged(line["name"]) from None
-        if blob.size != line["bytes"] or google_crc32c.value(tail) != crc:
-            raise _damaged(line["name"])
-        self.name, self.rows = str(line["name"]), int(line["rows"])
+            raise _damaged(self.name) from None
+        if blob.size != self._size or google_crc32c.value(tail) != self._crc:
+            raise _damaged(self.name)
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
-        told: dict[bytes, bytes] = metadata.metadata or {}
-        self.groups: list[dict[str, int]] = json.loads(told[b"voxscale.groups"])
-        self.statistics: dict[str, dict[str, Any]] = json.loads(told[b"voxscale.statistics"])
-        self._file = pq.ParquetFile(
-            pa.PythonFile(_File(blob, line["bytes"]), mode="r"), metadata=metadata, page_checksum_verification=True
-        )
+        if (metadata.num_rows, metadata.num_row_groups) != (self.rows, self.row_groups):
+            raise _damaged(self.name)
+        handle = pa.PythonFile(_File(blob, self._size), mode="r")
+        return pq.ParquetFile(handle, metadata=metadata, page_checksum_verification=True), metadata
+
+    def told(self, name: str) -> Any:
+        """What the part tells of itself."""
+        values: dict[bytes, bytes] = self._opened[1].metadata or {}
+        try:
+            return json.loads(values[f"voxscale.{name}".encode()])
+        except (ValueError, KeyError):
+            raise _damaged(self.name) from None
 
     def read(self, group: int, columns: list[str] | None) -> Any:
         """Some columns, or all, of a row group."""
         try:
-            return self._file.read_row_group(group, columns=columns, use_threads=False)
+            return self._opened[0].read_row_group(group, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException):
             raise _damaged(self.name) from None
+
+
+def cells_of(store: Path, lines: Iterable[Mapping[str, Any]]) -> Cells:
+    """The table of groups of parts that are in their place, from what they tell of themselves.
+
+    Args:
+        store: The store, or its URL.
+        lines: What `index.json` shall tell of each part.
+
+    Raises:
+        DataError: With reason `corrupt`.
+    """
+    folder = open_folder(store, "range")
+    return Cells.of([counts for line in lines for counts in _Part(folder, line).told("groups")])
 
 
 def _damaged(name: str) -> DataError:
@@ -107,15 +135,20 @@ class Index(Mapping[str, Entry]):
         try:
             told = json.loads(folder.read(INDEX))
             version, lines, self._rows = told["version"], told["parts"], int(told["rows"])
+            self._cells: Mapping[str, Any] | None = told.get("cells")
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(f"{INDEX} must be as it was written; ingest again", "corrupt") from None
         if version != VERSION:
             raise DataError(f"{INDEX} must be of version {VERSION}, not {version}; ingest again", "bad_schema")
         try:
             self._parts = [_Part(folder, line) for line in lines]
-        except (ValueError, KeyError, TypeError, pa.ArrowException):
+        except (ValueError, KeyError, TypeError):
             raise DataError(f"{INDEX} must name parts as they were written; ingest again", "corrupt") from None
-        ends = np.cumsum([len(part.groups) for part in self._parts]).tolist()
+        if isinstance(folder, LocalFolder):  # costs nothing; of an object it would be a request each
+            for line in lines:
+                if folder.size(f"index/{line['name']}") != line["bytes"]:
+                    raise _damaged(line["name"])
+        ends = np.cumsum([part.row_groups for part in self._parts]).tolist()
         self._first: list[int] = [0, *ends]
         self._table: Any = lru_cache(maxsize=KEPT)(self._whole)
         self._sorted: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
@@ -128,14 +161,30 @@ class Index(Mapping[str, Entry]):
         """Of each modality."""
         found: dict[str, Statistics] = {}
         for part in self._parts:
-            for modality, values in part.statistics.items():
+            for modality, values in part.told("statistics").items():
                 found.setdefault(modality, Statistics()).merge(Statistics(**values))
         return dict(sorted(found.items()))
 
     @property
-    def groups(self) -> list[dict[str, int]]:
-        """Volumes of each group, see `voxscale.entry.group_of`, in each row group."""
-        return [counts for part in self._parts for counts in part.groups]
+    def row_groups(self) -> int:
+        """How many there are."""
+        return self._first[-1]
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Volumes of each group, see `voxscale.entry.group_of`, in each row group.
+
+        Raises:
+            DataError: With reason `corrupt`.
+        """
+        told = self._cells
+        if told is None:  # written before there was such a table
+            return Cells.of([counts for part in self._parts for counts in part.told("groups")])
+        try:
+            data = open_folder(self._store).read(CELLS)
+            return Cells.unpacked(told["groups"], self.row_groups, data, told["crc32c"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{CELLS} must be as it was written; ingest again", "corrupt") from None
 
     def read(self, number: int, columns: list[str] | None) -> Any:
         """Some columns, or all, of a row group, as a table."""
@@ -148,7 +197,7 @@ class Index(Mapping[str, Entry]):
     def column(self, name: str) -> NDArray[Any]:
         """One column whole: (rows,), or (rows, n) for fixed lists; strings as objects."""
         return np.concatenate(
-            [numbers(self.read(n, [name]).column(name)) for n in range(self._first[-1])] or [np.zeros(0)]
+            [numbers(self.read(n, [name]).column(name)) for n in range(self.row_groups)] or [np.zeros(0)]
         )
 
     def __getitem__(self, key: str) -> Entry:
@@ -164,7 +213,7 @@ class Index(Mapping[str, Entry]):
     def _row(self, key: str) -> int:
         """Where an id stands; all ids are read when the first one is asked for."""
         if self._sorted is None:
-            ids = np.concatenate([self.ids(n) for n in range(self._first[-1])] or [np.zeros(0, np.uint64)])
+            ids = np.concatenate([self.ids(n) for n in range(self.row_groups)] or [np.zeros(0, np.uint64)])
             order = np.argsort(ids, kind="stable")
             self._sorted = ids[order], order
         ids, order = self._sorted
@@ -183,7 +232,7 @@ class Index(Mapping[str, Entry]):
         return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)
 
     def __iter__(self) -> Iterator[str]:
-        for number in range(self._first[-1]):
+        for number in range(self.row_groups):
             yield from self.read(number, ["id"]).column("id").to_pylist()
 
     def __len__(self) -> int:
@@ -191,7 +240,7 @@ class Index(Mapping[str, Entry]):
 
     def stream(self) -> Iterator[tuple[str, Entry]]:
         """Ids and entries in order, each row group read once."""
-        for number in range(self._first[-1]):
+        for number in range(self.row_groups):
             for row in self.read(number, None).to_pylist():
                 yield row["id"], from_row(row)
 

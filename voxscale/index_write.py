@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from voxscale.entry import Entry
 from voxscale.files import json_bytes, sha256_file
 from voxscale.folder import Folder, LocalFolder, open_folder, url_of
-from voxscale.index import INDEX, ROWS
+from voxscale.index import CELLS, INDEX, ROWS, cells_of
 from voxscale.index_table import SCHEMA, VERSION, Statistics, to_table
 from voxscale.ledger import LEDGER, runs
 
@@ -84,11 +84,14 @@ def label_values(lines: Iterable[Line]) -> set[int]:
 
 
 def publish_index(store: Path, lines: list[Line]) -> None:
-    """Write `index.json`, then remove what it does not name."""
-    folder = open_folder(store / FOLDER)
+    """Write the table of groups and `index.json`, then remove what it does not name."""
+    folder, cells = open_folder(store / FOLDER), cells_of(store, lines)
+    name = CELLS.partition("/")[2]
     told = {"version": VERSION, "rows": sum(line["rows"] for line in lines), "parts": lines}
+    told["cells"] = {"groups": cells.groups, "crc32c": cells.checksum()}
+    folder.write(name, cells.packed())
     folder.write(LIST, json_bytes(told))
-    named = {line["name"] for line in lines} | {LIST}
+    named = {line["name"] for line in lines} | {LIST, name}
     for leftover in list(folder.names()):
         if leftover not in named:
             folder.remove(leftover)

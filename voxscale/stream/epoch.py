@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxscale.cells import Cells
 from voxscale.config import require
 from voxscale.seed import rng
 from voxscale.stream.alike import Graphs, by_graphs
@@ -42,7 +43,7 @@ class Order:
     """The plans of all epochs.
 
     Args:
-        units: Bricks of each group, of each unit.
+        units: Bricks of each group, of each unit, or their table.
         repeats: Mean showings of a brick in an epoch.
         mix: Units of a block.
         weights: Of the groups.
@@ -52,31 +53,24 @@ class Order:
 
     def __init__(
         self,
-        units: Sequence[Mapping[str, int]],
+        units: Sequence[Mapping[str, int]] | Cells,
         repeats: float,
         mix: int,
         weights: WeightsConfig,
         seed: int,
         graphs: Graphs | None = None,
     ) -> None:
-        self.groups = sorted({name for unit in units for name in unit})
-        number = {name: place for place, name in enumerate(self.groups)}
-        self._cells = np.array(
-            [(u, number[name], n) for u, unit in enumerate(units) for name, n in sorted(unit.items())], dtype=np.int64
-        ).reshape(-1, 3)
-        totals: dict[str, int] = {}
-        for unit in units:
-            for name, n in unit.items():
-                totals[name] = totals.get(name, 0) + n
-        found = group_weights(totals, weights)
+        cells = units if isinstance(units, Cells) else Cells.of(units)
+        self.groups, self._cells = list(cells.groups), cells.table
+        found = group_weights(cells.totals, weights)
         each = np.array([found[name] for name in self.groups])
         self._expected = self._cells[:, 2] * each[self._cells[:, 1]] * repeats
-        self._first = np.searchsorted(self._cells[:, 0], np.arange(len(units) + 1))
-        self._units, self._mix, self._seed, self._graphs = len(units), mix, seed, graphs
+        self._first = np.searchsorted(self._cells[:, 0], np.arange(cells.units + 1))
+        self._units, self._mix, self._seed, self._graphs = cells.units, mix, seed, graphs
         if graphs is not None:  # so that graphs of all epochs begin at multiples of their size
             total = self._expected.sum()
             self._expected = self._expected * (max(1, round(total / graphs.size)) * graphs.size / total)
-        self.length = int(round_systematically(self._expected.tolist(), 0.0).sum())
+        self.length = int(round_systematically(self._expected, 0.0).sum())
         require(self.length > 0, "stream.repeats", "large enough for one sample an epoch", repeats)
         self._start()
 
@@ -127,7 +121,7 @@ class Order:
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Showings of each cell, the order of units, and the place where each block begins."""
         generator = rng(self._seed, "epoch", epoch)
-        shown = round_systematically(self._expected.tolist(), float(generator.random()))
+        shown = round_systematically(self._expected, float(generator.random()))
         units = generator.permutation(self._units)
         sums = np.concatenate([[0], np.cumsum(shown)])
         per_unit = (sums[self._first[1:]] - sums[self._first[:-1]])[units]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from voxscale.augment import spatial
 from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import Patch
+from voxscale.cells import Cells
 from voxscale.config import config, require
 from voxscale.contract import InputContract
 from voxscale.entry import Entry, group_of
@@ -87,12 +88,12 @@ class StoreStream:
         entries = self.store.entries
         # Without an index, as in a store that is being written, all entries are in memory anyhow.
         self._held = None if isinstance(entries, Index) else _runs(entries)
-        groups = entries.groups if isinstance(entries, Index) else [_counts(run) for run in self._held or ()]
-        if not any(groups):
+        cells = entries.cells if isinstance(entries, Index) else Cells.of([_counts(run) for run in self._held or ()])
+        if not len(cells.table):
             raise DataError("store must hold at least one accepted volume", "empty_store")
         # Boxes of a scan are drawn anew for each showing, so its showings are what bricks are in a tar.
         graphs = graphs_of(config.alike, 1, showings_apart=False)
-        self.order = Order(groups, config.repeats, config.mix, config.weights, seed, graphs)
+        self.order = Order(cells, config.repeats, config.mix, config.weights, seed, graphs)
         self._start()
 
     def _start(self) -> None:
