@@ -93,25 +93,55 @@ def test_strides_of_a_spacing_by_hand(spacing, patch, strides):
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing", "strides"),
+    ("shape", "spacing", "patch", "strides"),
     [
-        # 20 slices of 5 mm can be halved twice: not before x and y of 0.8 mm are at 3.2 mm
-        ((20, 256, 256), (5.0, 0.8, 0.8), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1)]),
-        ((20, 256, 256), (1.0, 1.0, 1.0), [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1)]),
-        ((256, 20, 256), (0.8, 5.0, 0.8), [(2, 1, 2), (2, 1, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1)]),
+        # 70 x 64 x 77 mm, where 20 x 64 x 80 voxels would be 100 x 51 x 64 mm; 14 slices of 5 mm can be halved once: not
+        # before x and y of 0.8 mm are at 3.2 mm
+        ((20, 256, 256), (5.0, 0.8, 0.8), (14, 80, 96), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1)]),
+        ((20, 256, 256), (1.0, 1.0, 1.0), (20, 64, 80), [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1)]),
+        ((256, 20, 256), (0.8, 5.0, 0.8), (80, 14, 96), [(2, 1, 2), (2, 1, 2), (2, 2, 2), (2, 1, 2), (1, 1, 1)]),
     ],
 )
-def test_planned_strides_follow_the_spacing_and_the_patch_fits_them(shape, spacing, strides):
-    patch, found = plan_patch(shape, 48**3, spacing=spacing)
+def test_planned_strides_follow_the_spacing_and_the_patch_fits_them(shape, spacing, patch, strides):
+    planned, found = plan_patch(shape, 48**3, spacing=spacing)
     assert list(found) == strides
-    assert sorted(patch) == [20, 64, 80]
-    Plan(contract=InputContract(spacing=spacing), patch=patch, strides=found)
+    assert planned == patch
+    Plan(contract=InputContract(spacing=spacing), patch=planned, strides=found)
 
 
-@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3), st.tuples(*[st.floats(0.2, 10)] * 3))
+def test_scans_thinner_than_a_cube_are_kept_whole_and_slices_thicker_than_it_keep_four():
+    # 6 slices of 5 mm are 30 mm, less than the others' 38 and 45
+    assert plan_patch((6, 256, 256), 16_200, spacing=(5.0, 0.8, 0.8))[0] == (6, 48, 56)
+    assert plan_patch((40, 64, 64), 4096, spacing=(50.0, 1.0, 1.0))[0] == (4, 32, 32)
+    # in a plane as in space: 24 x 24 mm instead of 32 x 16
+    assert plan_patch((30, 64, 64), 288, 2, (1.0, 2.0, 1.0))[0] == (1, 12, 24)
+
+
+ALLOWED = [n for n in range(4, 4001) if n % 2 ** min(5, int(math.log2(n / 4))) == 0]
+spacings = st.tuples(*[st.floats(0.2, 10)] * 3)
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3), spacings)
+def test_no_axis_was_cut_while_another_was_longer_in_mm(shape, budget, spacing):
+    patch, _ = plan_patch(shape, budget, spacing=spacing)
+    whole, _ = plan_patch(shape, 10**12, spacing=spacing)
+    assert all(n in ALLOWED for n in patch)
+    for axis in range(3):
+        if patch[axis] < whole[axis]:
+            before = ALLOWED[ALLOWED.index(patch[axis]) + 1] * spacing[axis]
+            others = [patch[other] * spacing[other] for other in range(3) if other != axis and patch[other] > 4]
+            assert all(before >= mm for mm in others)
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3), st.floats(0.2, 10))
+def test_the_size_of_cubic_voxels_does_not_matter(shape, budget, mm):
+    assert plan_patch(shape, budget, spacing=(mm, mm, mm)) == plan_patch(shape, budget)
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(64, 200**3), spacings)
 def test_any_spacing_gives_a_patch_that_can_be_strided(shape, budget, spacing):
     patch, strides = plan_patch(shape, budget, spacing=spacing)
-    assert patch == plan_patch(shape, budget)[0]
+    assert math.prod(patch) <= budget
     for axis in range(3):
         left = patch[axis]
         for stage in strides:

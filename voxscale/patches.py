@@ -48,8 +48,10 @@ def plan_patch(
     An axis of n voxels can be halved while at least 4 voxels are left, at most 5
     times; its size must be a multiple of 2 to that power. Each axis starts at
     the size nearest to the median shape; while the patch has too many voxels,
-    the largest axis goes to its next smaller size. Which axes a stage halves
-    follows from the spacing, see `spacing_strides`.
+    the axis that is longest in mm and has more than 4 voxels goes to its next
+    smaller size. So a patch is as near to a cube of the body as scans and
+    sizes allow, however thick their slices are. Which axes a stage halves follows from
+    the spacing, see `spacing_strides`.
 
     Args:
         median_shape: Voxels along z, y, x at the target spacing.
@@ -64,10 +66,11 @@ def plan_patch(
         ConfigError: If shape or spacing are not positive or the budget is below 64 voxels, or 16 of a slice.
     """
     require(len(median_shape) == 3 and min(median_shape) > 0, "shape", "three positive numbers", tuple(median_shape))
+    require(len(spacing) == 3 and min(spacing) > 0, "spacing", "three positive numbers", tuple(spacing))
     require(budget >= LEAST**dims, "budget_voxels", f"at least {LEAST**dims}", budget)
     patch = [1] * (3 - dims) + [_nearest(n) for n in median_shape[3 - dims :]]
     while math.prod(patch) > budget:
-        axis = patch.index(max(patch))
+        axis = max((axis for axis in range(3) if patch[axis] > LEAST), key=lambda axis: patch[axis] * spacing[axis])
         patch[axis] = _at_most(patch[axis] - 1)
     z, y, x = patch
     return (z, y, x), spacing_strides(spacing, patch, STAGES)
