@@ -95,8 +95,8 @@ def test_strides_of_a_spacing_by_hand(spacing, patch, strides):
 @pytest.mark.parametrize(
     ("shape", "spacing", "patch", "strides"),
     [
-        # 70 x 64 x 77 mm, where 20 x 64 x 80 voxels would be 100 x 51 x 64 mm; 14 slices of 5 mm can be halved once: not
-        # before x and y of 0.8 mm are at 3.2 mm
+        # 70 x 64 x 77 mm, where 20 x 64 x 80 voxels would be 100 x 51 x 64 mm; 14 slices of 5 mm can be halved once:
+        # not before x and y of 0.8 mm are at 3.2 mm
         ((20, 256, 256), (5.0, 0.8, 0.8), (14, 80, 96), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1)]),
         ((20, 256, 256), (1.0, 1.0, 1.0), (20, 64, 80), [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 1, 1)]),
         ((256, 20, 256), (0.8, 5.0, 0.8), (80, 14, 96), [(2, 1, 2), (2, 1, 2), (2, 2, 2), (2, 1, 2), (1, 1, 1)]),

@@ -29,6 +29,8 @@ log = logging.getLogger("voxscale")
 _HELD = 18
 """Bytes of host memory for each weight whose optimizer states are offloaded: fp32 weight, gradient and two moments,
 bf16 copy."""
+_RECOMPILES = 200
+"""Graphs that blocks of one class may have: one for each shape of weights and images, with and without gradients."""
 _BUCKET = 100_000_000
 """Gradients that are reduced together; DeepSpeed's own 500 million hold 2 GB."""
 
@@ -131,11 +133,15 @@ def _quiet() -> Generator[None]:
         log.debug("DeepSpeed: %s", said.getvalue())
 
 
-def compile_blocks(model: nn.Module) -> int:
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     """Compile each repeated block in place, so that equal blocks share one compilation.
 
     Blocks are the children of every `Sequential` and `ModuleList` that have
     children of their own; parameter names do not change.
+
+    Args:
+        model: The network.
+        backend: Of torch.compile.
 
     Returns:
         Number of blocks; the whole model counts as one if it has none.
@@ -150,7 +156,8 @@ def compile_blocks(model: nn.Module) -> int:
                     blocks.append(block)
                     inside.update(block.modules())
     for block in blocks or [model]:
-        block.compile(dynamic=False)
+        # Blocks of one class count together, and past torch's own limit of 8 shapes they would run uncompiled.
+        block.compile(dynamic=False, backend=backend, recompile_limit=_RECOMPILES)
     return max(len(blocks), 1)
 
 
