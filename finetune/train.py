@@ -189,7 +189,7 @@ def train_and_test(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )
     settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
-    model, engine, start = open_engine(config, task, folder, arm, seed)
+    model, engine, start = open_engine(settled, task, folder, arm, seed)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
     tracker = None
     if dist.rank() == 0:

@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig) -> None:
             found = find_checkpoint(config.run)
             weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
             watch.at("engine")
-            engine = start_engine(network, weights, config.engine, config.optim, micro)
+            engine = start_engine(network, weights, settled.engine, config.optim, micro)
             del weights  # the engine has its own
             watch.at("start")
             teacher = make_teacher(engine, network, config, model_config, patch)

@@ -28,7 +28,7 @@ from voxscale.engine.deepspeed import compile_blocks
 from voxscale.engine.layout import CHANNELS_LAST, family
 
 ROUNDS = 4
-LIMIT_S = 300
+LIMIT_S = 360
 """Seconds of a cell by the clock."""
 PAYS_BACK = 1000
 """Steps within which compiling must have saved its own time, as every start and every requeue compiles again."""

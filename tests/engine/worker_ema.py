@@ -1,7 +1,7 @@
 """Train with a teacher, with a planted bad step; each rank compares it with an average of whole weights.
 
-python worker_ema.py FOLDER CASES [FROM]   (case: stage-precision-offload-accumulate; FROM: checkpoint to go on from,
-in which CASE stands for the case)
+python worker_ema.py FOLDER CASES [FROM]   (case: stage-precision-offload-accumulate, then -last with weights that lie
+channels-last; FROM: checkpoint to go on from, in which CASE stands for the case)
 """
 
 import json
@@ -43,10 +43,9 @@ class Whole(Teacher):
 for case in cases:
     run = scratch(folder / case)
     came_from = Path(origin.replace("CASE", case)) if origin else None
-    stage, precision, offload, accumulate = case.split("-")
-    config = EngineConfig(
-        zero_stage=int(stage), precision=precision, offload=offload, accumulate=int(accumulate), clip=CLIP
-    )
+    stage, precision, offload, accumulate, *last = case.split("-")
+    how = {"zero_stage": int(stage), "precision": precision, "offload": offload, "accumulate": int(accumulate)}
+    config = EngineConfig(**how, weights_last=bool(last), clip=CLIP)
     loop = LoopConfig(steps=STEPS, batch=BATCH, log_every=1, checkpoint_every=3, keep=9)
     net = make("tiny")
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}

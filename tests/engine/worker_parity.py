@@ -1,6 +1,7 @@
 """Train with the engine in many settings, in one process per rank; rank 0 writes losses and weights.
 
-python worker_parity.py FOLDER MODEL STEPS CASES   (a case: stage-precision-offload-accumulate, or fsdp2)
+python worker_parity.py FOLDER MODEL STEPS CASES   (a case: stage-precision-offload-accumulate, then -last
+with weights that lie channels-last; or fsdp2)
 """
 
 import json
@@ -18,6 +19,7 @@ from voxscale.engine.deepspeed import start_engine
 from voxscale.engine.loop import train
 from voxscale.engine.state import read_weights
 from voxscale.engine.tracker import Tracker
+from voxscale.models.turned import turned_names
 
 folder, name, steps, cases = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4].split(",")
 torch.set_num_threads(1)
@@ -30,10 +32,9 @@ for case in cases:
         if dist.rank() == 0:
             (run / "losses.json").write_text(json.dumps(losses))
         continue
-    stage, precision, offload, accumulate = case.split("-")
-    config = EngineConfig(
-        zero_stage=int(stage), precision=precision, offload=offload, accumulate=int(accumulate), clip=CLIP
-    )
+    stage, precision, offload, accumulate, *last = case.split("-")
+    how = {"zero_stage": int(stage), "precision": precision, "offload": offload, "accumulate": int(accumulate)}
+    config = EngineConfig(**how, weights_last=bool(last), clip=CLIP)
     net = make(name)
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}
     engine = start_engine(net, weights, config, OPTIM, micro_batch(loop.batch, config.accumulate, dist.world_size()))
@@ -41,6 +42,7 @@ for case in cases:
     about = {"model": "test", "contract": "none"}
     source = batches(name, 0, config.accumulate)
     train("test", engine, source, objective, loop, OPTIM, run, Position(), about, tracker)
+    assert bool(turned_names(engine.module)) == bool(last)
     final = dict(read_weights(engine))
     if dist.rank() == 0:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -20,8 +20,10 @@ class EngineConfig:
         accumulate: Micro-batches per step. Stages 0 and 1 reduce gradients once per step, 2 and 3 with each
             micro-batch, because they keep no whole gradients.
         offload: What lives in host memory: optimizer states and fp32 weights (from stage 1), or at stage 3 all weights.
-        channels_last: Memory layout of activations (weights are views into ZeRO's flat buffers and keep theirs).
-            `auto` is what was measured to be faster for the family of backbones (`voxscale/engine/layout.py`).
+        channels_last: Memory layout of activations. `auto` is what was measured to be faster for the family of
+            backbones (`voxscale/engine/layout.py`).
+        weights_last: Whether the weights of convolutions lie channels-last as well, so that none is copied in every
+            pass (`voxscale/models/turned.py`); files are the same, and a run's checkpoints load with and without it.
         compile: Compile each block of the model with torch.compile.
     """
 
@@ -31,6 +33,7 @@ class EngineConfig:
     accumulate: int = 1
     offload: Offload = "none"
     channels_last: Switch = "auto"
+    weights_last: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +47,8 @@ class EngineConfig:
         stages = tuple(range(least, 4))
         ok = self.zero_stage >= least
         require(ok, "engine.zero_stage", f"at least {least} to offload {self.offload}", self.zero_stage, stages)
+        ok = not (self.weights_last and self.channels_last == "off")
+        require(ok, "engine.weights_last", "off where engine.channels_last is", self.weights_last)
         # Under ZeRO-3 a hook of every layer gathers its weights: each would cut the compiled graph.
         ok = not (self.compile and self.zero_stage == 3)
         require(ok, "engine.compile", "off at engine.zero_stage 3", self.compile)

@@ -22,6 +22,7 @@ from voxscale.engine.optim import build_optimizer, moment_names
 from voxscale.engine.pooling import mend_pools
 from voxscale.engine.state import write_weights
 from voxscale.engine.types import Engine
+from voxscale.models.turned import turn_convolutions
 
 log = logging.getLogger("voxscale")
 
@@ -103,6 +104,8 @@ def start_engine(
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     count = sum(p.numel() for p in model.parameters())
     with explained_start(count, len(moment_names(optim)), engine):
+        if engine.weights_last:  # in the number type that DeepSpeed would give them, so that none is held twice
+            turn_convolutions(model, torch.bfloat16 if engine.precision == "bf16" else torch.float32)
         with _quiet():
             parts = deepspeed.initialize(
                 model=model,

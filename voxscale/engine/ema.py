@@ -98,13 +98,13 @@ class Teacher:
             whole[part.start : part.stop] = average.to(whole.device)
             if self._engine.dp_world_size > 1:
                 torch.distributed.all_reduce(whole)  # each element is zero on all ranks but one, so sums are exact
-            yield part.name, whole.reshape(part.shape)
+            yield part.name, part.whole(whole)
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's slices for a checkpoint."""
         for part, average in self._slices:
             if part.stop > part.start:
-                yield Piece(KIND, part.name, part.shape, part.start, average)
+                yield Piece(KIND, part.name, part.shape, part.start, average, part.turned)
 
     def restore(self, checkpoint: Path) -> None:
         """Take the averages of a checkpoint, whatever world size and stage wrote it; a collective call.
@@ -120,5 +120,5 @@ class Teacher:
             )
         for part, average in self._slices:
             if part.stop > part.start:
-                average.copy_(found.part(part.name, part.start, part.stop))
+                average.copy_(found.part(part.name, part.start, part.stop, part.turned))
         self.refresh()

@@ -34,8 +34,8 @@ def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *siz
 
     torch counts a tensor of one channel as lying in both layouts, so `contiguous(memory_format=...)` returns it
     as it is, with the strides of the contiguous one; and by the strides alone a convolution chooses its kernel and the
-    layout of what it returns. Weights may stay contiguous: of the two, one that is channels-last is enough.
-    Under DeepSpeed they are views of flat buffers that checkpoints slice row by row, and stay so.
+    layout of what it returns. Weights may stay contiguous, as they are in DeepSpeed's flat buffers: of the two, one
+    that is channels-last is enough. Each convolution copies its weight then, unless `engine.weights_last` spares it.
 
     Args:
         images: Of two or three spatial dimensions, in any layout.

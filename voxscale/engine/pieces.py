@@ -23,6 +23,7 @@ from torch import Tensor
 
 from voxscale.engine.hasher import Hasher
 from voxscale.errors import CheckpointError
+from voxscale.models.turned import turn, turn_back, turned_shape, weight_shape
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 BLOCK = 4096
@@ -40,6 +41,7 @@ class Piece:
         shape: Of the whole tensor.
         start: Where the slice begins in the flattened whole.
         value: The slice, flat, where training holds it.
+        turned: Whether the flattened whole is that of a turned parameter (`voxscale.models.turned`).
     """
 
     kind: str
@@ -47,11 +49,18 @@ class Piece:
     shape: tuple[int, ...]
     start: int
     value: Tensor
+    turned: bool = False
 
     @property
     def key(self) -> str:
         """Name of the slice in a file."""
         return f"{self.kind}/{self.name}"
+
+    def place(self) -> dict[str, Any]:
+        """What a file says of the slice; of a turned one the shape in which it is a flat range."""
+        if not self.turned:
+            return {"start": self.start, "shape": list(self.shape)}
+        return {"start": self.start, "shape": list(turned_shape(self.shape)), "turned": True}
 
 
 def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -86,7 +95,7 @@ class Image:
     def fill(self, pieces: Iterable[Piece]) -> None:
         """Copy the slices; from a GPU the copies are only queued on its current stream."""
         ordered = sorted(pieces, key=lambda piece: (-piece.value.element_size(), piece.key))  # keeps each aligned
-        index = {piece.key: {"start": piece.start, "shape": list(piece.shape)} for piece in ordered}
+        index = {piece.key: piece.place() for piece in ordered}
         head = header([(p.key, p.value.dtype, [p.value.numel()]) for p in ordered], {"slices": json.dumps(index)})
         if head != self._head:
             self._allocate(head, sum(piece.value.nbytes for piece in ordered))
@@ -195,6 +204,7 @@ class Stored(Mapping[str, Tensor]):
         self._kind = kind
         self._slices: dict[str, list[tuple[int, int, Any]]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._turned: dict[str, bool] = {}
         for path in sorted(files):
             self._add(path)
         for name, slices in self._slices.items():
@@ -215,10 +225,37 @@ class Stored(Mapping[str, Tensor]):
                 start = int(index[key]["start"])
                 piece = file.get_slice(key)
                 self._slices.setdefault(name, []).append((start, start + int(piece.get_shape()[0]), piece))
-                self.shapes[name] = tuple(index[key]["shape"])
+                turned, shape = bool(index[key].get("turned")), tuple(index[key]["shape"])
+                if self._turned.setdefault(name, turned) != turned:
+                    raise CheckpointError(
+                        f"checkpoint must hold {kind} {name} in one order; its files are of several runs"
+                    )
+                self.shapes[name] = weight_shape(shape) if turned else shape
 
-    def part(self, name: str, start: int, stop: int) -> Tensor:
-        """A flat slice of one tensor; only it is read."""
+    def part(self, name: str, start: int, stop: int, turned: bool = False) -> Tensor:
+        """A flat slice of one tensor; only it is read, or the rows that it lies in.
+
+        Args:
+            name: Of the tensor.
+            start: First element.
+            stop: End.
+            turned: Whether the slice is one of the flattened turned tensor, whatever lies in the files.
+        """
+        if turned == self._turned[name] or start >= stop:
+            return self._part(name, start, stop)
+        # The first axis is the first in both orders, so a row holds the same elements in both.
+        shape = self.shapes[name]
+        row = math.prod(shape[1:])
+        first, last = start // row, -(-stop // row)
+        rows = self._part(name, first * row, last * row)
+        if turned:
+            rows = turn(rows.reshape(last - first, *shape[1:]))
+        else:
+            rows = turn_back(rows.reshape(last - first, *turned_shape(shape)[1:]))
+        return rows.flatten()[start - first * row : stop - first * row]
+
+    def _part(self, name: str, start: int, stop: int) -> Tensor:
+        """A flat slice in the order of the files."""
         parts = [
             piece[max(start, a) - a : min(stop, b) - a] for a, b, piece in self._slices[name] if a < stop and b > start
         ]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from voxscale.engine.pieces import Piece, Stored
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError
+from voxscale.models.turned import turn, turn_back, turned_names, turned_shape, weight_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +32,27 @@ class Slice:
 
     Attributes:
         name: Of the parameter.
-        shape: Of the whole parameter.
+        shape: Of the whole weight, as files and other networks know it.
         start: First element; all ranks' slices of a parameter together cover it once.
         stop: End; `start` if this rank holds nothing of it.
+        turned: Whether the parameter is turned (`voxscale.models.turned`); then elements count in its order.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    turned: bool = False
+
+    def laid(self, weight: Tensor) -> Tensor:
+        """A whole weight in the shape of the parameter."""
+        return turn(weight) if self.turned else weight
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """The whole weight, contiguous, of the elements of the whole parameter."""
+        if not self.turned:
+            return parameter.reshape(self.shape).contiguous()
+        return turn_back(parameter.reshape(turned_shape(self.shape))).contiguous()
 
 
 def slices(engine: Engine) -> Iterator[tuple[nn.Parameter, Slice]]:
@@ -51,6 +64,7 @@ def slices(engine: Engine) -> Iterator[tuple[nn.Parameter, Slice]]:
     the ranks then share the writing, each an equal part of each tensor.
     """
     rank, world = engine.global_rank, engine.dp_world_size
+    turned = turned_names(engine.module)
     for name, param in engine.module.named_parameters():
         if not param.requires_grad:
             raise CheckpointError(f"model.{name} must be trained; frozen parameters have no place in a checkpoint yet")
@@ -66,7 +80,7 @@ def slices(engine: Engine) -> Iterator[tuple[nn.Parameter, Slice]]:
                 held = _fragment(param)
                 start = held.lp_fragment_address.start if held is not None else 0
                 stop = start + held.lp_fragment_address.numel if held is not None else 0
-        yield param, Slice(name, shape, start, stop)
+        yield param, Slice(name, weight_shape(shape) if name in turned else shape, start, stop, name in turned)
 
 
 def _part_size(param: nn.Parameter) -> int:
@@ -85,7 +99,8 @@ def pieces(engine: Engine, moments: tuple[str, ...]) -> Iterator[Piece]:
     for param, part in slices(engine):
         if part.stop > part.start:
             for kind in ("weights", *moments):
-                yield Piece(kind, part.name, part.shape, part.start, _held(engine, param, part, kind))
+                value = _held(engine, param, part, kind)
+                yield Piece(kind, part.name, part.shape, part.start, value, part.turned)
 
 
 def master_slices(engine: Engine) -> Iterator[tuple[Slice, Tensor]]:
@@ -188,10 +203,10 @@ def _link_moments(engine: Engine) -> None:
 
 def read_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, whole fp32 weight on the CPU); a collective call: every rank must iterate to the end."""
-    for name, param in engine.module.named_parameters():
+    for param, part in slices(engine):
         full = safe_get_full_fp32_param(param) if _sharded(engine) else param.detach()
         assert full is not None
-        yield name, full.float().cpu().clone().contiguous()
+        yield part.name, part.whole(full.float().cpu().clone())
 
 
 def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
@@ -214,7 +229,7 @@ def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
             safe_set_local_fp32_param(param, own)
             _set_working_part(engine, param, part, own, weights)
         else:
-            value = weights[part.name].to(engine.device, torch.float32)
+            value = part.laid(weights[part.name].to(engine.device, torch.float32))
             with torch.no_grad():
                 param.copy_(value)
             if _sharded(engine) and part.stop > part.start:
@@ -229,8 +244,8 @@ def _padded(engine: Engine, param: nn.Parameter, part: Slice, values: Mapping[st
 
 def _slice_of(values: Mapping[str, Tensor], part: Slice) -> Tensor:
     if isinstance(values, Stored):
-        return values.part(part.name, part.start, part.stop)
-    return values[part.name].flatten()[part.start : part.stop]
+        return values.part(part.name, part.start, part.stop, part.turned)
+    return part.laid(values[part.name]).flatten()[part.start : part.stop]
 
 
 def _set_working_part(
@@ -240,7 +255,7 @@ def _set_working_part(
     if getattr(param, "ds_persist", False):
         with torch.no_grad(), deepspeed.zero.GatheredParameters([param], modifier_rank=0):
             if engine.global_rank == 0:
-                param.copy_(weights[part.name].to(engine.device))
+                param.copy_(part.laid(weights[part.name]).to(engine.device))
     else:
         param.ds_tensor.data.copy_(own)  # pyright: ignore[reportAttributeAccessIssue]  # DeepSpeed adds it
 
@@ -251,6 +266,6 @@ def write_moment(engine: Engine, moment: str, values: Mapping[str, Tensor]) -> N
         if engine.zero_optimization_stage() == 3:
             safe_set_local_optimizer_state(param, _padded(engine, param, part, values), moment)
         elif not _sharded(engine):
-            engine.optimizer.state[param][moment].copy_(values[part.name])
+            engine.optimizer.state[param][moment].copy_(part.laid(values[part.name]))
         elif part.stop > part.start:
             _held(engine, param, part, moment).data.copy_(_slice_of(values, part))

@@ -38,6 +38,7 @@ class _UpConv:
     weight: Tensor
     bias: Tensor
     steps: tuple[int, ...]
+    turned: bool = False  # see `voxscale.models.turned`
 
     def forward(
         self, y: Float[Tensor, "b before *size"], skip: Float[Tensor, "b fine *size2"] | None = None
@@ -50,7 +51,7 @@ class _UpConv:
         """
         if skip is None:
             return super().forward(y)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-        return _Function.apply(y, skip, self.weight, self.bias, self.steps)  # pyright: ignore[reportReturnType, reportUnknownVariableType]
+        return _Function.apply(y, skip, self.weight, self.bias, self.steps, self.turned)  # pyright: ignore[reportReturnType, reportUnknownVariableType]
 
 
 class UpConv2d(_UpConv, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
@@ -94,9 +95,12 @@ class _Function(torch.autograd.Function):
     """Keeps the parameter itself, not parts of it: under ZeRO-3 they would hold the gathered weights until backward."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, steps: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, steps: tuple[int, ...], turned: bool
+    ) -> Tensor:
         ctx.save_for_backward(y, skip, weight)
-        ctx.steps = steps
+        ctx.steps, ctx.turned = steps, turned
+        weight = weight.movedim(-1, 1) if turned else weight
         conv, transposed = (F.conv3d, F.conv_transpose3d) if y.ndim == 5 else (F.conv2d, F.conv_transpose2d)
         padding = weight.shape[-1] // 2
         coarse, fine = weight.split([y.shape[1], skip.shape[1]], dim=1)
@@ -107,7 +111,8 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         y, skip, weight = ctx.saved_tensors
-        need_y, need_skip, need_weight, need_bias, _ = ctx.needs_input_grad
+        weight = weight.movedim(-1, 1) if ctx.turned else weight
+        need_y, need_skip, need_weight, need_bias = ctx.needs_input_grad[:4]
         coarse, fine = weight.split([y.shape[1], skip.shape[1]], dim=1)
         padding = weight.shape[-1] // 2
         of_y, of_coarse, _ = _backward(
@@ -115,9 +120,11 @@ class _Function(torch.autograd.Function):
         )
         of_skip, of_fine, of_bias = _backward(gradient, skip, fine, None, padding, (need_skip, need_weight, need_bias))
         if of_coarse is None or of_fine is None:
-            return of_y, of_skip, None, of_bias, None
+            return of_y, of_skip, None, of_bias, None, None
         folded = folded_gradient(of_coarse, weight.shape[-1], ctx.steps)
-        return of_y, of_skip, torch.cat([folded, of_fine], dim=1), of_bias, None
+        of_weight = torch.cat([folded, of_fine], dim=1)
+        of_weight = of_weight.movedim(1, -1).contiguous() if ctx.turned else of_weight
+        return of_y, of_skip, of_weight, of_bias, None, None
 
 
 def _backward(
