@@ -7,9 +7,14 @@ under bf16 autocast without any of that, with the same fused loss. `ratio` is th
 CPU seconds in its better memory layout over ours in our better one, medians of steps in alternation,
 each cell in a process of its own. `bare` is our network in a loop like the reference's, bf16 weights
 stepped as they are. First ours and the reference must give equal outputs in fp32.
+
+With the argument `weights` the engine's step alone, with and without `engine.weights_last`, in processes that come one
+after the other in turn, so that one is in memory at a time: `docs/results/bench/step_weights_last.json`.
+`SIDE=64` takes smaller images.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -19,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import finish
+from harness import finish, paired_ratio
 from medim.models.stu_net import STUNet as Reference
 from torch import Tensor, nn
 
@@ -34,12 +39,14 @@ from voxscale.seed import torch_generator
 
 GOAL = 1.5
 ROUNDS = 3
-SIDE = 96
+SIDE = int(os.environ.get("SIDE", "96"))
 HEADS = 4
 CLIP = 12.0
 SIDES = ("ours", "reference")
 Cell = tuple[str, str]
 """Who steps, and the memory layout."""
+WEIGHTS = ("channels_last", "weights_last")
+"""Images channels-last alone, and weights too."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
@@ -68,17 +75,18 @@ def fused(logits: Tensor, target: Tensor) -> Tensor:
     return 0.5 * cross + 0.5 * dice
 
 
-def engine_step(last: bool) -> Callable[[Tensor, Tensor], object]:
+def engine_step(layout: str) -> Callable[[Tensor, Tensor], object]:
     """The engine's training step, as `pretrain` and `finetune` make it."""
     config = STUNetConfig(width=32, depth=1, classes=105, heads=HEADS)
     model = STUNet(config)
     optim = OptimConfig(kind="sgd", lr=1e-3, momentum=0.99, weight_decay=3e-5)
-    engine = start_engine(model, first_weights(model, 0), EngineConfig(zero_stage=1, clip=CLIP), optim, 1)
+    how = EngineConfig(zero_stage=1, clip=CLIP, weights_last=layout == "weights_last")
+    engine = start_engine(model, first_weights(model, 0), how, optim, 1)
     engine.train()
     set_learning_rate(engine, optim.lr)
 
     def run(x: Tensor, target: Tensor) -> None:
-        outputs = engine(network_input(x, engine, last))
+        outputs = engine(network_input(x, engine, layout != "contiguous"))
         engine.backward(deep_supervision(fused, outputs, target))
         engine.step()
 
@@ -104,7 +112,7 @@ def plain_step(ours: bool, layout: str) -> Callable[[Tensor, Tensor], object]:
 
 def step(side: str, layout: str) -> Callable[[], float]:
     """A training step that returns its CPU seconds."""
-    made = engine_step(layout == "channels_last") if side == "ours" else plain_step(side == "bare", layout)
+    made = engine_step(layout) if side == "ours" else plain_step(side == "bare", layout)
     x = torch.randn(1, 1, SIDE, SIDE, SIDE, generator=torch_generator(1))
     target = torch.randint(0, 105, (1, SIDE, SIDE, SIDE), generator=torch_generator(2), dtype=torch.uint8)
 
@@ -170,8 +178,21 @@ def measure() -> None:
     )  # fmt: skip
 
 
+def measure_weights() -> None:
+    """Time the engine's step with weights in both layouts and write the result."""
+    rounds = [{layout: alternate_cells([("ours", layout)], ROUNDS) for layout in WEIGHTS} for _ in range(ROUNDS)]
+    found = {layout: [cells[layout]["ours", layout] for cells in rounds] for layout in WEIGHTS}
+    seconds = [[cell["cpu_s"] for cell in found[layout]] for layout in WEIGHTS]
+    peaks = [max(cell["peak_gb"] for cell in found[layout]) for layout in WEIGHTS]
+    ratio = paired_ratio(*seconds)
+    finish("step_weights_last", ratio, 1.0, ratio >= 1 and peaks[1] <= peaks[0], cells=found, side=SIDE, threads=1)
+
+
 def main() -> None:
     """Measure everything, or with two arguments one cell: a step for each line of the standard input."""
+    if sys.argv[1:] == ["weights"]:
+        measure_weights()
+        return
     if len(sys.argv) != 3:
         measure()
         return
