@@ -6,9 +6,11 @@ network step in alternation in one process; a ratio is the median of neighbourin
 seconds, plain over variant, above 1 where the variant wins. `ratio` is the share of families
 that could be measured; `on` of each family is where its default comes from
 (`voxscale/engine/layout.py`, a test compares).
-`FAMILIES="pctnet resnet50"` (presets) measures the layouts of these alone and keeps the other rows.
+`FAMILIES="pctnet resnet50"` (presets) measures these alone and keeps the other rows, with `WEIGHTS=1` the layout of
+their weights alone.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -27,6 +29,7 @@ from voxscale.engine.norm import mend_batch_norms
 from voxscale.engine.pooling import mend_pools
 from voxscale.models.build import ModelConfig, build
 from voxscale.models.interface import Backbone
+from voxscale.models.turned import turn_back, turn_convolutions
 from voxscale.seed import torch_generator
 
 ROUNDS = 3
@@ -103,6 +106,22 @@ def layouts(preset: str) -> dict[str, Any]:
     return {"ratio": round(paired_ratio(*times), 3), "difference": difference(exact[1], exact[0]), **seconds(times)}
 
 
+def weights(preset: str) -> dict[str, Any]:
+    """Channels-last images with contiguous weights against those with turned ones (`engine.weights_last`)."""
+    model, side = make(preset), PRESETS[preset]
+    other, variant = copy.deepcopy(model), copy.deepcopy(model)
+    turn_convolutions(other, torch.float32)
+    exact = [step(m, images(m, side, True, torch.float32))() for m in (model, other)]
+    if exact[1][-1].shape != exact[0][-1].shape:  # the gradient of a turned weight
+        exact[1][-1] = turn_back(exact[1][-1])
+    turned = turn_convolutions(variant, torch.bfloat16)
+    halve(model), halve(variant)
+    runs = [step(m, images(m, side, True, torch.bfloat16)) for m in (model, variant)]
+    times = alternate(runs[0], runs[1], ROUNDS)
+    found = {"ratio": round(paired_ratio(*times), 3), "difference": difference(exact[1], exact[0]), **seconds(times)}
+    return found | {"turned": turned}
+
+
 def seconds(times: tuple[list[float], list[float]]) -> dict[str, list[float]]:
     """All timings, rounded."""
     return {name: [round(t, 3) for t in kept] for name, kept in zip(("plain_s", "variant_s"), times, strict=True)}
@@ -123,15 +142,20 @@ def main() -> None:
     """Fill the table, print each row as it comes, write the result."""
     wanted = os.environ.get("FAMILIES", "").split()
     rows: dict[str, dict[str, Any]] = {}
-    if wanted:
+    if wanted or os.environ.get("WEIGHTS"):
         rows |= json.loads((RESULTS / "layouts.json").read_text())["families"]
 
     torch.set_num_threads(1)
     for preset in wanted or PRESETS:
-        row, side = layouts(preset), PRESETS[preset]
-        print(preset, row, flush=True)
-        made = {"preset": preset, "side": side, "channels_last": row, "on": {"channels_last": decide(row)}}
-        rows[family(config_of(preset))] = made | {"commit": describe()["commit"]}
+        name = family(config_of(preset))
+        old = rows.get(name) if os.environ.get("WEIGHTS") else None  # measures the weights' layout alone
+        made = old or {"preset": preset, "side": PRESETS[preset], "commit": describe()["commit"]}
+        if old is None:
+            made["channels_last"] = layouts(preset)
+            made["on"] = {"channels_last": decide(made["channels_last"])}
+        made["weights_last"] = weights(preset) | {"commit": describe()["commit"]}
+        print(preset, made, flush=True)
+        rows[name] = made
         conclude(rows)
 
 

@@ -80,7 +80,7 @@ def engine_step(layout: str) -> Callable[[Tensor, Tensor], object]:
     config = STUNetConfig(width=32, depth=1, classes=105, heads=HEADS)
     model = STUNet(config)
     optim = OptimConfig(kind="sgd", lr=1e-3, momentum=0.99, weight_decay=3e-5)
-    how = EngineConfig(zero_stage=1, clip=CLIP, weights_last=layout == "weights_last")
+    how = EngineConfig(zero_stage=1, clip=CLIP, weights_last="on" if layout == "weights_last" else "off")
     engine = start_engine(model, first_weights(model, 0), how, optim, 1)
     engine.train()
     set_learning_rate(engine, optim.lr)

@@ -11,7 +11,7 @@ from torch import nn
 import configs.models
 from configs import finetune, pretrain
 from voxscale.engine.config import EngineConfig
-from voxscale.engine.layout import CHANNELS_LAST, channels_last, family, settle
+from voxscale.engine.layout import CHANNELS_LAST, WEIGHTS_LAST, channels_last, family, settle
 from voxscale.models.stunet import STUNetConfig
 
 WORKER = Path(__file__).parent / "worker_layout.py"
@@ -57,6 +57,10 @@ def test_auto_is_what_the_committed_measurement_says():
     for row in rows.values():  # the rule itself, from the figures
         found = row["channels_last"]
         assert row["on"]["channels_last"] == (found["ratio"] >= 1.03 and found["difference"] <= 1e-4)
+    turned = {name: row["weights_last"] for name, row in rows.items() if row["on"]["channels_last"]}
+    assert {
+        name: found["ratio"] >= 1.03 and found["difference"] <= 1e-4 for name, found in turned.items()
+    } == WEIGHTS_LAST
 
 
 def test_presets_leave_the_choice_to_their_family():
@@ -69,5 +73,5 @@ def test_presets_leave_the_choice_to_their_family():
     for model in own:
         on = CHANNELS_LAST.get(family(model), False)
         assert settle(EngineConfig(), model).channels_last == ("on" if on else "off")
-    wish = EngineConfig(channels_last="off")
+    wish = EngineConfig(channels_last="off", weights_last="off")
     assert settle(wish, STUNetConfig(width=4, depth=1)) == wish

@@ -15,6 +15,7 @@ from voxscale.engine.config import EngineConfig
 from voxscale.engine.layout import settle
 from voxscale.engine.pieces import Piece, Stored, header
 from voxscale.errors import CheckpointError, ConfigError
+from voxscale.models.stunet import STUNetConfig
 from voxscale.models.timm_models import TimmConfig
 
 FOLDER = Path(__file__).parent
@@ -131,7 +132,18 @@ def test_ranks_that_differ_in_the_order_are_refused(tmp_path):
 
 
 def test_turned_weights_ask_for_images_in_that_layout():
-    with pytest.raises(ConfigError, match=r"^engine.weights_last must be off where engine.channels_last is, not True"):
-        EngineConfig(weights_last=True, channels_last="off")
+    with pytest.raises(ConfigError, match=r"^engine.weights_last must be off where engine.channels_last is, not on"):
+        EngineConfig(weights_last="on", channels_last="off")
     with pytest.raises(ConfigError, match=r"^engine.weights_last must be off"):
-        settle(EngineConfig(weights_last=True), TimmConfig(name="resnet50"))  # whose images are contiguous
+        settle(EngineConfig(weights_last="on"), TimmConfig(name="resnet50"))  # whose images are contiguous
+
+
+def test_auto_turns_weights_where_it_was_measured_to_be_faster(monkeypatch):
+    net, other = STUNetConfig(width=4, depth=1), TimmConfig(name="resnet50")
+    for cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert settle(EngineConfig(), net).weights_last == ("off" if cuda else "on")
+        assert settle(EngineConfig(weights_last="on"), net).weights_last == "on"
+        assert settle(EngineConfig(weights_last="off"), net).weights_last == "off"
+        assert settle(EngineConfig(channels_last="off"), net).weights_last == "off"
+        assert settle(EngineConfig(channels_last="on"), other).weights_last == "off"

@@ -45,7 +45,7 @@ for case in cases:
     came_from = Path(origin.replace("CASE", case)) if origin else None
     stage, precision, offload, accumulate, *last = case.split("-")
     how = {"zero_stage": int(stage), "precision": precision, "offload": offload, "accumulate": int(accumulate)}
-    config = EngineConfig(**how, weights_last=bool(last), clip=CLIP)
+    config = EngineConfig(**how, weights_last="on" if last else "off", clip=CLIP)
     loop = LoopConfig(steps=STEPS, batch=BATCH, log_every=1, checkpoint_every=3, keep=9)
     net = make("tiny")
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}

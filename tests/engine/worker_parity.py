@@ -34,7 +34,7 @@ for case in cases:
         continue
     stage, precision, offload, accumulate, *last = case.split("-")
     how = {"zero_stage": int(stage), "precision": precision, "offload": offload, "accumulate": int(accumulate)}
-    config = EngineConfig(**how, weights_last=bool(last), clip=CLIP)
+    config = EngineConfig(**how, weights_last="on" if last else "off", clip=CLIP)
     net = make(name)
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}
     engine = start_engine(net, weights, config, OPTIM, micro_batch(loop.batch, config.accumulate, dist.world_size()))

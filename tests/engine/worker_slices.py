@@ -108,7 +108,7 @@ def go(stage: int, source: str) -> None:
                 p.zero_()  # nothing must be left of it
     own = {key: p.detach().clone() for key, p in net.named_parameters()}
     weights = own if found is None else checkpoint.load_weights(found)
-    config = EngineConfig(zero_stage=stage, precision="fp32", clip=1.0, weights_last=last)
+    config = EngineConfig(zero_stage=stage, precision="fp32", clip=1.0, weights_last="on" if last else "off")
     engine = start_engine(net, weights, config, OPTIM, LOOP.batch // dist.world_size())
     teacher = Teacher(engine, EmaConfig(start=0.5, end=0.5), 2, make("tiny"))
     start = Position()

@@ -28,6 +28,9 @@ CHANNELS_LAST: Mapping[str, bool] = {
 }
 """Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`)."""
 
+WEIGHTS_LAST: Mapping[str, bool] = {"stunet": True, "pctnet": True}
+"""The same of `weights_last`, for those families; on GPUs, where it was not measured, `auto` is off."""
+
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
     """Images whose strides say channels-last, without a copy where they have one channel.
@@ -58,7 +61,15 @@ def family(model: ModelConfig) -> str:
 
 
 def settle(engine: EngineConfig, model: ModelConfig) -> EngineConfig:
-    """The config with `on` or `off` in the place of `auto`."""
-    if engine.channels_last != "auto":
-        return engine
-    return dataclasses.replace(engine, channels_last="on" if CHANNELS_LAST.get(family(model), False) else "off")
+    """The config with `on` or `off` in the place of `auto`.
+
+    Raises:
+        ConfigError: If weights are to be channels-last where images are not.
+    """
+    name, images, weights = family(model), engine.channels_last, engine.weights_last
+    if images == "auto":
+        images = "on" if CHANNELS_LAST.get(name, False) else "off"
+    if weights == "auto":
+        measured = WEIGHTS_LAST.get(name, False) and not torch.cuda.is_available()
+        weights = "on" if images == "on" and measured else "off"
+    return dataclasses.replace(engine, channels_last=images, weights_last=weights)
