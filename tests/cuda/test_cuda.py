@@ -91,6 +91,7 @@ def data(tmp_path_factory):
     make_store(folder / "scans", 6, labelled=False)
     make_store(folder / "task", 6, labelled=True)
     plan = plan_task(folder / "scans", 16**3, InputContract(spacing=(2.0, 1.5, 1.5)), 3)
+    plan = dataclasses.replace(plan, patch=(16, 16, 16), strides=(*[(2, 2, 2)] * 2, *[(1, 1, 1)] * 3))
     pack(folder / "scans", folder / "shards", plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
     return folder
 

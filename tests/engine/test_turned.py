@@ -132,7 +132,7 @@ def test_ranks_that_differ_in_the_order_are_refused(tmp_path):
 
 
 def test_turned_weights_ask_for_images_in_that_layout():
-    with pytest.raises(ConfigError, match=r"^engine.weights_last must be off where engine.channels_last is, not on"):
+    with pytest.raises(ConfigError, match=r"^engine.weights_last must be off where engine.channels_last is, not .on."):
         EngineConfig(weights_last="on", channels_last="off")
     with pytest.raises(ConfigError, match=r"^engine.weights_last must be off"):
         settle(EngineConfig(weights_last="on"), TimmConfig(name="resnet50"))  # whose images are contiguous

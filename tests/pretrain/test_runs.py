@@ -145,6 +145,7 @@ def check_flat(run: Path) -> None:
 )
 def test_a_rank_that_is_lost_before_the_first_step_is_named(data: Path, ranks, tmp_path: Path, how: str, what: str):
     where = ["--shards", str(data / "shards"), "--run", str(tmp_path / "run"), "--loop.watch.patience-s", "5"]
+    where += ["--objective.volume-fusion.block-min", "2", "--objective.volume-fusion.block-max", "6"]
     began = time.monotonic()
     out = ranks(LOST, 2, how, "configs/pretrain.py:demo", *COMMON, "--loop.batch", "2", *where, expect=None)
     assert re.search(rf"rank lost: rank 1 on \S+ .*{what}", out[0]), out[0][-2000:]
