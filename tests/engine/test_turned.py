@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from voxscale.engine import checkpoint
 from voxscale.engine.config import EngineConfig
-from voxscale.engine.layout import settle
+from voxscale.engine.layout import WEIGHTS_LAST, settle
 from voxscale.engine.pieces import Piece, Stored, header
 from voxscale.errors import CheckpointError, ConfigError
 from voxscale.models.stunet import STUNetConfig
@@ -138,11 +138,14 @@ def test_turned_weights_ask_for_images_in_that_layout():
         settle(EngineConfig(weights_last="on"), TimmConfig(name="resnet50"))  # whose images are contiguous
 
 
-def test_auto_turns_weights_where_it_was_measured_to_be_faster(monkeypatch):
+def test_auto_turns_weights_where_the_table_says_so_and_there_is_no_gpu(monkeypatch):
     net, other = STUNetConfig(width=4, depth=1), TimmConfig(name="resnet50")
     for cuda in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        assert settle(EngineConfig(), net).weights_last == ("off" if cuda else "on")
+        assert settle(EngineConfig(), net).weights_last == "off"
+        with monkeypatch.context() as here:
+            here.setitem(WEIGHTS_LAST, "stunet", True)
+            assert settle(EngineConfig(), net).weights_last == ("off" if cuda else "on")
         assert settle(EngineConfig(weights_last="on"), net).weights_last == "on"
         assert settle(EngineConfig(weights_last="off"), net).weights_last == "off"
         assert settle(EngineConfig(channels_last="off"), net).weights_last == "off"

@@ -23,8 +23,8 @@ class EngineConfig:
         channels_last: Memory layout of activations. `auto` is what was measured to be faster for the family of
             backbones (`voxscale/engine/layout.py`).
         weights_last: Whether the weights of convolutions lie channels-last as well, so that none is copied in every
-            pass (`voxscale/models/turned.py`); a run's checkpoints load with and without it. `auto` is on where it was
-            measured to be faster: on CPUs, for families whose images are channels-last.
+            pass (`voxscale/models/turned.py`); a run's checkpoints load with and without it. `auto` is off, as for
+            no family results were both faster and equal (`docs/results/layouts.md`); GPUs were not measured.
         compile: Compile each block of the model with torch.compile.
     """
 

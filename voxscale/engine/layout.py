@@ -28,8 +28,9 @@ CHANNELS_LAST: Mapping[str, bool] = {
 }
 """Whether `auto` is channels-last, by `make bench ONLY=layouts` on a CPU (`docs/results/layouts.md`)."""
 
-WEIGHTS_LAST: Mapping[str, bool] = {"stunet": True, "pctnet": True}
-"""The same of `weights_last`, for those families; on GPUs, where it was not measured, `auto` is off."""
+WEIGHTS_LAST: Mapping[str, bool] = {"stunet": False, "pctnet": False}
+"""The same of `weights_last`, for those families: steps of STU-Net gain, but fp32 results are not equal to 1e-4. GPUs
+were not measured, there `auto` is off."""
 
 
 def channels_last(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
