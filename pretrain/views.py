@@ -85,8 +85,8 @@ def change_intensity(
         rngs: Gives the generators of an op, one for each image.
         config: How values are changed.
     """
-    images = contrast.apply(images, contrast.sample(rngs("contrast"), config.contrast))
-    return gamma.apply(images, gamma.sample(rngs("gamma"), config.gamma))
+    drawn = contrast.sample(rngs("contrast"), config.contrast), gamma.sample(rngs("gamma"), config.gamma)
+    return contrast.apply(images, drawn[0], drawn[1].exponent)
 
 
 def invert(

@@ -165,7 +165,8 @@ def collate(patches: Sequence[Patch]) -> Batch:
     kind = np.dtype(
         {"uint16": "int32", "uint32": "float32", "float64": "float32", "int64": "float32"}.get(kind.name, kind)
     )
-    voxels = np.zeros((len(patches), 1, *shape), dtype=kind)
+    voxels = np.empty((len(patches), 1, *shape), dtype=kind)
+    # Only the padding is filled with zeros: all of it would be a second pass over memory.
     labelled = all(p.label is not None for p in patches)
     label = np.zeros(voxels.shape, dtype=np.uint8) if labelled else None
     removed = None if all(p.removed is None for p in patches) else np.zeros(voxels.shape, dtype=np.uint8)
@@ -174,6 +175,7 @@ def collate(patches: Sequence[Patch]) -> Batch:
         if removed is not None and patch.removed is not None:
             removed[row, 0, :z, :y, :x] = patch.removed
         voxels[row, 0, :z, :y, :x] = patch.voxels
+        voxels[row, 0, z:], voxels[row, 0, :z, y:], voxels[row, 0, :z, :y, x:] = 0, 0, 0
         if label is not None and patch.label is not None:
             label[row, 0, :z, :y, :x] = patch.label
     places = [p.mm for p in patches if p.mm is not None]

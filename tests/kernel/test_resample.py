@@ -43,6 +43,22 @@ def test_parts_of_larger_tensors_are_read_where_they_are() -> None:
     assert torch.equal(found, by_torch(part, along))
 
 
+def test_values_are_scaled_and_bounded_with_the_bits_of_torch() -> None:
+    volumes = torch.randn(2, 1, 5, 6, 7, generator=torch_generator(0, "scaled")) * 100
+    volumes[0, 0, 0, 0, 0], volumes[0, 0, 4, 5, 6], volumes[1, 0, 0, 0, 0] = torch.nan, torch.inf, -torch.inf
+    along, scale = [torch.linspace(-1, 1, n).repeat(2, 1) for n in (9, 10, 23)], torch.tensor([[0.01, 0.3], [-0.2, 0]])
+    found = sample_along_axes(volumes, along, scale)
+    assert found is not None
+    plain = sample_along_axes(volumes, along)
+    assert plain is not None
+    factor, offset = (scale[:, k].view(-1, 1, 1, 1, 1) for k in (0, 1))
+    want = plain.mul_(factor).add_(offset).clamp_(0, 1)
+    assert want.isnan().any()
+    assert (want == 0).any()
+    assert (want == 1).any()
+    assert torch.equal(found.nan_to_num(7), want.nan_to_num(7))
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 4), (4, 4, 1)])
 def test_what_is_one_voxel_thick_is_left_to_torch(shape: tuple[int, int, int]) -> None:
     assert sample_along_axes(torch.rand(1, 1, *shape), [torch.zeros(1, 3)] * 3) is None

@@ -5,6 +5,7 @@ al., IEEE TIP 34, 2025; PyMIC): the values between the percentiles are spread
 over 0.1..0.9, the two tails over what is left.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from voxscale.augment import gamma
+from voxscale.augment.gamma import Gamma
 from voxscale.config import config, require
-from voxscale.kernel.contrast import spread_parts
+from voxscale.kernel.greys import Parts, change_greys
 
 FLAT = 1e-3
 """Least distance of the two percentiles (the window is 1) at which a crop has contrast to change."""
 
 TAIL = 0.1
 """Part of 0..1 that each tail is mapped to."""
+
+HEIGHTS = (TAIL, 1 - 2 * TAIL, TAIL)
 
 SAMPLED = 32**3
 """About the most voxels of a crop that its percentiles are taken from, evenly spaced (smaller crops: all)."""
@@ -102,31 +107,39 @@ def _ends(images: Float[Tensor, "n 1 z y x"]) -> tuple[Float[Tensor, " n"], Floa
     return torch.stack([one.min for one in ends]), torch.stack([one.max for one in ends])
 
 
-def _spread(
-    images: Float[Tensor, "n 1 z y x"], start: Float[Tensor, "n 3"], width: Float[Tensor, "n 3"]
+def _curve(
+    images: Float[Tensor, "n 1 z y x"], params: Contrast
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
+    """Where the three parts of each crop's map begin, their widths, and whether the crop is to be changed."""
+    low, high = percentiles(images, params.percentiles.to(images.device)).unbind(1)
+    least, greatest = _ends(images)
+    knots = torch.stack([least, low, high, greatest], dim=1)
+    width = (knots[:, 1:] - knots[:, :-1]).clamp(min=1e-6)
+    return knots[:, :-1], width, params.on.to(images.device) & (high - low >= FLAT)
+
+
+def apply(
+    images: Float[Tensor, "n 1 z y x"], params: Contrast, exponents: Float[Tensor, " n"] | None = None
 ) -> Float[Tensor, "n 1 z y x"]:
-    heights = (TAIL, 1 - 2 * TAIL, TAIL)
-    done = spread_parts(images, start, width, torch.tensor(heights))
-    if done is not None:
-        return done
-    mapped = torch.zeros_like(images)
-    for part, height in enumerate(heights):
-        first, wide = (one[:, part].view(-1, 1, 1, 1, 1) for one in (start, width))
-        mapped += height * ((images - first) / wide).clamp(0, 1)
-    return mapped
-
-
-def apply(images: Float[Tensor, "n 1 z y x"], params: Contrast) -> Float[Tensor, "n 1 z y x"]:
     """Map the crop's minimum, two percentiles and maximum to 0, 0.1, 0.9 and 1, linearly in between.
 
     A crop whose percentiles (nearly) coincide, such as one of mostly air, is
     returned unchanged: there is no contrast to spread, and 0/0 would be NaN.
+
+    Args:
+        images: Crops of values in 0..1.
+        params: What was drawn for them.
+        exponents: The gamma curve of each crop that comes next, for one pass over both; none if None.
     """
-    low, high = percentiles(images, params.percentiles.to(images.device)).unbind(1)
-    least, greatest = _ends(images)
-    knots = torch.stack([least, low, high, greatest], dim=1)
-    mapped = _spread(images, knots[:, :-1], (knots[:, 1:] - knots[:, :-1]).clamp(min=1e-6))
-    change = params.on.to(images.device) & (high - low >= FLAT)
-    if change.device.type == "cpu" and bool(change.all()):  # of another device it would be waited for
-        return mapped
-    return torch.where(change.view(-1, 1, 1, 1, 1), mapped, images)
+    start, width, change = _curve(images, params)
+    if change.device.type == "cpu":  # of another device it would be waited for
+        parts = Parts(start, width, torch.tensor(HEIGHTS), tuple(change.tolist()))
+        done = change_greys(images, parts, exponents)
+        if done is not None:
+            return done
+    mapped = torch.zeros_like(images)
+    for part, height in enumerate(HEIGHTS):
+        first, wide = (one[:, part].view(-1, 1, 1, 1, 1) for one in (start, width))
+        mapped += height * ((images - first) / wide).clamp(0, 1)
+    mapped = torch.where(change.view(-1, 1, 1, 1, 1), mapped, images)
+    return mapped if exponents is None else gamma.apply(mapped, Gamma(exponents))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voxscale.config import config, require
+from voxscale.kernel.greys import change_greys
 
 
 @config
@@ -48,5 +49,11 @@ def sample(rngs: Sequence[np.random.Generator], config: GammaConfig) -> Gamma:
 
 
 def apply(images: Float[Tensor, "n 1 z y x"], params: Gamma) -> Float[Tensor, "n 1 z y x"]:
-    """Raise crops of values in 0..1 to their exponents."""
+    """Raise crops of values in 0..1 to their exponents.
+
+    On CPUs by the compiled kernel, see `voxscale.kernel.greys.change_greys`: its last bits are not those of torch.
+    """
+    done = change_greys(images, exponents=params.exponent)
+    if done is not None:
+        return done
     return images.pow(params.exponent.to(images).view(-1, 1, 1, 1, 1))

@@ -62,21 +62,22 @@ def resample(
         Label: (b, 1, z, y, x) uint8 of the nearest voxel, 0 outside; None if the batch has none.
     """
     inside = torch.ones(len(batch.voxels), 1, 1, 1, dtype=torch.bool, device=batch.voxels.device)
+    host, whole = batch.voxels.device.type == "cpu", True
     normalised: list[Tensor] = []
     for axis, index in enumerate(coordinates(batch.matrix.float(), patch)):
         size = batch.sizes[:, axis, None, None, None].float()
         padded = batch.voxels.shape[2 + axis]
-        inside = inside & (index >= -0.5) & (index <= size - 0.5)
+        within = (index >= -0.5) & (index <= size - 0.5)
+        if not host or not within.all():  # of another device it would be waited for
+            inside, whole = inside & within, False
         # Stop short of the last voxel by the rounding error, else it would mix in a trace of the padding.
         clamped = torch.minimum(index.clamp(min=0), size - 1 - ROUNDING * padded)
         normalised.append(clamped * (2 / max(padded - 1, 1)) - 1)
     inside, grid = inside.expand(-1, *patch)[:, None], normalised
     if batch.removed is not None:
-        inside = inside & (_nearest(batch.removed, grid, patch) < 0.5)
-    images = _linear(batch.voxels.float(), grid, patch)
-    scale = batch.scale.float()[:, :, None, None, None, None]
-    images = images.mul_(scale[:, 0]).add_(scale[:, 1]).clamp_(0, 1)
-    if inside.device.type != "cpu" or not inside.all():  # of another device it would be waited for
+        inside, whole = inside & (_nearest(batch.removed, grid, patch) < 0.5), False
+    images = _linear(batch.voxels.float(), grid, batch.scale.float(), patch)
+    if not whole:
         images = images.mul_(inside)
     if batch.label is None:
         return images, inside, None
@@ -84,13 +85,19 @@ def resample(
 
 
 def _linear(
-    voxels: Float[Tensor, "b 1 d h w"], grid: list[Float[Tensor, "b _z _y _x"]], patch: tuple[int, int, int]
+    voxels: Float[Tensor, "b 1 d h w"],
+    grid: list[Float[Tensor, "b _z _y _x"]],
+    scale: Float[Tensor, "b 2"],
+    patch: tuple[int, int, int],
 ) -> Float[Tensor, "b 1 z y x"]:
+    """What is read, scaled and clipped to 0..1."""
     if all(one.numel() == len(one) * n for one, n in zip(grid, patch, strict=True)):
-        found = sample_along_axes(voxels, [one.flatten(1) for one in grid])
+        found = sample_along_axes(voxels, [one.flatten(1) for one in grid], scale)
         if found is not None:
             return found
-    return F.grid_sample(voxels, _points(grid, patch), mode="bilinear", padding_mode="border", align_corners=True)
+    images = F.grid_sample(voxels, _points(grid, patch), mode="bilinear", padding_mode="border", align_corners=True)
+    factor, offset = scale[:, :, None, None, None, None].unbind(1)
+    return images.mul_(factor).add_(offset).clamp_(0, 1)
 
 
 def _nearest(

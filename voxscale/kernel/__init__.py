@@ -19,7 +19,7 @@ log = logging.getLogger("voxscale")
 
 HERE = Path(__file__).parent
 SOURCES = tuple(
-    HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp", "resample.cpp", "contrast.cpp")
+    HERE / name for name in ("chunks.cpp", "filters.cpp", "matching.cpp", "fusion.cpp", "resample.cpp", "greys.cpp")
 )
 PARTS = (*SOURCES, *(HERE / name for name in ("bits.h", "unbit.h", "crc32c.h", "wide.h")))
 OFF = "VOXSCALE_NO_KERNEL"

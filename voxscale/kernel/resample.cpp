@@ -1,6 +1,7 @@
 // Trilinear interpolation on a grid whose axes are those of the volume, with the bits of torch's grid_sample.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "wide.h"
@@ -46,11 +47,27 @@ WIDE void interpolate(const float* const* rows, const float* shares, const int32
     }
 }
 
+// scale * value + offset, held within 0 and 1; what is no number stays none. By bits, as compilers leave choices between
+// floats to branches: of numbers that are not negative, the larger has the larger bits.
+WIDE void bound(float scale, float offset, float* __restrict out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float value = scale * out[i] + offset;
+        int32_t bits;
+        std::memcpy(&bits, &value, 4);
+        const uint32_t none = (bits & 0x7fffffff) > 0x7f800000 ? ~0u : 0u;
+        int32_t kept = bits < 0 ? 0 : bits;
+        kept = kept > 0x3f800000 ? 0x3f800000 : kept;
+        const uint32_t all = (static_cast<uint32_t>(bits) & none) | (static_cast<uint32_t>(kept) & ~none);
+        std::memcpy(out + i, &all, 4);
+    }
+}
+
 }  // namespace
 
-// One volume of `size` voxels, each edge 2 or more, at the points of a grid of `points`.
+// One volume of `size` voxels, each edge 2 or more, at the points of a grid of `points`; values are scaled by two numbers
+// and bounded, unless `scale` is null.
 extern "C" void sample_grid(const float* volume, const int64_t* size, const float* z, const float* y, const float* x,
-                            const int64_t* points, float* out) {
+                            const int64_t* points, const float* scale, float* out) {
     const Axis along_z(z, points[0], size[0]), along_y(y, points[1], size[1]), along_x(x, points[2], size[2]);
     const int64_t width = size[2], slice = size[1] * width;
     for (int64_t i = 0; i < points[0]; ++i)
@@ -59,5 +76,6 @@ extern "C" void sample_grid(const float* volume, const int64_t* size, const floa
             const float* rows[] = {first, first + width, first + slice, first + slice + width};
             const float shares[] = {along_y.near[j], along_y.far[j], along_z.near[i], along_z.far[i]};
             interpolate(rows, shares, along_x.before.data(), along_x.near.data(), along_x.far.data(), out, points[2]);
+            if (scale) bound(scale[0], scale[1], out, points[2]);  // while the row is in the cache
         }
 }
