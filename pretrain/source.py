@@ -84,11 +84,15 @@ def wide_crops(config: PretrainConfig, crops: int) -> WideCrops | None:
 
 
 def check_graphs(config: PretrainConfig, micro: int) -> None:
-    """Refuse graphs of samples that two ranks or micro-batches would share.
+    """Refuse graphs of samples that two ranks or micro-batches would share; without such graphs nothing is refused.
 
     Raises:
         ConfigError: Naming `alike.group` of what is read.
     """
+    objective = config.objective
+    graphs = {"graph_matching": objective.graph_matching, "patch_matching": objective.patch_matching}
+    if not any(name in objective.active and graph.mode != "patch" for name, graph in graphs.items()):
+        return
     name, alike = ("stream", config.stream.alike) if config.store is None else ("scans", config.scans.alike)
     require(micro % alike.group == 0, f"{name}.alike.group", f"a divisor of a micro-batch's {micro}", alike.group)
 

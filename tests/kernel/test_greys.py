@@ -72,7 +72,8 @@ def floats(every: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("exponent", "most"), [(0.5, 2**-22), (0.7, 1.25 * 2**-23), (1.1, 1.25 * 2**-23), (1.5, 1.25 * 2**-23), (1.9, 2**-22)]
+    ("exponent", "most"),
+    [(0.5, 2**-22), (0.7, 1.25 * 2**-23), (1.1, 1.25 * 2**-23), (1.5, 1.25 * 2**-23), (1.9, 2**-22)],
 )
 def test_powers_are_close_to_those_of_double_precision(exponent: float, most: float) -> None:
     values, told = floats(1009), torch.tensor([exponent])

@@ -15,6 +15,8 @@ from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.probe.data import read_unlabelled
+from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.source import check_graphs, find_source, open_source, open_upright
 from voxscale.config import save_json
 from voxscale.contract import InputContract
@@ -113,10 +115,22 @@ def test_wide_wholes_of_shards_without_coarser_levels_are_refused(data):
 
 
 def test_graphs_that_ranks_would_share_are_refused(tmp_path):
-    shards = PretrainConfig(stream=ShardStreamConfig(alike=AlikeConfig(group=4)))
-    store = PretrainConfig(store=tmp_path, scans=StoreStreamConfig(alike=AlikeConfig(group=4)))
+    graphs = MixtureConfig(weights=WeightsConfig(graph_matching=1.0))
+    shards = PretrainConfig(stream=ShardStreamConfig(alike=AlikeConfig(group=4)), objective=graphs)
+    store = PretrainConfig(store=tmp_path, scans=StoreStreamConfig(alike=AlikeConfig(group=4)), objective=graphs)
     for config, name in ((shards, "stream"), (store, "scans")):
         check_graphs(config, 8)
         with pytest.raises(ConfigError, match=rf"^{name}.alike.group must be a divisor of a micro-batch's 6, not 4"):
             check_graphs(config, 6)
-    check_graphs(PretrainConfig(store=tmp_path, stream=shards.stream), 6)  # what is not read does not count
+    # What is not read does not count.
+    check_graphs(PretrainConfig(store=tmp_path, stream=shards.stream, objective=graphs), 6)
+
+
+def test_without_graphs_of_samples_no_group_is_refused():
+    stream = ShardStreamConfig(alike=AlikeConfig(group=4))
+    check_graphs(PretrainConfig(stream=stream), 6)
+    check_graphs(PretrainConfig(stream=stream, objective=MixtureConfig(weights=WeightsConfig(patch_matching=1.0))), 6)
+    patches = MixtureConfig(weights=WeightsConfig(graph_matching=1.0), graph_matching=GraphMatchingConfig(mode="patch"))
+    check_graphs(PretrainConfig(stream=stream, objective=patches), 6)
+    with pytest.raises(ConfigError, match=r"^stream.alike.group must be"):
+        check_graphs(PretrainConfig(stream=stream, objective=MixtureConfig(WeightsConfig(graph_matching=0.1))), 6)
