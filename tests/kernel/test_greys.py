@@ -1,4 +1,4 @@
-"""The compiled maps of grey values: piecewise-linear with torch's bits, powers close to the true ones on every machine."""
+"""The compiled maps of grey values: piecewise-linear with the bits of torch, powers close to the true ones."""
 
 import numpy as np
 import pytest

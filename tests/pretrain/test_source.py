@@ -13,10 +13,9 @@ from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from pretrain.config import PretrainConfig
 from pretrain.mixture import MixtureConfig, WeightsConfig
+from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.probe.data import read_unlabelled
-from pretrain.mixture import MixtureConfig, WeightsConfig
-from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.source import check_graphs, find_source, open_source, open_upright
 from voxscale.config import save_json
 from voxscale.contract import InputContract
@@ -133,4 +132,6 @@ def test_without_graphs_of_samples_no_group_is_refused():
     patches = MixtureConfig(weights=WeightsConfig(graph_matching=1.0), graph_matching=GraphMatchingConfig(mode="patch"))
     check_graphs(PretrainConfig(stream=stream, objective=patches), 6)
     with pytest.raises(ConfigError, match=r"^stream.alike.group must be"):
-        check_graphs(PretrainConfig(stream=stream, objective=MixtureConfig(WeightsConfig(graph_matching=0.1))), 6)
+        check_graphs(
+            PretrainConfig(stream=stream, objective=MixtureConfig(weights=WeightsConfig(graph_matching=0.1))), 6
+        )

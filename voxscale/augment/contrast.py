@@ -5,7 +5,6 @@ al., IEEE TIP 34, 2025; PyMIC): the values between the percentiles are spread
 over 0.1..0.9, the two tails over what is left.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
