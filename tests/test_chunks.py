@@ -181,7 +181,7 @@ def test_layouts_cover_their_arrays():
         assert all(c <= n for c, n in zip(layout.chunk, shape, strict=True))
 
 
-@pytest.fixture(params=["gfni", "avx2", "plain", "python"])
+@pytest.fixture(params=["avx512", "gfni", "avx2", "plain", "python"])
 def variant(request, monkeypatch):
     """Each way to undo bit planes that this machine has, and Python."""
     kernel.library.cache_clear()
@@ -189,7 +189,7 @@ def variant(request, monkeypatch):
         monkeypatch.setenv(kernel.OFF, "1")
         yield
     else:
-        native, wanted = kernel.library(), ["plain", "avx2", "gfni"].index(request.param)
+        native, wanted = kernel.library(), ["plain", "avx2", "gfni", "avx512"].index(request.param)
         if native is None:
             pytest.skip("no compiler")
         best = native.limit(wanted)

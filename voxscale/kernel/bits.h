@@ -13,11 +13,14 @@ namespace bits {
 constexpr int64_t STEP = 32;          // bytes of each plane that are taken at once
 constexpr int64_t NUMBERS = 8 * STEP;  // and the numbers that they make
 
-enum Variant { PLAIN, AVX2, GFNI };
+enum Variant { PLAIN, AVX2, GFNI, AVX512 };
 
 // The best that the machine has; tests choose lesser ones too.
 inline int& variant() {
-    static int best = !__builtin_cpu_supports("avx2") ? PLAIN : __builtin_cpu_supports("gfni") ? GFNI : AVX2;
+    static int best = !__builtin_cpu_supports("avx2")     ? PLAIN
+                      : !__builtin_cpu_supports("gfni")   ? AVX2
+                      : !__builtin_cpu_supports("avx512bw") ? GFNI
+                                                          : AVX512;
     return best;
 }
 
@@ -54,10 +57,62 @@ namespace gfni {
 #undef TRANSPOSED
 }  // namespace gfni
 
-using Unbit = void (*)(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t start, int64_t length,
-                       int16_t* out);
+// The same in 64 bytes of each plane at once: a row of 32 numbers is one store.
+namespace wide {
+#define TARGET __attribute__((target("avx512f,avx512bw,gfni")))
+TARGET inline void bytes_of(const uint8_t* planes, int64_t apart, __m512i* out) {
+    const __m512i one = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201));
+    __m512i a[8], b[8];
+    for (int k = 0; k < 8; k++) a[k] = _mm512_loadu_si512(planes + (7 - k) * apart);
+    for (int k = 0; k < 4; k++) {
+        b[k] = _mm512_unpacklo_epi8(a[2 * k], a[2 * k + 1]);
+        b[k + 4] = _mm512_unpackhi_epi8(a[2 * k], a[2 * k + 1]);
+    }
+    for (int half = 0; half < 2; half++) {
+        const __m512i* from = b + 4 * half;
+        const __m512i p = _mm512_unpacklo_epi16(from[0], from[1]), q = _mm512_unpackhi_epi16(from[0], from[1]);
+        const __m512i r = _mm512_unpacklo_epi16(from[2], from[3]), s = _mm512_unpackhi_epi16(from[2], from[3]);
+        __m512i* to = out + 4 * half;
+        to[0] = _mm512_gf2p8affine_epi64_epi8(one, _mm512_unpacklo_epi32(p, r), 0);
+        to[1] = _mm512_gf2p8affine_epi64_epi8(one, _mm512_unpackhi_epi32(p, r), 0);
+        to[2] = _mm512_gf2p8affine_epi64_epi8(one, _mm512_unpacklo_epi32(q, s), 0);
+        to[3] = _mm512_gf2p8affine_epi64_epi8(one, _mm512_unpackhi_epi32(q, s), 0);
+    }
+}
 
-inline Unbit chosen_unbit() { return variant() == GFNI ? gfni::unbit : avx2::unbit; }
+TARGET inline void unbit_step(const uint8_t* low, const uint8_t* high, int64_t apart, int16_t* out, int64_t stride) {
+    __m512i l[8], h[8];
+    bytes_of(low, apart, l);
+    bytes_of(high, apart, h);
+    for (int m = 0; m < 4; m++) {  // a quarter of each register belongs to row m, 4 + m, 8 + m, 12 + m
+        const __m512i a = _mm512_unpacklo_epi8(l[2 * m], h[2 * m]), b = _mm512_unpackhi_epi8(l[2 * m], h[2 * m]);
+        const __m512i c = _mm512_unpacklo_epi8(l[2 * m + 1], h[2 * m + 1]);
+        const __m512i d = _mm512_unpackhi_epi8(l[2 * m + 1], h[2 * m + 1]);
+        const __m512i ab = _mm512_shuffle_i64x2(a, b, 0x44), cd = _mm512_shuffle_i64x2(c, d, 0x44);
+        const __m512i ab_far = _mm512_shuffle_i64x2(a, b, 0xee), cd_far = _mm512_shuffle_i64x2(c, d, 0xee);
+        int16_t* row = out + m * stride;
+        _mm512_storeu_si512(row, _mm512_shuffle_i64x2(ab, cd, 0x88));
+        _mm512_storeu_si512(row + 4 * stride, _mm512_shuffle_i64x2(ab, cd, 0xdd));
+        _mm512_storeu_si512(row + 8 * stride, _mm512_shuffle_i64x2(ab_far, cd_far, 0x88));
+        _mm512_storeu_si512(row + 12 * stride, _mm512_shuffle_i64x2(ab_far, cd_far, 0xdd));
+    }
+}
+
+TARGET inline void unbit(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t length, int16_t* out,
+                         int64_t stride) {
+    for (; length >= 2 * STEP; low += 2 * STEP, high += 2 * STEP, length -= 2 * STEP, out += 16 * stride)
+        unbit_step(low, high, apart, out, stride);
+    if (length > 0) gfni::unbit(low, high, apart, length, out, stride);
+}
+#undef TARGET
+}  // namespace wide
+
+using Unbit = void (*)(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t length, int16_t* out,
+                       int64_t stride);
+
+inline Unbit chosen_unbit() {
+    return variant() == AVX512 ? wide::unbit : variant() == GFNI ? gfni::unbit : avx2::unbit;
+}
 
 template <bool SIGNED>
 __attribute__((target("avx2"))) inline void eight(const uint16_t* from, float* to) {
@@ -78,35 +133,69 @@ __attribute__((target("avx2"))) inline void to_float(const uint16_t* from, float
     if (x < n) eight<SIGNED>(from + n - 8, to + n - 8);
 }
 
-// The same past the caches, in whole lines of them: they need not be fetched first. Ends with what a line does not fill.
+// Lines of 64 bytes, written past the caches: they need not be fetched first.
 template <bool SIGNED>
-__attribute__((target("avx2"))) inline void stream_float(const uint16_t* from, float* to, int64_t n) {
-    const int64_t head = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63) / 4;
-    if (n < head + 16) return to_float<SIGNED>(from, to, n);
-    to_float<SIGNED>(from, to, head);
-    int64_t x = head;
-    for (; x + 16 <= n; x += 16)
-        for (int64_t k = x; k < x + 16; k += 8) {
-            const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
-            _mm256_stream_ps(to + k, _mm256_cvtepi32_ps(SIGNED ? _mm256_cvtepi16_epi32(raw) : _mm256_cvtepu16_epi32(raw)));
-        }
-    to_float<SIGNED>(from + x, to + x, n - x);
-}
+struct Floats {
+    using Out = float;
+    static constexpr int64_t LINE = 16;
 
-// Copies a row in the same way.
-__attribute__((target("avx2"))) inline void stream_copy(const uint16_t* from, uint16_t* to, int64_t n) {
-    const int64_t head = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63) / 2;
-    if (n < head + 32) {
-        std::memcpy(to, from, static_cast<size_t>(n) * 2);
+    static void some(const uint16_t* from, float* to, int64_t n) { to_float<SIGNED>(from, to, n); }
+
+    __attribute__((target("avx2"))) static void line(const __m256i* from, float* to) {
+        for (int k = 0; k < 2; k++) {
+            const __m128i raw = k ? _mm256_extracti128_si256(*from, 1) : _mm256_castsi256_si128(*from);
+            _mm256_stream_ps(to + 8 * k, _mm256_cvtepi32_ps(SIGNED ? _mm256_cvtepi16_epi32(raw) : _mm256_cvtepu16_epi32(raw)));
+        }
+    }
+};
+
+struct Copies {
+    using Out = uint16_t;
+    static constexpr int64_t LINE = 32;
+
+    static void some(const uint16_t* from, uint16_t* to, int64_t n) { std::memcpy(to, from, static_cast<size_t>(n) * 2); }
+
+    __attribute__((target("avx2"))) static void line(const __m256i* from, uint16_t* to) {
+        for (int k = 0; k < 2; k++) _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + k, from[k]);
+    }
+};
+
+// Writes rows that are `stride` numbers apart to memory where they follow one another: whole lines of the cache, which
+// may hold the end of a row and the start of the next one, and what is left at both ends. No line is written twice.
+template <typename Kind>
+__attribute__((target("avx2"))) inline void stream(const uint16_t* from, int64_t stride, int64_t width, int64_t rows,
+                                                   typename Kind::Out* to) {
+    constexpr int64_t LINE = Kind::LINE, PARTS = LINE / 16;
+    static const int16_t ends[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    int64_t x = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63) * LINE / 64;
+    if (width < 2 * LINE) {
+        for (int64_t y = 0; y < rows; y++) Kind::some(from + y * stride, to + y * width, width);
         return;
     }
-    std::memcpy(to, from, static_cast<size_t>(head) * 2);
-    int64_t x = head;
-    for (; x + 32 <= n; x += 32)
-        for (int64_t k = x; k < x + 32; k += 16)
-            _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
-                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
-    std::memcpy(to + x, from + x, static_cast<size_t>(n - x) * 2);
+    Kind::some(from, to, x);
+    __m256i parts[PARTS];
+    for (int64_t y = 0;; y++, from += stride, to += width) {
+        for (; x + LINE <= width; x += LINE) {
+            for (int64_t k = 0; k < PARTS; k++)
+                parts[k] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + x + 16 * k));
+            Kind::line(parts, to + x);
+        }
+        const int64_t rest = width - x;
+        if (y + 1 == rows) return Kind::some(from + x, to + x, rest);
+        if (rest == 0) {
+            x = 0;
+            continue;
+        }
+        for (int64_t k = 0; k < PARTS; k++) {
+            const int64_t here = rest - 16 * k < 0 ? 0 : rest - 16 * k > 16 ? 16 : rest - 16 * k;
+            const __m256i end = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + x + 16 * k));
+            const __m256i next = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + stride - rest + 16 * k));
+            const __m256i mine = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ends + 16 - here));
+            parts[k] = _mm256_blendv_epi8(next, end, mine);
+        }
+        Kind::line(parts, to + x);
+        x = LINE - rest;
+    }
 }
 
 // After stores past the caches, before others read.

@@ -36,16 +36,16 @@ struct Decoded {  // voxels, or the planes of the low and of the high bits
 
 thread_local blosc2_context* context = nullptr;
 thread_local std::vector<uint8_t> room;    // chunks side by side
-thread_local std::vector<int16_t> slices;  // one slice of each
-thread_local std::vector<int16_t> joined;  // rows of a box in one of them
+thread_local std::vector<int16_t> slices;  // one slice of all of them, in rows
+thread_local std::vector<int16_t> single;  // one slice of one
 
-constexpr int64_t SHORT = 32;         // numbers of a row of the usual chunk
+constexpr int64_t ROW = 32;           // numbers of a row of the usual chunk
 constexpr int64_t SIDE_BY_SIDE = 16;  // most chunks along x that are decoded before they are written
 
 struct Window {  // what a box shows of a run of chunks: its first voxels, ends, and which chunks
     const Target* target;
-    int64_t z, z_end, y, y_end, first, end;
-    int64_t from[SIDE_BY_SIDE], count[SIDE_BY_SIDE];  // of a row of each chunk
+    int64_t z, z_end, y, y_end, first, end, width;
+    int64_t from[SIDE_BY_SIDE], count[SIDE_BY_SIDE];  // of a row of each chunk; all counts make the width
 
     int64_t place(const Chunk& chunk, int64_t slice, int64_t row) const {  // of the first voxel of a row in the box
         const int64_t* low = target->low;
@@ -95,13 +95,13 @@ int64_t look(const Chunk* run, int64_t length, const int64_t* edges, const Targe
         w.target = target;
         w.z = std::max(low[0], start[0]), w.z_end = std::min(low[0] + shape[0], start[0] + edges[0]);
         w.y = std::max(low[1], start[1]), w.y_end = std::min(low[1] + shape[1], start[1] + edges[1]);
-        w.first = w.end = 0;
+        w.first = w.end = w.width = 0;
         for (int64_t i = 0; i < length; i++) {
             w.from[i] = std::max<int64_t>(low[2] - run[i].start[2], 0);
             w.count[i] = std::min(low[2] + shape[2] - run[i].start[2], edges[2]) - w.from[i];
             if (w.count[i] <= 0) continue;
             if (w.first == w.end) w.first = i;
-            w.end = i + 1;
+            w.end = i + 1, w.width += w.count[i];
         }
         if (w.z < w.z_end && w.y < w.y_end && w.first < w.end) n++;
     }
@@ -122,46 +122,50 @@ void scatter(const Decoded* decoded, const Chunk* run, const Window* windows, in
 }
 
 #if HAVE_UNBIT
-template <bool TO_FLOAT, bool SIGNED>
-__attribute__((target("avx2"))) void stream(const int16_t* from, void* box, int64_t at, int64_t n) {
-    const uint16_t* numbers = reinterpret_cast<const uint16_t*>(from);
-    if (TO_FLOAT)
-        bits::stream_float<SIGNED>(numbers, static_cast<float*>(box) + at, n);
-    else
-        bits::stream_copy(numbers, static_cast<uint16_t*>(box) + at, n);
+// Bytes that are read next, asked for while others are written.
+struct Ahead {
+    const uint8_t *at, *begin;
+    int64_t bytes;
+
+    void touch(double share) {
+        const uint8_t* end = begin + static_cast<int64_t>(share * static_cast<double>(bytes));
+        for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
+// The chunks side by side that come next, if they lie in one piece.
+Ahead ahead_of(const uint8_t* buffer, const Chunk* next, const Chunk* end) {
+    if (next == end) return {nullptr, nullptr, 0};
+    const int64_t first = next->offset;
+    int64_t last = first;
+    for (const Chunk* chunk = next; chunk < end && chunk < next + SIDE_BY_SIDE; chunk++) {
+        if (chunk->offset != last || chunk->start[0] != next->start[0] || chunk->start[1] != next->start[1]) break;
+        last += chunk->bytes;
+    }
+    return {buffer + first, buffer + first, last - first};
 }
 
-// Writes rows of a box from slices of chunks side by side. Short rows are joined first; if they are all that the box has
-// there, they lie next to one another in it too and are written at once, so that no line of the cache is written twice.
-template <bool TO_FLOAT, bool SIGNED>
-void write_bits(const int16_t* row, int64_t room, const Window& w, int64_t edge, int64_t at) {
-    const int64_t width = w.target->shape[2], rows = w.y_end - w.y;
-    void* box = w.target->voxels;
-    if (edge > SHORT) {
-        for (int64_t y = 0; y < rows; y++, row += edge, at += width)
-            for (int64_t i = w.first, x = 0; i < w.end; x += w.count[i], i++)
-                stream<TO_FLOAT, SIGNED>(row + i * room + w.from[i], box, at + x, w.count[i]);
-        return;
-    }
-    joined.resize(static_cast<size_t>(rows * SIDE_BY_SIDE * SHORT + SHORT));
-    int64_t n = 0;
-    for (int64_t y = 0; y < rows; y++, row += edge) {
-        for (int64_t i = w.first; i < w.end; n += w.count[i], i++)  // what is too much is written over
-            std::memcpy(joined.data() + n, row + i * room + w.from[i], SHORT * 2);
-        if (n == (y + 1) * width) continue;
-        stream<TO_FLOAT, SIGNED>(joined.data(), box, at + y * width, n);
-        n = 0;
-    }
-    if (n > 0) stream<TO_FLOAT, SIGNED>(joined.data(), box, at, n);
-}
-
-// The same as `scatter` from bit planes, slice by slice, each put together once for all boxes.
-template <bool TO_FLOAT, bool SIGNED>
-void scatter_bits(const Decoded* decoded, const Chunk* run, const Window* windows, int64_t count, const int64_t* edges) {
-    const int64_t room = edges[1] * edges[2] + 2 * bits::NUMBERS;
-    slices.resize(static_cast<size_t>(SIDE_BY_SIDE * room));
+// Puts rows of one slice of a chunk together, from the bit planes; the first of them has that number in the planes.
+void join_rows(const Decoded& chunk, int64_t plane, int64_t first, int64_t rows, int64_t edge, int16_t* to, int64_t stride) {
     const bits::Unbit unbit = bits::chosen_unbit();
-    const int64_t plane = edges[0] * edges[1] * edges[2] / 8, *start = run[0].start;
+    const int64_t begin = first * edge, from = begin / 8;
+    if (edge == ROW && rows % 8 == 0) return unbit(chunk.low + from, chunk.high + from, plane, rows * 4, to, stride);
+    const int64_t length = (begin + rows * edge + 7) / 8 - from;
+    single.resize(static_cast<size_t>(8 * length + bits::NUMBERS));
+    unbit(chunk.low + from, chunk.high + from, plane, length, single.data(), ROW);
+    const int16_t* row = single.data() + begin % 8;
+    for (int64_t y = 0; y < rows; y++, row += edge, to += stride) std::memcpy(to, row, static_cast<size_t>(edge) * 2);
+}
+
+// The same as `scatter` from bit planes, slice by slice: each is put together once for all boxes, with the rows of all
+// chunks in one piece, and rows of a box that has no more of them follow one another in it.
+template <typename Kind>
+void scatter_bits(const Decoded* decoded, const Chunk* run, const Window* windows, int64_t count, const int64_t* edges,
+                  Ahead ahead) {
+    const int64_t edge = edges[2], *start = run[0].start, plane = edges[0] * edges[1] * edge / 8;
+    slices.resize(static_cast<size_t>(SIDE_BY_SIDE * edges[1] * edge));
+    int16_t* slice = slices.data();
+    const int64_t whole = edges[1] % 8 == 0 ? 8 : 1;  // rows that are put together at once
     for (int64_t z = start[0]; z < start[0] + edges[0]; z++) {
         int64_t top = start[1] + edges[1], bottom = start[1], first = SIDE_BY_SIDE, end = 0;
         for (const Window* w = windows; w < windows + count; w++) {
@@ -169,15 +173,22 @@ void scatter_bits(const Decoded* decoded, const Chunk* run, const Window* window
             top = std::min(top, w->y), bottom = std::max(bottom, w->y_end);
             first = std::min(first, w->first), end = std::max(end, w->end);
         }
+        ahead.touch((z - start[0] + 1) * 1.0 / edges[0]);
         if (first >= end) continue;
-        const int64_t begin = ((z - start[0]) * edges[1] + top - start[1]) * edges[2];
-        const int64_t from = begin / 8, stop = (begin + (bottom - top) * edges[2] + 7) / 8;
+        const int64_t skip = (top - start[1]) / whole * whole, stride = (end - first) * edge;
+        const int64_t rows = (bottom - start[1] - skip + whole - 1) / whole * whole;
         for (int64_t i = first; i < end; i++)
-            unbit(decoded[i].low, decoded[i].high, plane, from, stop - from, slices.data() + i * room);
+            join_rows(decoded[i], plane, (z - start[0]) * edges[1] + skip, rows, edge, slice + (i - first) * edge, stride);
         for (const Window* w = windows; w < windows + count; w++) {
             if (z < w->z || z >= w->z_end) continue;
-            const int16_t* row = slices.data() + begin % 8 + (w->y - top) * edges[2];
-            write_bits<TO_FLOAT, SIGNED>(row, room, *w, edges[2], w->place(run[w->first], z, w->y));
+            const int64_t side = w->target->shape[2], high = w->y_end - w->y;
+            const int16_t* row = slice + (w->y - start[1] - skip) * stride + (w->first - first) * edge + w->from[w->first];
+            const auto* from = reinterpret_cast<const uint16_t*>(row);
+            auto* to = static_cast<typename Kind::Out*>(w->target->voxels) + w->place(run[w->first], z, w->y);
+            if (w->width == side)
+                bits::stream<Kind>(from, stride, side, high, to);
+            else
+                for (int64_t y = 0; y < high; y++) bits::stream<Kind>(from + y * stride, stride, w->width, 1, to + y * side);
         }
     }
     bits::fence();
@@ -259,10 +270,10 @@ extern "C" int64_t read_chunks(const uint8_t* buffer, const Chunk* chunks, int64
         const int64_t seen = look(run, length, edges, targets, boxes, windows.data());
 #if HAVE_UNBIT
         if (planes) {
-            const auto scatter_planes = !to_float     ? scatter_bits<false, false>
-                                        : kind == 'i' ? scatter_bits<true, true>
-                                                      : scatter_bits<true, false>;
-            scatter_planes(decoded, run, windows.data(), seen, edges);
+            const auto scatter_planes = !to_float     ? scatter_bits<bits::Copies>
+                                        : kind == 'i' ? scatter_bits<bits::Floats<true>>
+                                                      : scatter_bits<bits::Floats<false>>;
+            scatter_planes(decoded, run, windows.data(), seen, edges, ahead_of(buffer, run + length, chunks + count));
         } else
 #endif
             scatter(decoded, run, windows.data(), seen, edges, size, write);

@@ -20,29 +20,33 @@ TARGET inline void bytes_of(const uint8_t* planes, int64_t apart, __m256i* out) 
     }
 }
 
-TARGET inline void unbit_step(const uint8_t* low, const uint8_t* high, int64_t apart, int16_t* out) {
+// 256 numbers, in rows of 32 that are `stride` numbers apart.
+TARGET inline void unbit_step(const uint8_t* low, const uint8_t* high, int64_t apart, int16_t* out, int64_t stride) {
     __m256i l[8], h[8];
     bytes_of(low, apart, l);
     bytes_of(high, apart, h);
     for (int k = 0; k < 8; k++) {
         const __m256i first = _mm256_unpacklo_epi8(l[k], h[k]), second = _mm256_unpackhi_epi8(l[k], h[k]);
-        __m256i* near = reinterpret_cast<__m256i*>(out + 16 * k);
-        __m256i* far = reinterpret_cast<__m256i*>(out + NUMBERS / 2 + 16 * k);
+        int16_t* row = out + k / 2 * stride + 16 * (k % 2);
+        __m256i* near = reinterpret_cast<__m256i*>(row);
+        __m256i* far = reinterpret_cast<__m256i*>(row + 4 * stride);
         _mm256_storeu_si256(near, _mm256_permute2x128_si256(first, second, 0x20));
         _mm256_storeu_si256(far, _mm256_permute2x128_si256(first, second, 0x31));
     }
 }
 
-// Writes the numbers of `length` bytes of each plane, rounded up to whole steps: `out` needs room for them.
-TARGET inline void unbit(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t start, int64_t length, int16_t* out) {
-    for (; length >= STEP; start += STEP, length -= STEP, out += NUMBERS)
-        unbit_step(low + start, high + start, apart, out);
+// Writes the numbers of `length` bytes of each plane, rounded up to whole steps, as rows of 32 that are `stride` numbers
+// apart: `out` needs room for them. With a stride of 32 they lie in one piece.
+TARGET inline void unbit(const uint8_t* low, const uint8_t* high, int64_t apart, int64_t length, int16_t* out,
+                         int64_t stride) {
+    for (; length >= STEP; low += STEP, high += STEP, length -= STEP, out += 8 * stride)
+        unbit_step(low, high, apart, out, stride);
     if (length > 0) {
         uint8_t rest[16 * STEP] = {};
         for (int k = 0; k < 8; k++) {
-            std::memcpy(rest + k * STEP, low + k * apart + start, static_cast<size_t>(length));
-            std::memcpy(rest + (8 + k) * STEP, high + k * apart + start, static_cast<size_t>(length));
+            std::memcpy(rest + k * STEP, low + k * apart, static_cast<size_t>(length));
+            std::memcpy(rest + (8 + k) * STEP, high + k * apart, static_cast<size_t>(length));
         }
-        unbit_step(rest, rest + 8 * STEP, STEP, out);
+        unbit_step(rest, rest + 8 * STEP, STEP, out, stride);
     }
 }
