@@ -122,14 +122,19 @@ void scatter(const Decoded* decoded, const Chunk* run, const Window* windows, in
 }
 
 #if HAVE_UNBIT
-// Bytes that are read next, asked for while others are written.
+// Bytes that are read next, asked for while others are written. Pages of a file that are not mapped yet cannot be asked
+// for, so one byte is read wherever the system begins to map the next 16 of them.
 struct Ahead {
     const uint8_t *at, *begin;
     int64_t bytes;
 
-    void touch(double share) {
-        const uint8_t* end = begin + static_cast<int64_t>(share * static_cast<double>(bytes));
-        for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+    void touch(int64_t part, int64_t parts) {
+        const uint8_t* end = begin + bytes * part / parts;
+        for (; at < end; at += 64) {
+            const bool mapped = at != begin && (reinterpret_cast<uintptr_t>(at) & 0xffff) >= 64;
+            if (!mapped) static_cast<void>(*static_cast<const volatile uint8_t*>(at));
+            __builtin_prefetch(at, 0, 2);
+        }
     }
 };
 
@@ -173,7 +178,7 @@ void scatter_bits(const Decoded* decoded, const Chunk* run, const Window* window
             top = std::min(top, w->y), bottom = std::max(bottom, w->y_end);
             first = std::min(first, w->first), end = std::max(end, w->end);
         }
-        ahead.touch((z - start[0] + 1) * 1.0 / edges[0]);
+        ahead.touch(z - start[0] + 1, edges[0]);
         if (first >= end) continue;
         const int64_t skip = (top - start[1]) / whole * whole, stride = (end - first) * edge;
         const int64_t rows = (bottom - start[1] - skip + whole - 1) / whole * whole;
