@@ -242,7 +242,7 @@ def test_part_whole_goes_on_with_centre_and_teacher_to_the_same_bits_and_with_on
         assert len(values) > 0
         for key in values:
             assert torch.equal(ends["resumed"][kind][key], values[key]), (kind, key)
-            # A norm takes these biases out: gradients are rounding noise, and Adam steps by the rate whatever their size.
+            # A norm takes these biases out: gradients are rounding noise, and Adam steps by the rate whatever they are.
             off = 1e-2 if key.endswith(("conv1.bias", "conv2.bias")) else 5e-4
             torch.testing.assert_close(ends["one"][kind][key], values[key], rtol=1e-3, atol=off, msg=f"{kind} {key}")
     one = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
