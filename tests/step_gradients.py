@@ -56,7 +56,7 @@ def a_scene(step: int, rank: int, world: int) -> Scene:
 
 
 def gradients(rank: int, world: int) -> dict[str, Tensor]:
-    """By step and term; weights move by what does not depend on ranks."""
+    """By step and term; weights move by a draw: bits that rounding gave them might take a value over a ReLU's kink."""
     backbone = build(MODEL)
     network = Pretraining(backbone, branches(MIXTURE, backbone))
     network.initialise(torch_generator(0, "weights"))
@@ -66,15 +66,13 @@ def gradients(rank: int, world: int) -> dict[str, Tensor]:
     for step in range(STEPS):
         plans = network.plans(a_scene(step, rank, world))
         out = network(Job(plans, dict.fromkeys(plans, 1.0), teacher=teacher))
-        whole = torch.zeros(sum(p.numel() for p in weights))
         for name, term in out["terms"].items():
             own = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
             found[f"{step} {name}"] = dist.mean(torch.cat([g.flatten() for g in own]))
-            if name not in POOLED:
-                whole += out["weights"][name] * found[f"{step} {name}"]
+        generator = torch_generator(step, "move")
         with torch.no_grad():
-            for p, change in zip(weights, whole.split([p.numel() for p in weights]), strict=True):
-                p -= 0.05 * change.view_as(p)
+            for p in weights:
+                p += 0.05 * p.abs() * torch.randn(p.shape, generator=generator)
     return found
 
 
