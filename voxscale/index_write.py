@@ -87,7 +87,7 @@ def publish_index(store: Path, lines: list[Line]) -> None:
     """Write the table of groups and `index.json`, then remove what it does not name."""
     folder, cells = open_folder(store / FOLDER), cells_of(store, lines)
     name = CELLS.partition("/")[2]
-    told = {"version": VERSION, "rows": sum(line["rows"] for line in lines), "parts": lines}
+    told: dict[str, Any] = {"version": VERSION, "rows": sum(line["rows"] for line in lines), "parts": lines}
     told["cells"] = {"groups": cells.groups, "crc32c": cells.checksum()}
     folder.write(name, cells.packed())
     folder.write(LIST, json_bytes(told))

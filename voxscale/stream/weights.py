@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def group_weights(counts: Mapping[str, int], config: WeightsConfig) -> dict[str,
     return {name: masses[name] / total * bricks / n for name, n in counts.items() if n}
 
 
-def round_systematically(expected: Sequence[float] | NDArray[np.float64], offset: float) -> NDArray[np.int64]:
+def round_systematically(expected: Sequence[float] | NDArray[Any], offset: float) -> NDArray[np.int64]:
     """Whole numbers near the expected ones, each below or above by less than 1, with the same sum (rounded).
 
     Systematic sampling: equally spaced ticks are counted along the cumulative sum.
