@@ -1,5 +1,6 @@
 """Where the bricks of a scan lie: boxes along the edges of its chunks that show enough body."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -145,21 +146,15 @@ def describe_level(volume: str, entry: Entry, number: int, level: Level, chunk: 
     # Its first voxel is centred between those that it is the mean of.
     affine[:3, 3] += affine[:3, :3] @ ((np.array(level.factor) - 1) / 2)
     affine[:3, :3] *= level.factor
-    return BrickInfo(
-        volume=volume,
-        subject=entry.subject,
-        start=(0, 0, 0),
+    whole = describe(volume, entry, [(0, n) for n in entry.shape], chunk, coarse=True)
+    return dataclasses.replace(
+        whole,
         shape=level.shape,
-        chunk=chunk,
-        dtype=entry.dtype,
         spacing=(z, y, x),
         affine=tuple(tuple(row) for row in affine.tolist()),
-        modality=entry.modality,
-        slope=entry.slope,
-        intercept=entry.intercept,
-        percentiles=dict(entry.percentiles),
-        scan=entry.shape,
         level=number,
+        occupancy=None,
+        lead=(0, 0, 0),
     )
 
 

@@ -78,15 +78,7 @@ def pack(
         groups = job.plan(candidates)
         del candidates
         mine = [number for number in range(len(groups)) if part is None or part.owns(number)]
-        digests = Digests(job.store, [key for number in mine for key in groups[number].volumes])
-        total = _Total()
-        with Progress("pack", sum(len(groups[n].volumes) for n in mine), unit="scans") as bar:
-            for number in mine:
-                if groups[number].volumes:
-                    index = job.shard(number, groups[number], digests, scratch)
-                    if part is None:
-                        total.add(groups[number], index, job.folder)
-                    bar.advance(len(groups[number].volumes))
+        total = job.shards(groups, mine, scratch, told=part is None)
         if part is not None:
             return None
         manifest = job.manifest(total, strides, in_task)
@@ -139,6 +131,19 @@ class _Pack:
         if groups != before:
             write_groups(self.folder, self.made_from, groups)
         return groups
+
+    def shards(self, groups: Sequence[Group], mine: Sequence[int], scratch: Path, told: bool) -> "_Total":
+        """The tars of these numbers; what the manifest needs of them is counted where it shall be `told`."""
+        digests = Digests(self.store, [key for number in mine for key in groups[number].volumes])
+        total = _Total()
+        with Progress("pack", sum(len(groups[number].volumes) for number in mine), unit="scans") as bar:
+            for number in mine:
+                if groups[number].volumes:
+                    index = self.shard(number, groups[number], digests, scratch)
+                    if told:
+                        total.add(groups[number], index, self.folder)
+                    bar.advance(len(groups[number].volumes))
+        return total
 
     def shard(self, number: int, group: Group, digests: Digests, scratch: Path) -> ShardIndex:
         """One tar: the one that is there if it was made from the same scans and config, else a new one."""

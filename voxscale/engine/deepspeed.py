@@ -115,12 +115,17 @@ def start_engine(
             )
         made = cast(Engine, parts[0])
         write_weights(made, weights)
-    mend_convolutions(made.module)
-    mend_batch_norms(made.module)
-    mend_pools(made.module)
+    _mend(made.module)
     if engine.compile:
         compile_blocks(made.module)
     return made
+
+
+def _mend(module: nn.Module) -> None:
+    """What torch's own layers would do wrongly or slowly in an engine."""
+    mend_convolutions(module)
+    mend_batch_norms(module)
+    mend_pools(module)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ namespace gfni {
 #undef TRANSPOSED
 }  // namespace gfni
 
-// The same in 64 bytes of each plane at once: a row of 32 numbers is one store.
+// The same in 64 bytes of each plane at once: a row of 32 numbers is one store. Written out beside unbit.h, as all types and
+// instructions are others and the order of rows is too.
 namespace wide {
 #define TARGET __attribute__((target("avx512f,avx512bw,gfni")))
 TARGET inline void bytes_of(const uint8_t* planes, int64_t apart, __m512i* out) {
