@@ -147,6 +147,25 @@ def test_a_tilted_gantry_is_straightened(tmp_path):
     assert "tilted" in found.notes[0]
 
 
+def test_slices_of_several_number_types_and_scales(tmp_path):
+    scales = [(1, -1024), (0.5, 3), (1, 0), (2, -7), (0.25, 0), (-1, 0)]
+
+    def change(index, item):
+        grid = item.PixelData
+        item.BitsAllocated, item.BitsStored, item.HighBit = [(8, 8, 7), (16, 12, 11), (16, 16, 15)][index % 3]
+        if index % 3 == 0:
+            item.PixelData = (np.frombuffer(grid, np.uint16) // 16).astype(np.uint8).tobytes()
+        item.PixelRepresentation = int(index % 3 == 2)
+        item.RescaleSlope, item.RescaleIntercept = scales[index]
+
+    paths, pixels = make_series(tmp_path / "s", change, turn=FLAT)
+    pixels[::3] //= 16
+    want = np.stack(
+        [plane.astype(np.float64) * slope + start for plane, (slope, start) in zip(pixels, scales, strict=True)]
+    )
+    assert np.array_equal(load_series(paths).volume().values(), want.astype(np.float32)[:, ::-1, ::-1])
+
+
 def planar(folder, kind, change=lambda index, item: None, **how):
     def both(index, item):
         for tag in ("ImagePositionPatient", "ImageOrientationPatient"):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import voxscale.io.image2d
 from voxscale.errors import DataError
 from voxscale.io import load_file
 from voxscale.io.image2d import MOST_PIXELS, load_image2d
@@ -68,6 +69,22 @@ def test_other_modes(tmp_path, mode):
     found = load_image2d(tmp_path / "a.tif")
     assert found.raw.voxels.shape[-2:] == (9, 12)
     assert ("transparency" in str(found.notes)) == (mode in ("RGBA", "LA"))
+
+
+@pytest.mark.parametrize("band", [1, 12, 30, 10_000])
+@pytest.mark.parametrize("mode", ["1", "L", "I", "F", "I;16", "RGB", "RGBA", "LA", "P", "CMYK", "YCbCr"])
+def test_bands_of_rows_are_the_picture(tmp_path, monkeypatch, mode, band):
+    made = Image.fromarray(draw((9, 12, 3)))
+    made = made.convert("I").point(lambda i: i * 200, "I").convert("I;16") if mode == "I;16" else made.convert(mode)
+    made.save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image:
+        kept = image.convert("RGB" if mode in ("RGBA", "P", "CMYK", "YCbCr") else "L" if mode == "LA" else image.mode)
+        want = np.asarray(kept)
+    monkeypatch.setattr(voxscale.io.image2d, "BAND", band)
+    found = load_image2d(tmp_path / "a.tif").raw
+    planes = want[None] if want.ndim == 2 else want.transpose(2, 0, 1)[:, None]
+    assert found.voxels.shape == planes.shape
+    assert np.array_equal(found.values(), planes.astype(np.float64))
 
 
 def test_pages(tmp_path):

@@ -84,6 +84,34 @@ def test_any_floats_come_back_exactly(values):
     assert np.array_equal(restore(*exact_storage(values)), values, equal_nan=True)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_scale_for_each_slice_stores_what_its_values_would(seed):
+    rng = np.random.default_rng(seed)
+    stored = rng.integers(-300, 300, (6, 5, 7)).astype(rng.choice(["int16", "int32", "float32"]))
+    stored[0, 0, 0] = 0
+    choices = [[1.0, 2.0, -1.0], [0.5, 0.25, 3.0], [0.1, 0.37, 1.7]][seed % 3]
+    slopes, starts = rng.choice(choices, (6, 1, 1)), rng.choice([0.0, -1024.0, 7.5], (6, 1, 1))
+    values = stored.astype(np.float64) * slopes + starts
+    affine = np.array([[0, -2.0, 0, 3], [1.5, 0, 0, 4], [0, 0, -1.0, 5], [0, 0, 0, 1]])
+    found, want = make_raw(stored, affine, slopes, starts), make_raw(values, affine)
+    assert (found.slope, found.intercept, found.voxels.dtype) == (want.slope, want.intercept, want.voxels.dtype)
+    assert found.voxels.tobytes() == want.voxels.tobytes()
+    assert found.voxels.shape == want.voxels.shape
+    assert np.array_equal(found.affine, want.affine)
+
+
+@pytest.mark.parametrize("shape", [(1, 600, 900), (3, 1, 300, 500), (5, 300, 300), (1, 1, 400_000)])
+def test_large_planes_are_stored_as_all_of_them_at_once(shape):
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(0, 1, shape), rng.integers(-9, 9, shape) * 0.25, rng.integers(0, 40, shape) * 1.0):
+        stored, step, start = exact_storage(values.astype(np.float32))
+        want = values.astype(np.float32)
+        kind = np.float32 if values.dtype.kind == "f" and not (values * 4 == np.rint(values * 4)).all() else np.integer
+        assert np.issubdtype(stored.dtype, kind)
+        assert stored.shape == shape
+        assert np.array_equal(restore(stored, step, start).reshape(shape), want)
+
+
 def test_make_raw_refuses_a_singular_affine():
     with pytest.raises(GeometryError, match="longer than 0") as error:
         make_raw(np.zeros((2, 2, 2), np.uint8), np.diag([1.0, 0.0, 1.0, 1.0]))

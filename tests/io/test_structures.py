@@ -1,5 +1,6 @@
 """Labels as DICOM-SEG, RTSTRUCT and folders of masks, against analytic shapes and other rasterisers."""
 
+from collections import Counter
 from pathlib import Path
 
 import highdicom
@@ -14,12 +15,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+import voxscale.io.structures
 from voxscale.errors import DataError
 from voxscale.io.dicom import load_series
 from voxscale.io.dicom_code import coded_name
 from voxscale.io.dicom_seg import load_seg, read_seg_header
 from voxscale.io.masks import load_masks
 from voxscale.io.rtstruct import fill, load_rtstruct, read_rtstruct_header
+from voxscale.io.structures import LoadedLabel, paint
 from voxscale.seed import rng
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "dicom"
@@ -310,6 +313,27 @@ def test_masks_are_merged(tmp_path):
     nibabel.Nifti1Image(first, 2 * affine).to_filename(tmp_path / "b.nii.gz")
     with pytest.raises(DataError, match="grid"):
         load_masks([tmp_path / "b.nii.gz"], image, {1: 1})
+
+
+@pytest.mark.parametrize("together", [1, 3, 50])
+def test_structures_that_are_painted_in_parts_count_the_same_overlaps(together, monkeypatch):
+    monkeypatch.setattr(voxscale.io.structures, "TOGETHER", together)
+    noise = rng(0, "masks")
+    label, want, overlaps = LoadedLabel(np.zeros((7, 8, 9), np.uint8)), np.zeros((7, 8, 9), np.uint8), Counter()
+    for value, where in (
+        (2, (slice(None),)),
+        (1, (slice(2, 6),)),
+        (3, (slice(None), 4)),
+        (2, (slice(1, 7), slice(2, 5))),
+    ):
+        mask = noise.random(want[where].shape) < 0.5
+        paint(label, mask, value, where)
+        for place in np.argwhere(mask):
+            earlier = int(want[where][tuple(place)])
+            overlaps[earlier, value] += earlier not in (0, value)
+            want[where][tuple(place)] = value
+    assert np.array_equal(label.voxels, want)
+    assert label.overlaps == {pair: count for pair, count in overlaps.items() if count}
 
 
 @REAL

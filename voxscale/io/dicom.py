@@ -1,6 +1,6 @@
 """DICOM series: CT and MR volumes from files, enhanced files and mosaics; radiographs and other 2D images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from pydicom.dataset import Dataset
 from voxscale.errors import DataError
 from voxscale.io.dicom_frames import Frame, frames_of
 from voxscale.io.dicom_group import volumes_of
-from voxscale.io.dicom_header import PLANAR, SECONDARY, VOLUMES, class_name, class_uid, plain_errors, read_headers
+from voxscale.io.dicom_header import (
+    PLANAR,
+    SECONDARY,
+    VOLUMES,
+    class_name,
+    class_uid,
+    is_blank,
+    plain_errors,
+    read_headers,
+)
 from voxscale.io.dicom_pixels import decode, same_pixels
 from voxscale.io.dicom_stack import Stack, axes_of, regrid, stack
 from voxscale.io.dicom_technique import image_type, technique
@@ -109,6 +118,8 @@ def _same(what: str, found: Sequence[object]) -> None:
 
 def _read(path: Path, pixels: bool) -> Dataset:
     with plain_errors("dicom file must be readable", "unreadable"):
+        if is_blank(path):
+            raise DataError("dicom file must begin as such, not with zeros", "unreadable")
         return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
 
 
@@ -155,27 +166,44 @@ def _same_slices(paths: Sequence[Path], one: Frame, other: Frame) -> bool:
 
 def _assemble(paths: Sequence[Path], found: Stack, modality: Modality) -> tuple[Raw, list[str]]:
     """Decode the slices of a volume and bring them onto its grid."""
-    slices: list[NDArray[Any]] = []
+    scales = [frame.scale for frame in found.frames]
+    if found.places is None and found.shifts is None:
+        stored = _stacked(_decoded(paths, found.frames), len(found.frames))
+        if len(set(scales)) == 1:
+            return make_raw(stored, found.affine, *scales[0]), []
+        slopes, starts = np.array(scales).T[:, :, None, None] + 0.0  # no -0, which a float would keep
+        return make_raw(stored, found.affine, slopes, starts), []
+    scaled = (i * slope + start for i, (slope, start) in zip(_decoded(paths, found.frames), scales, strict=True))
+    single = (values.astype(np.float32) for values in scaled)
+    resampled, notes = regrid(_stacked(single, len(found.frames)), found, OUTSIDE_HU if modality == "CT" else 0.0)
+    if modality == "CT":
+        np.rint(resampled, out=resampled)  # HU are whole numbers, and whole numbers are stored small
+    return make_raw(resampled, found.affine), notes
+
+
+def _decoded(paths: Sequence[Path], frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
+    """The slices in order, each read when it is asked for."""
     opened: tuple[int, Dataset] | None = None
-    for frame in found.frames:
+    for frame in frames:
         if opened is None or opened[0] != frame.file:  # frames of one file are usually neighbours
             opened = frame.file, _read(paths[frame.file], pixels=True)
         image = decode(opened[1], frame)
         if image.shape != frame.shape:
             raise DataError(f"dicom frame must be {frame.shape}, not {image.shape}", "bad_dtype")
-        slices.append(image)
-    scales = [frame.scale for frame in found.frames]
-    regular = found.places is None and found.shifts is None
-    if regular and len(set(scales)) == 1:
-        return make_raw(np.stack(slices), found.affine, *scales[0]), []
-    values = np.stack([image * slope + start for image, (slope, start) in zip(slices, scales, strict=True)])
-    if regular:
-        return make_raw(values, found.affine), []
-    outside = OUTSIDE_HU if modality == "CT" else 0.0
-    resampled, notes = regrid(values, found, outside)
-    if modality == "CT":
-        resampled = np.rint(resampled)  # HU are whole numbers, and whole numbers are stored small
-    return make_raw(resampled, found.affine), notes
+        yield image
+
+
+def _stacked(slices: Iterable[NDArray[Any]], count: int) -> NDArray[Any]:
+    """What `np.stack` gives, without all slices beside it."""
+    out: NDArray[Any] | None = None
+    for number, image in enumerate(slices):
+        if out is None:
+            out = np.empty((count, *image.shape), dtype=image.dtype)
+        elif image.dtype != out.dtype:
+            out = out.astype(np.result_type(out, image))
+        out[number] = image
+    assert out is not None  # a stack has two slices at least
+    return out
 
 
 def _planar(
@@ -188,8 +216,7 @@ def _planar(
 ) -> Loaded:
     """One frame as a 2D image."""
     frame = _choose([[each] for each in sorted(frames, key=lambda f: (f.instance, f.index, f.uid))], part)[0]
-    item = _read(paths[frame.file], pixels=True)
-    pixels = decode(item, frame)
+    pixels = decode(_read(paths[frame.file], pixels=True), frame)
     notes = list(notes)
     header = headers[frame.file]
     size = frame.size
@@ -205,7 +232,10 @@ def _planar(
         array, slope, intercept = pixels.transpose(2, 0, 1)[:, None], 1.0, 0.0
     elif str(header.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1":
         notes.append("dark and bright were exchanged, as the file asks for")
-        array = (int(pixels.max()) + int(pixels.min()) - pixels.astype(np.int64))[None]
+        ends = int(pixels.max()) + int(pixels.min())
+        array = np.empty((1, *pixels.shape), dtype=pixels.dtype)  # the range stays the same
+        for row, turned in zip(pixels, array[0], strict=True):
+            turned[...] = ends - row.astype(np.int64)
     else:
         array = pixels[None]
     raw = make_raw(np.ascontiguousarray(array), affine, slope, intercept)

@@ -79,4 +79,6 @@ def _stored_bits(frame: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
     if spare <= 0 or bits <= 0:
         return frame
     kind = np.dtype(f"{'i' if signed else 'u'}{frame.dtype.itemsize}")
-    return np.right_shift(np.left_shift(frame.astype(kind), spare), spare)
+    own = frame.astype(kind, copy=not frame.flags.writeable)
+    np.left_shift(own, spare, out=own)
+    return np.right_shift(own, spare, out=own)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,11 +102,11 @@ def axes_of(frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64], NDA
     return right, down, frame.size
 
 
-def regrid(values: NDArray[Any], found: Stack, outside: float) -> tuple[NDArray[np.float32], list[str]]:
+def regrid(values: NDArray[np.float32], found: Stack, outside: float) -> tuple[NDArray[np.float32], list[str]]:
     """Bring sheared or unevenly spaced slices onto the even grid, linearly.
 
     Args:
-        values: (slice, row, column), in the order of the stack.
+        values: (slice, row, column), in the order of the stack; may be changed in place.
         found: The stack.
         outside: Value of what no slice covers.
 
@@ -115,7 +114,7 @@ def regrid(values: NDArray[Any], found: Stack, outside: float) -> tuple[NDArray[
         The values on the grid, and what was done.
     """
     notes: list[str] = []
-    out: NDArray[np.float32] = values.astype(np.float32)
+    out = values
     if found.shifts is not None:
         _, _, sizes = axes_of(found.frames[0])
         for number, (across, down) in enumerate(found.shifts):
@@ -126,7 +125,9 @@ def regrid(values: NDArray[Any], found: Stack, outside: float) -> tuple[NDArray[
         count = round(float(found.places[-1]) / found.spacing) + 1
         at = np.interp(np.arange(count) * found.spacing, found.places, np.arange(len(found.places)))
         low = np.minimum(np.floor(at).astype(int), len(out) - 2)
-        part = (at - low).astype(np.float32)[:, None, None]
-        out = np.asarray(out[low] * (1 - part) + out[low + 1] * part, dtype=np.float32)
+        part = (at - low).astype(np.float32)
+        out = np.empty((count, *values.shape[1:]), dtype=np.float32)
+        for number, (first, share) in enumerate(zip(low.tolist(), part, strict=True)):  # not all at once, for memory
+            out[number] = values[first] * (1 - share) + values[first + 1] * share
         notes.append(f"slices were unevenly spaced; {len(found.places)} were resampled to {count}")
     return out, notes

@@ -1,6 +1,7 @@
 """2D images: PNG, JPEG, TIFF and BMP, read with Pillow."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ MOST_PIXELS = 150_000_000
 """Largest image that is read; a few bytes can announce a billion pixels."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "MPO")
+ORIENTATION = 0x0112
+"""EXIF's number of the field that says how a picture is turned."""
+BAND = 1 << 18
+"""Pixels that are taken out of a decoded image at a time, about."""
 GREY = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -49,6 +54,7 @@ def load_image2d(path: Path, part: int = 0) -> Loaded:
                     pixels = image.width * image.height
                     raise DataError(f"image must have at most {MOST_PIXELS} pixels, not {pixels}", "too_large")
                 array = _pixels(image, notes)
+            del image
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -68,24 +74,46 @@ def load_image2d(path: Path, part: int = 0) -> Loaded:
 def _pixels(image: Image.Image, notes: list[str]) -> NDArray[Any]:
     """Numbers of a decoded image, (1, row, column) or (3, 1, row, column)."""
     image.load()
-    turned = ImageOps.exif_transpose(image)
-    if turned.size != image.size or turned.tobytes() != image.tobytes():
-        notes.append("the image was turned upright as its file says")
-    image = turned
+    if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied
+        turned = ImageOps.exif_transpose(image)
+        if turned.size != image.size or any(
+            one.tobytes() != other.tobytes() for one, other in zip(_bands(turned), _bands(image), strict=True)
+        ):
+            notes.append("the image was turned upright as its file says")
+        image = turned
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
         notes.append("the image's transparency was dropped")
     if image.mode in ("LA", "La"):
         image = image.convert("L")
     elif image.mode not in GREY and image.mode != "RGB":
         image = image.convert("RGB")
-    array = np.asarray(image)
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"image must hold numbers, not {array.dtype}", "bad_dtype")
-    if array.ndim == 2:
-        return array[None]
-    if (array == array[..., :1]).all():
+    return _gathered(image, notes)
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """Some rows at a time: all at once are copied twice on their way to numpy."""
+    step = max(1, BAND // image.width)
+    return (image.crop((0, row, image.width, min(row + step, image.height))) for row in range(0, image.height, step))
+
+
+def _gathered(image: Image.Image, notes: list[str]) -> NDArray[Any]:
+    """The numbers of an image in grey or RGB; one channel if all three are equal."""
+    channels = len(image.getbands())
+    out, row, equal = np.empty(0), 0, True
+    for band in _bands(image):
+        array = np.asarray(band)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"image must hold numbers, not {array.dtype}", "bad_dtype")
+        if not row:
+            kind = np.uint8 if array.dtype == np.bool_ else array.dtype
+            out = np.empty((channels, 1, image.height, image.width), dtype=kind)
+        planes = array[None] if channels == 1 else array.transpose(2, 0, 1)
+        out[:, 0, row : row + len(array)] = planes
+        equal = equal and not any((plane != planes[0]).any() for plane in planes[1:])
+        row += len(array)
+    if channels == 1:
+        return out[0]
+    if equal:
         notes.append("the image is grey; one of its three equal channels is kept")
-        return np.ascontiguousarray(array[None, :, :, 0])
-    return np.ascontiguousarray(array.transpose(2, 0, 1)[:, None])
+        return out[0].copy()
+    return out

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from voxscale.config import config, require
+from voxscale.io.hounsfield import as_hounsfield
 from voxscale.io.storage import Raw
 from voxscale.volume import Modality, Volume
 
@@ -90,5 +91,8 @@ class Loaded:
     technique: Technique = field(default_factory=Technique)
 
     def volume(self, modality: Modality | None = None) -> Volume:
-        """The scan as a `Volume`: stated modality first, then the one given, else guessed from the values."""
-        return self.raw.volume(self.modality or modality)
+        """The scan as a `Volume`: stated modality first, then the one given, else guessed from the values.
+
+        A CT comes as int16 HU where that is exact, see `as_hounsfield`.
+        """
+        return as_hounsfield(self.raw.volume(self.modality or modality))

@@ -8,7 +8,8 @@ import numpy as np
 from voxscale.errors import DataError
 from voxscale.io import load_file
 from voxscale.io.storage import Raw
-from voxscale.io.structures import GRID_TOLERANCE, LoadedLabel, empty_note, off_grid, paint
+from voxscale.io.structures import GRID_TOLERANCE, TOGETHER, LoadedLabel, empty_note, off_grid, paint
+from voxscale.kernel.filters import different
 
 
 def load_masks(paths: Sequence[Path], image: Raw, values: Mapping[int, int]) -> LoadedLabel:
@@ -33,11 +34,14 @@ def load_masks(paths: Sequence[Path], image: Raw, values: Mapping[int, int]) -> 
             raise DataError(f"mask must hold one volume, not {loaded.parts}", "several_volumes")
         if mask.voxels.shape != shape or off_grid(mask.affine, image.affine, shape) > GRID_TOLERANCE:
             raise DataError("mask must lie on the grid of its image", "label_grid")
-        levels = set((np.unique(mask.voxels).astype(np.float64) * mask.slope + mask.intercept).tolist())
+        levels = set((different(mask.voxels).astype(np.float64) * mask.slope + mask.intercept).tolist())
         if not (levels <= {0.0, 1.0} or levels <= {0.0, 255.0}):
             raise DataError("mask must hold 0 and 1 only", "label_values")
-        inside = mask.voxels != -mask.intercept / mask.slope
-        if inside.any():
-            drawn.add(number)
-            paint(label, inside, values[number])
+        for start in range(0, shape[0], TOGETHER):
+            where = (slice(start, start + TOGETHER),)
+            inside = mask.voxels[where] != -mask.intercept / mask.slope
+            if inside.any():
+                drawn.add(number)
+                paint(label, inside, values[number], where)
+        del loaded, mask  # before the next one is read
     return LoadedLabel(label.voxels, label.overlaps, empty_note(values, drawn))

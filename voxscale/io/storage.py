@@ -1,6 +1,6 @@
 """The smallest number type that gives back every value of a scan, and scans as they come from a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ def smallest_integer(low: float, high: float) -> np.dtype[Any] | None:
     return next((kind for kind in INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max), None)
 
 
-def exact_storage(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> tuple[NDArray[Any], float, float]:
+Scale = float | NDArray[np.float64]
+"""One number for all voxels, or one for each."""
+
+
+def exact_storage(array: NDArray[Any], slope: Scale = 1.0, intercept: Scale = 0.0) -> tuple[NDArray[Any], float, float]:
     """Store values as the smallest integers that give them back exactly, else as float32.
 
     Exact means that `Volume.values()` of the result equals the input's values
@@ -37,53 +41,78 @@ def exact_storage(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.
 
     Args:
         array: Integers or floats of any shape.
-        slope: Values per step of `array`.
-        intercept: Value of a zero in `array`.
+        slope: Values per step of `array`; where slices differ, an array of its shape (a view of few numbers will do).
+        intercept: Value of a zero in `array`, of the same kind as `slope`.
 
     Returns:
         The stored array, its slope and its intercept.
     """
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iu" and not isinstance(slope, np.ndarray) and not isinstance(intercept, np.ndarray):
         kind = smallest_integer(int(array.min()), int(array.max()))
         if kind is not None:
             return array.astype(kind, copy=False), slope, intercept
     with np.errstate(over="ignore", invalid="ignore"):
-        if all(np.isfinite(_values(part, slope, intercept)).all() for part in _blocks(array)):
-            flat = array.flat[:: max(1, array.size // SAMPLE)]  # reshaping may copy all of it
-            for step, start in _scalings(_values(flat, slope, intercept)):
-                if _fit(flat, slope, intercept, step, start) and (kind := _fit(array, slope, intercept, step, start)):
-                    return _steps(array, slope, intercept, step, start, kind), step, start
-        values = [_values(part, slope, intercept).astype(np.float32) for part in _blocks(array)]
-    return np.concatenate(values), 1.0, 0.0
+        scaled = _Scaled(array, slope, intercept)
+        if all(np.isfinite(values).all() for values in scaled):
+            few = scaled.sample()
+            for step, start in _scalings(few):
+                if _fit((few,), step, start) and (kind := _fit(scaled, step, start)):
+                    stored = np.empty(array.shape, dtype=kind)
+                    for values, steps in zip(scaled, _blocks(stored), strict=True):
+                        steps[...] = np.rint((values - start) / step)
+                    return stored, step, start
+        out = np.empty(array.shape, dtype=np.float32)
+        for values, part in zip(scaled, _blocks(out), strict=True):
+            part[...] = values
+    return out, 1.0, 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """Values of an array, some at a time, as float64 of all of them would be several times as large."""
+
+    array: NDArray[Any]
+    slope: Scale
+    intercept: Scale
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        parts = _blocks(self.array)
+        slopes, starts = (
+            _blocks(each) if isinstance(each, np.ndarray) else [each] * len(parts)
+            for each in (self.slope, self.intercept)
+        )
+        return map(_values, parts, slopes, starts)
+
+    def sample(self) -> NDArray[np.float64]:
+        """Every so many-th value."""
+        every = slice(None, None, max(1, self.array.size // SAMPLE))
+        slope, start = (
+            each.flat[every] if isinstance(each, np.ndarray) else each for each in (self.slope, self.intercept)
+        )
+        return _values(self.array.flat[every], slope, start)  # reshaping may copy all of it
 
 
 def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
-    """Views of the array along its first axis, small enough for float64 copies."""
-    return np.array_split(array, min(len(array), max(1, array.size >> 17)))
+    """Views of the array along its first axis that is longer than 1, small enough for float64 copies."""
+    axis = next((axis for axis, n in enumerate(array.shape) if n > 1), 0)
+    if array.ndim == 4 and axis == 0:  # colours
+        return [part for channel in range(len(array)) for part in _blocks(array[channel : channel + 1])]
+    return np.array_split(array, min(array.shape[axis], max(1, array.size >> 17)), axis=axis)
 
 
-def _values(array: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float64]:
+def _values(array: NDArray[Any], slope: Scale, intercept: Scale) -> NDArray[np.float64]:
     return array.astype(np.float64) * slope + intercept
 
 
-def _fit(array: NDArray[Any], slope: float, intercept: float, step: float, start: float) -> np.dtype[Any] | None:
+def _fit(scaled: Iterable[NDArray[np.float64]], step: float, start: float) -> np.dtype[Any] | None:
     """The type of integers k for which `start + k * step` equals every value in float32, if there is one."""
     low, high = np.inf, -np.inf
-    for part in _blocks(array):
-        values = _values(part, slope, intercept)
+    for values in scaled:
         counts = np.rint((values - start) / step)
         if not np.array_equal((counts * step + start).astype(np.float32), values.astype(np.float32)):
             return None
         low, high = min(low, float(counts.min())), max(high, float(counts.max()))
     return smallest_integer(low, high)
-
-
-def _steps(
-    array: NDArray[Any], slope: float, intercept: float, step: float, start: float, kind: np.dtype[Any]
-) -> NDArray[Any]:
-    """The integers found by `_fit`."""
-    parts = [np.rint((_values(part, slope, intercept) - start) / step).astype(kind) for part in _blocks(array)]
-    return np.concatenate(parts)
 
 
 def _scalings(sample: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
@@ -149,14 +178,14 @@ class Raw:
         return Volume(self.voxels, self.affine, modality or self.guess_modality(), self.slope, self.intercept)
 
 
-def make_raw(array: NDArray[Any], affine: Affine, slope: float = 1.0, intercept: float = 0.0) -> Raw:
+def make_raw(array: NDArray[Any], affine: Affine, slope: Scale = 1.0, intercept: Scale = 0.0) -> Raw:
     """Bring a decoded array into canonical orientation and its smallest exact number type.
 
     Args:
         array: (k, j, i) integers or floats; (3, 1, j, i) for colour, which is not reoriented.
         affine: 4x4, maps (k, j, i, 1) to (S, A, R, 1) in mm.
-        slope: Values per step of `array`.
-        intercept: Value of a zero in `array`.
+        slope: Values per step of `array`; where slices differ, (k, 1, 1).
+        intercept: Value of a zero in `array`, of the same kind as `slope`.
 
     Raises:
         GeometryError: With reason `bad_affine` or `sheared`.
@@ -164,5 +193,9 @@ def make_raw(array: NDArray[Any], affine: Affine, slope: float = 1.0, intercept:
     check_affine(affine)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     turned, moved = (native, affine) if native.ndim == 4 else to_canonical(native, affine)
+    slope, intercept = (
+        to_canonical(np.broadcast_to(each, native.shape), affine)[0] if isinstance(each, np.ndarray) else each
+        for each in (slope, intercept)
+    )
     stored, step, start = exact_storage(turned, slope, intercept)
     return Raw(np.ascontiguousarray(stored), moved, step, start)

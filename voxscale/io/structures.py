@@ -11,6 +11,9 @@ from voxscale.volume import Affine
 GRID_TOLERANCE = 0.1
 """A label's voxel may lie off the image's voxel by this share of a voxel."""
 
+TOGETHER = 32
+"""Slices, or rows of one, that are painted at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Structure:
@@ -69,12 +72,14 @@ def paint(
         value: Its class.
         where: Part of the map.
     """
-    part = label.voxels[where]
-    taken, counts = np.unique(part[mask & (part != 0) & (part != value)], return_counts=True)
-    for earlier, count in zip(taken.tolist(), counts.tolist(), strict=True):
-        pair = (int(earlier), value)
-        label.overlaps[pair] = label.overlaps.get(pair, 0) + int(count)
-    part[mask] = value
+    target = label.voxels[where]
+    for start in range(0, len(target), TOGETHER):
+        part, drawn = target[start : start + TOGETHER], mask[start : start + TOGETHER]
+        taken, counts = np.unique(part[drawn & (part != 0) & (part != value)], return_counts=True)
+        for earlier, count in zip(taken.tolist(), counts.tolist(), strict=True):
+            pair = (int(earlier), value)
+            label.overlaps[pair] = label.overlaps.get(pair, 0) + int(count)
+        part[drawn] = value
 
 
 def empty_note(wanted: Collection[int], drawn: Collection[int]) -> tuple[str, ...]:
