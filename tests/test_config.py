@@ -88,6 +88,18 @@ def test_unreadable_json_is_a_config_error(tmp_path):
         load_json(Whole, tmp_path / "config.json")
 
 
+def test_an_unreadable_file_is_told_in_one_line_without_its_path(tmp_path):
+    """Of a folder, which may be a patient's; of a picture given by mistake; of brackets without end."""
+    folder = tmp_path / "Doe_John"
+    folder.mkdir()
+    (folder / "picture.json").write_bytes(b"\x89PNG\xff")
+    (folder / "deep.json").write_text("[" * 100_000)
+    for name in ("gone.json", "picture.json", "deep.json", "."):
+        with pytest.raises(ConfigError, match=r"must be a readable JSON file, but: [\w ]+$") as found:
+            load_json(Whole, folder / "sub" / ".." / name)
+        assert "Doe" not in str(found.value).removeprefix("Doe_John must")
+
+
 def test_hash_depends_on_values_only():
     assert config_hash(Whole()) == config_hash(Whole(part=Part(lr=0.1)))
     assert config_hash(Whole()) != config_hash(Whole(part=Part(lr=0.2)))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from voxscale.cells import Cells
 from voxscale.errors import ConfigError
+from voxscale.stream.alike import Graphs
 from voxscale.stream.epoch import Order
 from voxscale.stream.weights import WeightsConfig, group_weights, round_systematically
 
@@ -81,6 +82,18 @@ def test_the_table_of_groups_is_what_units_hold(units):
             Cells.unpacked(names, n, cells.packed(), cells.checksum())
 
 
+@pytest.mark.parametrize("graphs", [None, Graphs(size=4, run=2, showings_apart=True)], ids=["even", "graphs"])
+@pytest.mark.parametrize("mix", [1, 2])
+def test_blocks_of_units_that_hold_nothing_are_passed_over(mix, graphs):
+    """Such as runs of scans that are all images of two dimensions."""
+    order = Order([{}, {}, {"a/CT/chest": 5}, {}, {}, {}, {"a/MR/head": 3}, {}], 1.5, mix, WeightsConfig(), 7, graphs)
+    for epoch in range(4):
+        entries = [order.entry(epoch, place) for place in range(order.length)]
+        assert len({*entries}) == len(entries) == 12
+        told = [[e.unit, e.group, e.place, e.repeat] for e in entries]
+        assert order.rows(epoch, order.length).tolist() == told
+
+
 def test_the_order_is_that_of_a_million_scans_before():
     draw = np.random.default_rng(0)
     names = [f"{d}/{m}/{b}" for d in ("one", "two", "three") for m in ("CT", "MR") for b in ("chest", "head", "knee")]
@@ -127,6 +140,10 @@ def test_systematic_rounding(expected, offset):
     assert found.sum() == round(sum(expected))
     scale = round(sum(expected)) / sum(expected) if sum(expected) else 1.0
     assert all(abs(a - b * scale) < 1 + 1e-6 for a, b in zip(found, expected, strict=True))
+
+
+def test_what_is_left_out_is_not_shown_for_a_rounding():
+    assert round_systematically([0.7, 0.1, 1 / 3, 0.0], 0.0).tolist() == [0, 0, 1, 0]
 
 
 def test_rounding_is_right_on_average():

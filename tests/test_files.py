@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -75,6 +76,19 @@ def test_damage_inside_a_ledger_is_an_error(tmp_path):
         files.read_lines(path)
 
 
+@pytest.mark.parametrize("kind", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_does_not_count_as_in_use(tmp_path, monkeypatch, caplog, kind):
+    """As Lustre without the option flock, or NFS whose lock server is gone."""
+
+    def refused(*_):
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    with files.locked(tmp_path / "secret", 0.0):
+        assert f"cannot be locked here ({os.strerror(kind)})" in caplog.text
+    assert "secret" in caplog.text
+
+
 def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path):
     script = (
         "import sys; from pathlib import Path; from voxscale.files import locked\n"
@@ -109,3 +123,39 @@ def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path):
 )
 def test_indented_is_what_json_writes(value, by):
     assert files.indented(value, by) == json.dumps(value, indent=by)
+
+
+def test_a_folder_that_a_network_disk_cannot_empty_yet_is_left_and_other_errors_are_not_hidden(tmp_path, monkeypatch):
+    for name, number in (("busy", errno.ENOTEMPTY), ("other", errno.EIO)):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+
+        def rmdir(path, *_, number=number, **__):
+            raise OSError(number, os.strerror(number), path)
+
+        monkeypatch.setattr(os, "rmdir", rmdir)
+        if number == errno.ENOTEMPTY:
+            files.remove_tree(tmp_path / name)
+        else:
+            with pytest.raises(OSError, match="Input/output"):
+                files.remove_tree(tmp_path / name)
+        monkeypatch.undo()
+        assert (tmp_path / name).exists()
+    assert not (tmp_path / "busy" / "file").exists()
+    files.remove_tree(tmp_path / "busy")
+    assert not (tmp_path / "busy").exists()
+    files.remove_tree(tmp_path / "gone")
+
+
+def test_a_folder_is_committed_over_one_that_cannot_be_removed_yet(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.tmp").mkdir()
+        (tmp_path / f"{name}.tmp" / "file").write_text(name)
+    files.commit_folder(tmp_path / "first.tmp", tmp_path / "final")
+
+    def rmdir(path, *_, **__):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    files.commit_folder(tmp_path / "second.tmp", tmp_path / "final")
+    assert (tmp_path / "final" / "file").read_text() == "second"

@@ -77,6 +77,15 @@ def test_a_sample_depends_on_seed_and_index_alone_and_all_cases_take_turns(store
     assert again.fingerprint == stream.fingerprint != make(stores[:1]).fingerprint
 
 
+def test_scans_that_other_settings_made_alike_are_the_same_to_a_run(tmp_path: Path) -> None:
+    make_store(tmp_path / "a", 2, labelled=True)
+    before = make((tmp_path / "a",)).fingerprint
+    change(tmp_path / "a", 1, ingest="0123456789ab")
+    assert make((tmp_path / "a",)).fingerprint == before
+    change(tmp_path / "a", 1, slope=2.0)
+    assert make((tmp_path / "a",)).fingerprint != before
+
+
 def test_what_does_not_fit_is_refused_by_name(stores: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x.sets must be at least one store"):
         make(())

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import os
 import signal
@@ -89,6 +90,14 @@ def same(one, two):
     )
 
 
+def own_processes():
+    """The loader's fork server and the processes it forked; other tests of this process have servers of their own."""
+    children = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    servers = [p for p in children if "forkserver" in (said := " ".join(p.cmdline())) and "voxscale.worker" in said]
+    forked = [child for server in servers for child in server.children()]
+    return servers, [p for p in forked if p.status() != psutil.STATUS_ZOMBIE]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     gc.collect()
@@ -166,13 +175,45 @@ def test_a_worker_killed_from_outside_is_replaced():
     events = []
     loaded = load(Stream(), batches(30), QUICK, False, events.append)
     found = [next(loaded)]
-    alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    parents = {p.ppid() for p in alive}
-    next(p for p in alive if p.pid not in parents and p.ppid() != os.getpid()).kill()
+    own_processes()[1][0].kill()
     found += list(loaded)
     plain, _ = run(Stream(), LoaderConfig(), 30)
     assert all(same(a, b) for a, b in zip(plain, found, strict=True))
     assert [e.kind for e in events] == ["worker_died"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_a_scheduler_sends_to_every_process_end_no_worker(number):
+    """More workers than may end in a row, which would end the run."""
+    events = []
+    loaded = load(Stream(), batches(60), LoaderConfig(workers=4, deaths=2), False, events.append)
+    found = [next(loaded) for _ in range(8)]  # each worker has made some
+    servers, processes = own_processes()
+    assert len(processes) >= 4
+    for process in servers + processes:
+        process.send_signal(number)
+    found += list(loaded)
+    plain, _ = run(Stream(), LoaderConfig(), 60)
+    assert all(same(a, b) for a, b in zip(plain, found, strict=True))
+    assert events == []
+    again, events = run(Stream(), QUICK)  # from the same server
+    assert len(again) == 8
+    assert events == []
+
+
+def test_a_parent_that_leaves_its_loader_open_ends_with_its_workers(tmp_path):
+    script = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from test_loader import Stream, batches
+        from voxscale.loader import LoaderConfig, load
+        if __name__ == "__main__":
+            loaded = load(Stream(), batches(1000), LoaderConfig(workers=2), False, print)
+            next(loaded)
+    """
+    (tmp_path / "parent.py").write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, tmp_path / "parent.py", Path(__file__).parent], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -238,6 +279,27 @@ def lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+class Tiny:
+    """As slices of two dimensions, of which thousands make a batch."""
+
+    def sample(self, index, spare=0):
+        patch = make_patch(index)
+        small = dataclasses.replace(patch, voxels=np.full((1, 1, 1), index % 999, np.int16))
+        bad = [(f"scan-{index}", "corrupt")] * (spare == 0 and index % 5 == 0)
+        return [small, small], bad
+
+
+def test_a_batch_may_have_any_number_of_samples():
+    """What is told of them does not fit into a message of the system's from some thousand on."""
+    size, events = 9000, []
+    wanted = [list(range(10**12 + n * size, 10**12 + (n + 1) * size)) for n in range(3)]
+    found = list(load(Tiny(), iter(wanted), LoaderConfig(workers=1), False, events.append))
+    assert [batch.indices[::2] for batch in found] == [tuple(indices) for indices in wanted]
+    assert all(batch.seeds == tuple((1 << 62) + index for index in batch.indices) for batch in found)
+    assert found[1].voxels.flatten().tolist() == [index % 999 for index in found[1].indices]
+    assert [event.kind for event in events] == ["replaced"] * (3 * size // 5)
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxscale.errors import ConfigError
-from voxscale.parts import join, mirrored_slots, part_size, slot_means, split, split_longest
+from voxscale.parts import join, legal_splits, mirrored_slots, part_size, slot_means, split
 
 SPLITS = st.tuples(*[st.integers(1, 3)] * 3)
 
@@ -46,14 +46,33 @@ def test_parts_of_a_mirrored_whole_are_mirrored_parts_in_other_slots(splits, fli
 
 
 def test_the_longest_axes_in_mm_are_split():
-    assert split_longest((300.0, 200.0, 100.0), 8) == (2, 2, 2)
-    assert split_longest((60.0, 300.0, 300.0), 4) == (1, 2, 2)
-    assert split_longest((300.0, 100.0, 200.0), 4) == (2, 1, 2)
-    assert split_longest((100.0, 150.0, 100.0), 2) == (1, 2, 1)
-    assert split_longest((0.0, 10.0, 10.0), 4) == (1, 2, 2)  # an image
-    for extent, parts in (((1.0, 1.0, 1.0), 6), ((0.0, 1.0, 1.0), 8), ((1.0, 1.0, 1.0), 1)):
-        with pytest.raises(ConfigError, match=r"^parts must be 2, 4 or 8"):
-            split_longest(extent, parts)
+    def splits(size, spacing, parts, legal=lambda _: True):
+        return legal_splits(size, spacing, parts, legal)
+
+    assert splits((30, 20, 10), (1.0, 1.0, 1.0), 8) == (2, 2, 2)
+    assert splits((30, 20, 10), (1.0, 2.0, 5.0), 4) == (1, 2, 2)
+    assert splits((30, 20, 10), (1.0, 1.0, 2.5), 4) == (2, 1, 2)
+    assert splits((10, 16, 10), (1.0, 1.0, 1.0), 2) == (1, 2, 1)
+    assert splits((10, 10, 10), (1.0, 1.0, 1.0), 4) == (2, 2, 1)
+    assert splits((1, 10, 10), (9.0, 1.0, 1.0), 4) == (1, 2, 2)  # an image
+    assert splits((1, 10, 10), (9.0, 1.0, 1.0), 8) is None
+    assert splits((15, 10, 10), (1.0, 1.0, 1.0), 4) == (1, 2, 2)  # 15 has no half
+    assert splits((15, 15, 10), (1.0, 1.0, 1.0), 4) is None
+
+
+def test_axes_whose_halves_a_network_does_not_take_stay_whole():
+    def legal(size):
+        return all(n % 8 == 0 for n in size)
+
+    patch = (32, 40, 24)
+    assert legal_splits(patch, (1.0, 1.0, 1.0), 8, legal) is None
+    assert legal_splits(patch, (1.0, 1.0, 1.0), 4, legal) is None
+    assert legal_splits(patch, (1.0, 1.0, 1.0), 2, legal) == (2, 1, 1)
+    assert legal_splits((32, 40, 16), (1.0, 1.0, 4.0), 4, legal) == (2, 1, 2)
+    assert legal_splits((24, 40, 24), (1.0, 1.0, 1.0), 2, legal) is None
+
+
+def test_parts_that_do_not_tile_are_refused():
     with pytest.raises(ConfigError, match=r"^splits must be divisors of the whole, \(4, 6, 5\)"):
         part_size((4, 6, 5), (2, 2, 2))
 

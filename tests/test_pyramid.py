@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.measure import block_reduce
 
+import voxscale.pyramid
 from voxscale.pyramid import levels, shrink, shrink_label, shrink_mask
 
 FACTORS = [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 1)]
@@ -20,6 +21,19 @@ def test_means_are_those_of_scikit_image(factor, kind):
     found = shrink(voxels, factor)
     assert found.dtype == voxels.dtype
     assert np.allclose(found, np.rint(wanted) if voxels.dtype.kind in "iu" else wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("slab", [1, 40, 130, 700])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_parts_are_what_all_at_once_gives(factor, slab, monkeypatch):
+    rng = np.random.default_rng(3)
+    voxels, colours = rng.integers(0, 5, (7, 11, 13)).astype(np.uint8), rng.integers(0, 255, (3, 1, 11, 13), np.uint8)
+    cases = [(shrink, voxels), (shrink_label, voxels), (shrink_mask, voxels), (shrink, voxels.astype(np.float32) / 3)]
+    cases += [(shrink, colours)] if factor[0] == 1 else []
+    want = [smaller(array, factor) for smaller, array in cases]
+    monkeypatch.setattr(voxscale.pyramid, "SLAB", slab)
+    for (smaller, array), whole in zip(cases, want, strict=True):
+        assert np.array_equal(smaller(array, factor), whole)
 
 
 def test_odd_sizes_repeat_their_last_voxel():

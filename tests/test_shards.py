@@ -258,6 +258,14 @@ def test_a_scan_that_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path):
     manifest = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
     assert manifest.lost == {broken: "corrupt"}
     assert manifest.volumes == 2
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("shard-*")}
+    assert pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL) == manifest
+    assert times == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("shard-*")}
+    data[100] ^= 1
+    shard.write_bytes(data)  # as ingest does once the scan's folder was removed
+    mended = pack(tmp_path / "store", tmp_path / "shards", CONTRACT, PATCH, STRIDES, SMALL)
+    assert (mended.lost, mended.volumes) == ({}, 3)
+    assert mended == pack(tmp_path / "store", tmp_path / "anew", CONTRACT, PATCH, STRIDES, SMALL)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
@@ -284,7 +292,15 @@ def test_bricks_never_leave_the_scan(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [{"factor": 0.5}, {"overlap": 1.0}, {"foreground": 2.0}, {"shard_mb": 0}, {"holdout": 1.0}]
+    "values",
+    [
+        {"factor": 0.5},
+        {"factor": float("inf")},
+        {"overlap": 1.0},
+        {"foreground": 2.0},
+        {"shard_mb": 0},
+        {"holdout": 1.0},
+    ],
 )
 def test_bad_config_is_refused(values):
     with pytest.raises(ConfigError, match="pack."):

@@ -250,7 +250,7 @@ def test_a_ledger_that_is_being_written_can_be_read(store):
     assert ledger.read_bytes() == before
     with ledger.open("a") as handle:
         handle.write("\n")
-    with pytest.raises(DataError, match="line 3 must be JSON"):
+    with pytest.raises(DataError, match="line 3 must be as it was written"):
         open_store(store.path)
 
 

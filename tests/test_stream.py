@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,12 +18,14 @@ from tests_stores import make_store
 
 from data_prep.bricks import PackConfig
 from data_prep.pack import pack
+from voxscale import index_write
 from voxscale.augment.resample import resample
 from voxscale.augment.spatial import SpatialConfig
 from voxscale.batch import collate
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import ConfigError, DataError
+from voxscale.ledger import accepted
 from voxscale.loader import LoaderConfig, load
 from voxscale.store import open_store
 from voxscale.stream import (
@@ -266,6 +269,9 @@ def test_bad_config_is_refused():
         ShardStreamConfig(views=0)
     with pytest.raises(ConfigError, match="stream.repeats"):
         ShardStreamConfig(repeats=0)
+    for kind in (ShardStreamConfig, StoreStreamConfig):
+        with pytest.raises(ConfigError, match="stream.repeats must be positive and at most"):
+            kind(repeats=float("inf"))
     with pytest.raises(ConfigError, match="stream.foreground"):
         CaseStreamConfig(foreground=1.5)
     assert dataclasses.replace(ShardStreamConfig(), views=1).views == 1
@@ -511,6 +517,30 @@ def test_a_damaged_scan_is_replaced(store, tmp_path):
     stream = store_stream(tmp_path / "store", views=1)
     bad = [stream.sample(index)[1] for index in range(len(stream))]
     assert {volume for each in bad for volume, _ in each} == set(keys[:2])
+
+
+def test_scans_that_a_damaged_part_of_the_index_hides_are_replaced(tmp_path, monkeypatch):
+    """A flipped bit in the ids of one row group costs its scans; the stream starts, and the others are as before."""
+    for module in ("index", "index_write", "stream.scans"):
+        monkeypatch.setattr(f"voxscale.{module}.ROWS", 2)
+    make_store(tmp_path / "store", 6, labelled=False)
+    index_write.write_index(tmp_path / "store", accepted(tmp_path / "store"))
+    stream = store_stream(tmp_path / "store", views=1)
+    want = [stream.sample(number)[0][0] for number in range(2 * len(stream))]
+    part = tmp_path / "store" / "index" / "part-00000.parquet"
+    column = pq.read_metadata(part).row_group(1).column(0)
+    assert column.path_in_schema == "id"
+    flip(part, (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size // 2)
+    found = [[store_stream(tmp_path / "store", views=1).sample(n) for n in range(len(want))] for _ in range(2)]
+    hidden = {f"{number:016x}" for number in (2, 3)}
+    for patch, ((one,), bad), ((two,), bad_too) in zip(want, *found, strict=True):
+        assert same(one, two)
+        assert bad == bad_too
+        if patch.volume in hidden:
+            assert bad[0] == ("", "corrupt")
+            assert one.volume not in hidden
+        else:
+            assert (same(patch, one), bad) == (True, [])
 
 
 def test_what_a_stream_of_scans_refuses(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def header(name, **more):
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
+def in_folder(name, size):
+    """As tars keep names that are too long for one field."""
+    made = bytearray(header(name, size=size))
+    made[345:350] = b"../..".ljust(5, b"\0")
+    made[148:156] = b" " * 8
+    made[148:156] = f"{sum(made):06o}\0 ".encode()
+    assert tarfile.TarInfo.frombuf(bytes(made), "utf-8", "strict").name == f"../../{name}"
+    return bytes(made)
+
+
 def with_header(make):
     def change(data, sample):
         name = f"{sample.key}.shard"
@@ -112,11 +123,29 @@ def with_header(make):
         lambda name, size: header(name, size=size, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
         lambda name, size: header(name, size=size, type=tarfile.LNKTYPE, linkname=name),
         lambda name, size: header(name, size=size, type=tarfile.CHRTYPE),
+        in_folder,
     ],
-    ids=["dots", "absolute", "symbolic link", "hard link", "device"],
+    ids=["dots", "absolute", "symbolic link", "hard link", "device", "folder"],
 )
 def test_members_that_are_not_plain_files_of_the_index_are_refused(shards, make):
     reader = forged(shards, with_header(make))
+    name = reader.manifest.shards[0].name
+    with pytest.raises(DataError) as error:
+        reader.open(name, reader.index(name).samples[0])
+    assert error.value.reason == "corrupt"
+
+
+@pytest.mark.parametrize(("field", "value"), [("chunk", b"0"), ("shape", b"-1"), ("dtype", b'"O"'), ("dtype", b"7")])
+def test_shapes_and_number_types_that_are_none_are_refused(shards, field, value):
+    def change(data, sample):
+        start, length = sample.json
+        meta = bytes(data[start : start + length])
+        pattern = rb'("dtype": )("\w+")' if field == "dtype" else rf'("{field}": \[)(\d+)'.encode()
+        data[start : start + length] = re.sub(pattern, lambda m: m[1] + value.rjust(len(m[2])), meta)
+        assert len(data[start : start + length]) == length
+        return sample
+
+    reader = forged(shards, change)
     name = reader.manifest.shards[0].name
     with pytest.raises(DataError) as error:
         reader.open(name, reader.index(name).samples[0])

@@ -1,9 +1,9 @@
 """Zarr v3 sharded arrays of a store: how they are cut and coded, and writing them as zarr-python does.
 
 The cut is a function of shape and number type alone, so a reader needs no
-metadata file. Chunks and codec were chosen from measurements that stand in
-docs/results/chunk_codec.json: bit planes of 16-bit numbers are smaller than
-planes of bytes, and faster to pack and to unpack.
+metadata file. Chunks and codec were chosen from measurements, which
+docs/results/chunk_codec.md has with others: bit planes of 16-bit numbers are
+smaller than planes of bytes, and faster to pack and to unpack.
 """
 
 import math
@@ -33,6 +33,9 @@ CHUNK_2D, SHARD_2D = 256, 2048
 """The same for 2D images."""
 LEVEL, LEVEL_16 = 5, 1
 """Compression level of LZ4HC; for 16-bit numbers the lowest, which packs nearly as tight six times as fast."""
+
+NUMBERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "float32")
+"""Number types of a store, see `voxscale.io.storage`."""
 
 Three = tuple[int, int, int]
 
@@ -148,13 +151,18 @@ def _write_shards(folder: Path, layout: Layout, voxels: NDArray[Any], colour: bo
         with file.open("wb") as out:
             for inner in np.ndindex(*layout.per_shard):
                 begin = [a + k * c for a, k, c in zip(start, inner, layout.chunk, strict=True)]
-                whole = voxels[tuple(slice(a, a + c) for a, c in zip(begin, layout.chunk, strict=True))]
-                if whole.shape != layout.chunk:
-                    whole, part = np.zeros(layout.chunk, dtype=voxels.dtype), whole
-                    whole[tuple(slice(n) for n in part.shape)] = part
-                frame = numcodecs.blosc.compress(np.ascontiguousarray(whole), b"lz4hc", level, planes, 0)
+                frame = numcodecs.blosc.compress(cut_chunk(voxels, begin, layout.chunk), b"lz4hc", level, planes, 0)
                 lengths.append(out.write(frame) + out.write(struct.pack("<I", google_crc32c.value(frame))))
             out.write(_index(layout, lengths))
+
+
+def cut_chunk(voxels: NDArray[Any], begin: Sequence[int], chunk: Three) -> NDArray[Any]:
+    """The chunk that begins at a voxel, its rows in one piece; zeros where the array ends before."""
+    whole = voxels[tuple(slice(a, a + c) for a, c in zip(begin, chunk, strict=True))]
+    if whole.shape != chunk:
+        whole, part = np.zeros(chunk, dtype=voxels.dtype), whole
+        whole[tuple(slice(n) for n in part.shape)] = part
+    return np.ascontiguousarray(whole)
 
 
 def encode_shard(layout: Layout, chunks: Sequence[bytes]) -> bytes:

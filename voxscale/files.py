@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxscale.errors import DataError
+
+log = logging.getLogger("voxscale")
 
 
 def sync(path: Path) -> None:
@@ -39,6 +43,8 @@ def sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What file systems without locks answer."""
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 """This machine, as it stands in names of temporary files."""
 
@@ -156,12 +162,30 @@ def commit_folder(beside: Path, target: Path) -> None:
             beside.rename(target)
             break
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            # Some network file systems tell any failure as one that is not permitted.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not target.is_dir():
                 raise
         with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
             target.rename(old)
-            shutil.rmtree(old)
+            remove_tree(old)
     sync(target.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as that is possible now; what cannot go yet is left to a later sweep.
+
+    A network file system keeps a removed file under a hidden name of its own while a process has it open, so the
+    folder is not empty; and another process may be removing the same folder.
+    """
+
+    def later(_remove: object, _path: str, error: BaseException) -> None:
+        if not (isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EBUSY, errno.ENOENT)):
+            raise error
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=later)
+    else:
+        shutil.rmtree(folder, onerror=lambda remove, path, info: later(remove, path, info[1]))
 
 
 def sha256_file(path: Path) -> str:
@@ -221,6 +245,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def locked(folder: Path, patience_s: float = 10.0) -> Generator[None]:
     """Hold a folder for one process; the lock goes with the process, however it ends.
 
+    Where the file system knows no locks, a warning says so and the work goes on: what is written has names of its
+    own until it is renamed, so two that work on one folder cost time, and no result.
+
     Args:
         folder: Made if it is not there.
         patience_s: Seconds to wait for a holder that is just ending, such as the child of a killed launcher.
@@ -235,7 +262,10 @@ def locked(folder: Path, patience_s: float = 10.0) -> Generator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    log.warning("%s cannot be locked here (%s); start no second one", folder.name, error.strerror)
+                    break
                 if time.monotonic() > deadline:
                     raise DataError(
                         f"{folder.name} must be free, not in use by another live process; wait for it or end it", "busy"

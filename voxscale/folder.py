@@ -6,13 +6,12 @@ take them (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from voxscale.blobs import Blob, Mapped, Ranged
-from voxscale.files import sync, write_bytes
+from voxscale.files import remove_tree, sync, write_bytes
 from voxscale.remote import RemoteFolder
 
 Access = Literal["map", "range"]
@@ -118,7 +117,7 @@ class LocalFolder:
         if (self.path / name).exists():
             gone = (self.path / name).with_name(f".{name.rpartition('/')[2]}.old")
             (self.path / name).rename(gone)
-            shutil.rmtree(gone)
+            remove_tree(gone)
 
 
 def url_of(path: Path | str) -> str | None:

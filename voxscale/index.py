@@ -23,7 +23,7 @@ from voxscale.cells import Cells
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.folder import Folder, LocalFolder, open_folder
-from voxscale.index_table import VERSION, Statistics, from_row, numbers
+from voxscale.index_table import OLDER, VERSION, Statistics, from_row, numbers
 
 INDEX = "index/index.json"
 CELLS = "index/cells.bin"
@@ -138,12 +138,14 @@ class Index(Mapping[str, Entry]):
             self._cells: Mapping[str, Any] | None = told.get("cells")
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(f"{INDEX} must be as it was written; ingest again", "corrupt") from None
-        if version != VERSION:
+        if version not in (OLDER, VERSION):
             raise DataError(f"{INDEX} must be of version {VERSION}, not {version}; ingest again", "bad_schema")
         try:
             self._parts = [_Part(folder, line) for line in lines]
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{INDEX} must name parts as they were written; ingest again", "corrupt") from None
+        if sum(part.rows for part in self._parts) != self._rows:
+            raise DataError(f"{INDEX} must tell as many rows as its parts have; ingest again", "corrupt")
         if isinstance(folder, LocalFolder):  # costs nothing; of an object it would be a request each
             for line in lines:
                 if folder.size(f"index/{line['name']}") != line["bytes"]:

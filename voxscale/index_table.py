@@ -14,7 +14,9 @@ from voxscale.contract import PERCENTILES
 from voxscale.entry import Entry, group_of
 from voxscale.errors import DataError
 
-VERSION = 3
+VERSION = 4
+OLDER = 3
+"""Without the column `ingest`; it is read, and written anew by the next ingest."""
 
 
 def _fixed(kind: Any, n: int) -> Any:
@@ -63,6 +65,7 @@ SCHEMA = pa.schema(
         ("part", pa.int32()),
         ("parts", pa.int32()),
         ("bytes", pa.int64()),
+        ("ingest", pa.string()),
     ],
     metadata={"voxscale.index": str(VERSION)},
 )

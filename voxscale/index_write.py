@@ -6,6 +6,7 @@ A part is a function of the ledger's lines of its scans, whose hash stands in
 it names is valid; meanwhile `before.json` keeps what is known of the parts.
 """
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -20,11 +21,12 @@ import google_crc32c
 import pyarrow.parquet as pq
 
 from voxscale.entry import Entry
+from voxscale.errors import DataError
 from voxscale.files import json_bytes, sha256_file
 from voxscale.folder import Folder, LocalFolder, open_folder, url_of
-from voxscale.index import CELLS, INDEX, ROWS, cells_of
+from voxscale.index import CELLS, INDEX, ROWS, Index, cells_of
 from voxscale.index_table import SCHEMA, VERSION, Statistics, to_table
-from voxscale.ledger import LEDGER, runs
+from voxscale.ledger import LEDGER, PIECE, runs
 
 FOLDER, LIST = INDEX.split("/")
 BEFORE = "before.json"
@@ -105,6 +107,68 @@ def take_away(store: Path) -> None:
         folder.remove(LIST)
 
 
+def is_whole(store: Path) -> bool:
+    """Whether the index is as it was written; of parts behind a URL only the sizes are looked at.
+
+    Args:
+        store: The store, or its URL.
+    """
+    folder = open_folder(store / FOLDER)
+    try:
+        _ = Index(store).cells
+        return all(_is_there(folder, line, line) for line in json.loads(folder.read(LIST))["parts"])
+    except DataError:
+        return False
+
+
+def damaged_files(store: Path) -> list[str]:
+    """Names in the store of files of the index that are not as they were written, every byte looked at.
+
+    Args:
+        store: The store, or its URL.
+    """
+    folder = open_folder(store / FOLDER, "range")
+    if folder.size(LIST) is None:
+        return []
+    try:
+        lines = json.loads(folder.read(LIST))["parts"]
+        found = [line["name"] for line in lines if _sha256(folder, line["name"], line["bytes"]) != line["sha256"]]
+    except (ValueError, KeyError, TypeError):
+        return [INDEX]
+    if not found:
+        try:
+            _ = Index(store).cells
+        except DataError as error:
+            return [CELLS if CELLS in str(error) else INDEX]
+    return [f"{FOLDER}/{name}" for name in found]
+
+
+def is_of_ledger(store: Path) -> bool:
+    """Whether a whole index was made of the accepted rows that the ledger has now; true where there is no index.
+
+    Args:
+        store: The store, or its URL.
+
+    Raises:
+        DataError: With reason `corrupt` if a row of the ledger cannot be read.
+    """
+    folder = open_folder(store / FOLDER)
+    if folder.size(LIST) is None:
+        return True
+    told = [line.get("ledger") for line in json.loads(folder.read(LIST))["parts"]]
+    return None in told or told == [run.digest for run in runs(store / LEDGER, PART)]
+
+
+def _sha256(folder: Folder, name: str, size: int) -> str:
+    """Of a part, read in pieces; of what is missing or has another size an empty text."""
+    if folder.size(name) != size:
+        return ""
+    blob, digest = folder.blob(name, size), hashlib.sha256()
+    for start in range(0, size, PIECE):
+        digest.update(blob.ranges([(start, min(start + PIECE, size))])[0])
+    return digest.hexdigest()
+
+
 def _name(lines: list[Line]) -> str:
     return f"part-{len(lines):05d}.parquet"
 
@@ -160,9 +224,10 @@ def _write_part(
     """Make one part; returns its line in `index.json`, and the values of labels."""
     beside, labels = scratch / f".{name}.tmp", set[int]()
     rows, groups, statistics = 0, list[dict[str, int]](), dict[str, Statistics]()
-    with pq.ParquetWriter(
-        beside, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True
-    ) as writer:
+    with (  # a file, as pyarrow takes no names that are not UTF-8
+        beside.open("wb") as sink,
+        pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_statistics=False, write_page_checksum=True) as writer,
+    ):
         while some:
             table = to_table(some)
             writer.write_table(table, row_group_size=ROWS)

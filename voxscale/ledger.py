@@ -19,6 +19,7 @@ PIECE = 1 << 24
 
 _HEAD = re.compile(rb'\{"id": "[0-9a-f]*", "kind": "[a-z]+", "status": "([a-z]+)"')
 """How `data_prep.ledger` begins a row: most need not be parsed."""
+_ID = re.compile(r"[0-9a-f]*")
 
 
 def lines(path: Path) -> Iterator[bytes]:
@@ -59,7 +60,7 @@ def accepted(path: Path) -> Iterator[tuple[str, Entry]]:
     """
     for number, line in enumerate(lines(path), 1):
         if is_accepted(line, number):
-            row = _row(line, number)
+            row = parse_row(line, number)
             yield row["id"], from_dict(Entry, row["entry"], "entry")
 
 
@@ -70,14 +71,30 @@ def is_accepted(line: bytes, number: int) -> bool:
         DataError: With reason `corrupt`.
     """
     found = _HEAD.match(line)
-    return (found.group(1).decode() if found else _row(line, number)["status"]) == "accepted"
+    return (found.group(1).decode() if found else parse_row(line, number)["status"]) == "accepted"
 
 
-def _row(line: bytes, number: int) -> dict[str, Any]:
+def parse_row(line: bytes, number: int) -> dict[str, Any]:
+    """One row.
+
+    Args:
+        line: Its line.
+        number: Of the line, from 1.
+
+    Raises:
+        DataError: With reason `corrupt`.
+    """
     try:
-        return json.loads(line)
-    except ValueError:
-        raise DataError(f"{LEDGER} line {number} must be JSON", "corrupt") from None
+        row: Any = json.loads(line)
+        words = all(isinstance(row.get(name, ""), str) for name in ("id", "kind")) and isinstance(row["status"], str)
+        described = row["status"] != "accepted" or (isinstance(row["entry"], dict) and _ID.fullmatch(row["id"]))
+        if words and described and isinstance(row.get("rule", ""), (str, type(None))):
+            return row
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise DataError(
+        f"{LEDGER} line {number} must be as it was written; remove the file and ingest again", "corrupt"
+    ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +124,7 @@ class Run:
             while left:
                 line = handle.readline()
                 if is_accepted(line, number):
-                    row = _row(line, number)
+                    row = parse_row(line, number)
                     yield row["id"], from_dict(Entry, row["entry"], "entry")
                     left -= 1
                 number += 1

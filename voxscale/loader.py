@@ -4,7 +4,7 @@ Longer than others because what is watched, replaced and handed out again is one
 state, that of `_Pool`: its parts can only be understood side by side.
 """
 
-import json
+import atexit
 import multiprocessing
 import signal
 import socket
@@ -18,8 +18,9 @@ from typing import Any, Literal
 from voxscale.batch import Batch, collate
 from voxscale.config import config, require
 from voxscale.errors import DataError
+from voxscale.messages import receive, send
 from voxscale.stream.interface import PatchStream
-from voxscale.worker import MESSAGE, unpack, work
+from voxscale.worker import unpack, work
 
 START_S = 300.0
 """Seconds that a worker may take to start; on a busy cluster imports alone take minutes."""
@@ -152,12 +153,14 @@ class _Pool:
     ) -> None:
         self._stream, self._indices, self._config, self._record = stream, indices, config, record
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["voxscale.worker", "voxscale.stream"])
+        self._context.set_forkserver_preload(["voxscale.deaf", "voxscale.worker", "voxscale.stream"])
         self._again: deque[_Task] = deque()
         self._made: dict[int, Batch | DataError] = {}
         self._given = self._taken = self._deaths = 0
         self._tries: Counter[int] = Counter()
         self._workers: list[_Worker] = []
+        # Python's own way of ending them at its end is SIGTERM, to which they are deaf; this comes before it.
+        atexit.register(self.close)
         try:
             for number in range(config.workers):
                 self._workers.append(self._start(number))
@@ -204,7 +207,7 @@ class _Pool:
                 worker.heard, worker.named = time.monotonic(), False
             worker.tasks.append(task)
             try:
-                worker.pipe.send(json.dumps({"batch": task.batch, "samples": task.samples}).encode())
+                send(worker.pipe, {"batch": task.batch, "samples": task.samples})
             except OSError:
                 self._replace(worker, "worker_died", self._how(worker))
 
@@ -223,15 +226,15 @@ class _Pool:
         for pipe in wait(list(pipes), timeout=min(1.0, self._config.slow_s / 4, self._config.patience_s / 4)):
             worker = pipes[pipe]  # pyright: ignore[reportArgumentType]  # it is one of those waited for
             try:
-                text, memories, _, _ = socket.recv_fds(worker.pipe, MESSAGE, 1)
+                told, memory = receive(worker.pipe)
             except OSError:
-                text, memories = b"", []
-            if text:
-                self._hear(worker, json.loads(text), memories)
+                told, memory = None, None
+            if told is not None:
+                self._hear(worker, told, memory)
             else:
                 self._replace(worker, "worker_died", self._how(worker))
 
-    def _hear(self, worker: _Worker, told: dict[str, Any], memories: list[int]) -> None:
+    def _hear(self, worker: _Worker, told: dict[str, Any], memory: int | None) -> None:
         worker.heard, worker.named = time.monotonic(), False
         match told["kind"]:
             case "ready":
@@ -239,7 +242,8 @@ class _Pool:
             case "at":
                 worker.index = told["index"]
             case "batch":
-                self._made[told["batch"]] = unpack(memories[0], told)
+                assert memory is not None  # it comes with every batch
+                self._made[told["batch"]] = unpack(memory, told)
                 for index, volume, reason in told["bad"]:
                     self._record(Event("replaced", index, worker.number, reason, volume))
                 self._finish(worker)
@@ -308,6 +312,7 @@ class _Pool:
 
     def close(self) -> None:
         """End all workers."""
+        atexit.unregister(self.close)
         for worker in self._workers:
             self._end(worker)
         self._workers = []

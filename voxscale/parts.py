@@ -1,7 +1,7 @@
 """A whole and its parts: equal boxes that tile it, slots in the order z, y, x with x fastest."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,25 +13,28 @@ Splits = tuple[int, int, int]
 """Parts along z, y, x."""
 
 
-def split_longest(extent: Sequence[float], parts: int) -> Splits:
-    """Halve the longest axes, each once at most.
+def legal_splits(
+    size: Sequence[int], spacing: Sequence[float], parts: int, legal: Callable[[tuple[int, int, int]], bool]
+) -> Splits | None:
+    """Halve the longest axes in mm, each once at most, of those whose halves are images that a network takes.
 
     Args:
-        extent: Of the whole along z, y, x in mm; 0 for an axis that cannot be split. The first of
-            equal axes goes first.
+        size: Voxels of the whole along z, y, x; an axis of one voxel is not split.
+        spacing: mm along z, y, x.
         parts: How many: 2, 4 or 8.
+        legal: Whether the network takes an image of so many voxels.
 
     Returns:
-        Parts along z, y, x: a slab of 60 x 300 x 300 mm has (1, 2, 2) if it is to have 4.
-
-    Raises:
-        ConfigError: If so many parts cannot be made.
+        Parts along z, y, x; None if so many cannot be made. A slab of 60 x 300 x 300 mm has (1, 2, 2) if it is to
+        have 4 and all is legal. The first of equal axes goes first.
     """
-    halvings = {2: 1, 4: 2, 8: 3}.get(parts, 0)
-    able = sorted((axis for axis in range(3) if extent[axis] > 0), key=lambda axis: -extent[axis])
-    require(0 < halvings <= len(able), "parts", f"2, 4 or 8, of {len(able)} axes at most {2 ** len(able)}", parts)
-    z, y, x = (2 if axis in able[:halvings] else 1 for axis in range(3))
-    return z, y, x
+    able = [axis for axis in range(3) if size[axis] > 1 and size[axis] % 2 == 0]
+    able.sort(key=lambda axis: -size[axis] * spacing[axis])
+    for halved in itertools.combinations(able, {2: 1, 4: 2, 8: 3}[parts]):
+        z, y, x = (2 if axis in halved else 1 for axis in range(3))
+        if legal(part_size(size, (z, y, x))):
+            return z, y, x
+    return None
 
 
 def part_size(size: Sequence[int], splits: Splits) -> tuple[int, int, int]:

@@ -64,15 +64,18 @@ def shrink(voxels: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
 def _by_slabs(
     smaller: Callable[[NDArray[Any], Sequence[int]], NDArray[Any]], voxels: NDArray[Any], factor: Sequence[int]
 ) -> NDArray[Any]:
-    """Make an array smaller, some slices at a time."""
+    """Make an array smaller, some slices or rows at a time."""
     if all(by == 1 for by in factor):
         return voxels
     shape = [-(-n // by) for n, by in zip(voxels.shape[-3:], factor, strict=True)]
     out = np.empty((*voxels.shape[:-3], *shape), dtype=voxels.dtype)
     step = max(1, SLAB // max(1, voxels[..., :1, :, :].size * factor[0]))
-    for start in range(0, shape[0], step):
-        part = voxels[..., start * factor[0] : (start + step) * factor[0], :, :]
-        out[..., start : start + step, :, :] = smaller(part, factor)
+    per_row = voxels[..., :1, :1, :].size * factor[0] * factor[1] * step
+    rows = max(1, SLAB // max(1, per_row))  # of a slice that is large by itself, such as an image's, some at a time
+    for start, row in itertools.product(range(0, shape[0], step), range(0, shape[1], rows)):
+        slices = slice(start * factor[0], (start + step) * factor[0])
+        part = voxels[..., slices, row * factor[1] : (row + rows) * factor[1], :]
+        out[..., start : start + step, row : row + rows, :] = smaller(part, factor)
     return out
 
 

@@ -2,20 +2,23 @@
 
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from voxscale.blobs import Blob
 from voxscale.errors import ConfigError, StorageError, VoxScaleError
+from voxscale.uploads import ONE_REQUEST, abort_left_over, is_s3, upload
+
+log = logging.getLogger("voxscale")
 
 SMALL = 1 << 20
 """Bytes below which objects are uploaded at the same time."""
-PIECE, PIECES, MOST_PIECES = 8 << 20, 4, 10_000
-"""Uploads to S3: bytes of a piece of a large object, pieces in memory at a time, and most pieces that S3 takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +133,14 @@ class RemoteFolder:
         """
         system, root = self.system()
         with _Told(self.name):
-            system.get_file(f"{root}/{name}", str(target), **({"max_concurrency": 1} if _is_s3(system) else {}))
+            system.get_file(f"{root}/{name}", str(target), **({"max_concurrency": 1} if is_s3(system) else {}))
             return _stamp(system.info(f"{root}/{name}"))
 
     def write(self, name: str, data: bytes) -> None:
         """Upload an object."""
         system, root = self.system()
         with _Told(self.name):
-            system.pipe_file(f"{root}/{name}", data)
+            system.pipe_file(f"{root}/{name}", data, **_whole(system))
 
     def create(self, name: str, data: bytes) -> bool:
         """Upload an object unless there is one of this name; returns whether it was this one that was made.
@@ -146,7 +149,7 @@ class RemoteFolder:
         """
         system, root = self.system()
         try:
-            system.pipe_file(f"{root}/{name}", data, mode="create")
+            system.pipe_file(f"{root}/{name}", data, mode="create", **_whole(system))
         except Exception as error:
             if isinstance(error, OSError) and self.size(name) is not None:
                 return False
@@ -162,14 +165,28 @@ class RemoteFolder:
             if small:
                 system.put([str(files[name]) for name in small], [f"{root}/{name}" for name in small])
             for name in (name for name in files if name not in small):
-                _upload(system, files[name], f"{root}/{name}")
+                upload(system, files[name], f"{root}/{name}")
 
     def put(self, finished: Path, name: str) -> None:
         """Upload a local file, then remove it."""
         system, root = self.system()
         with _Told(self.name):
-            _upload(system, finished, f"{root}/{name}")
+            upload(system, finished, f"{root}/{name}")
         finished.unlink()
+
+    def clear_uploads(self) -> None:
+        """Abort uploads below it that killed processes began, see `voxscale.uploads`; that it fails ends no run."""
+        system, root = self.system()
+        if not is_s3(system):
+            return  # others drop them by themselves
+        try:
+            count = abort_left_over(system, root)
+        except Exception as error:
+            text = "uploads of killed runs to %s could not be looked for (%s); a rule of the bucket may abort them"
+            log.warning(text, self.name, type(error).__name__)
+            return
+        if count:
+            log.info("%d uploads to %s of killed runs were aborted", count, self.name)
 
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
@@ -181,7 +198,10 @@ class RemoteFolder:
                 return
 
     def drop(self, name: str) -> None:
-        """Remove all objects below a name; the one that says that the others are whole goes first."""
+        """Remove all objects below a name; the one that says that the others are whole goes first.
+
+        Some services keep folders that were emptied, and list them as if something were in them: they go as well.
+        """
         system, root = self.system()
         with _Told(self.name):
             try:
@@ -190,6 +210,10 @@ class RemoteFolder:
                 return
             for each in sorted(found, key=lambda path: (not path.endswith(f"/{name}/zarr.json"), path)):
                 system.rm_file(each)
+            emptied = {str(up) for each in found for up in PurePosixPath(each).parents if len(str(up)) > len(root)}
+            for each in sorted(emptied, key=len, reverse=True):
+                with suppress(OSError):  # where there are no such folders
+                    system.rm_file(each)
 
     def folders(self) -> Iterator[str]:
         """Names of the folders in it; about 0.7 kB of memory for each while they are listed."""
@@ -213,17 +237,9 @@ class RemoteFolder:
         return iter(sorted(str(each)[len(root) + 1 :] for each in found if len(str(each)) > len(root)))
 
 
-def _upload(system: Any, file: Path, path: str) -> None:
-    system.put_file(str(file), path, **_pieces(system, file.stat().st_size))
-
-
-def _pieces(system: Any, size: int) -> dict[str, int]:
-    """How an object of a size goes to S3: its library would hold ten pieces of 50 MiB, each twice."""
-    return {"chunksize": max(PIECE, -(-size // MOST_PIECES)), "max_concurrency": PIECES} if _is_s3(system) else {}
-
-
-def _is_s3(system: Any) -> bool:
-    return "s3" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
+def _whole(system: Any) -> dict[str, int]:
+    """Bytes in memory go to S3 in one request, which a kill leaves nothing of."""
+    return {"chunksize": ONE_REQUEST} if is_s3(system) else {}
 
 
 def _stamp(info: Mapping[str, Any]) -> Stamp:

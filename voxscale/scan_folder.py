@@ -72,7 +72,7 @@ def write_volume(
 
 
 def attributes_crc(told: Mapping[str, Any]) -> int:
-    """Checksum of a scan's attributes, whatever the order and the spaces of their JSON."""
+    """Checksum of a scan's or label's attributes, whatever the order and the spaces of their JSON."""
     return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
 
 
@@ -99,7 +99,8 @@ def _write_label(
     _write_levels(folder / "labels" / name, label.voxels, volume, shrink_by)
     scales = multiscales(volume, _levels(volume), label=True)
     ome = {"version": "0.5", "multiscales": scales, "image-label": image_label(label, classes)}
-    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": _count(label)})
+    told = _count(label)
+    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": told, "crc32c": attributes_crc(told)})
 
 
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:

@@ -13,11 +13,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.arrays import Layout, one_shard
+from voxscale.arrays import NUMBERS, Layout, one_shard
 from voxscale.blobs import Blob, Held, part_of
 from voxscale.chunks import Box, Shard, open_shard, read_boxes
 from voxscale.config import from_dict
-from voxscale.errors import DataError, VoxScaleError
+from voxscale.errors import DataError
 from voxscale.folder import Access, Folder, open_folder
 from voxscale.shards import (
     BLOCK,
@@ -30,6 +30,7 @@ from voxscale.shards import (
     ShardIndex,
     check_index,
     index_name,
+    parse_index,
     payloads,
 )
 
@@ -117,10 +118,7 @@ class ShardReader:
             text = b""
         if hashlib.sha256(text).hexdigest() != self._lines[name].index_sha256:
             raise DataError(f"shard {name} must have the index that the manifest says", "corrupt")
-        try:
-            found = from_dict(ShardIndex, json.loads(text), name)
-        except (ValueError, VoxScaleError):
-            raise DataError(f"shard {name} must have an index of schema {SCHEMA}; pack again", "corrupt") from None
+        found, _ = parse_index(text, name)
         check_index(found, name, self._lines[name].bytes)
         return found
 
@@ -142,14 +140,22 @@ class ShardReader:
         tar = self._tars(name)
         try:
             info, span = _opened(tar, sample)
+            self._check_made(info)
+            if info.dtype not in NUMBERS:
+                raise DataError("bricks must hold numbers as stores do", "corrupt")
             voxels = _shard(span, sample, sample.voxels, one_shard(info.shape, info.chunk, info.dtype))
             layout = one_shard(info.shape, info.chunk, "uint8")
             mask = None if sample.mask is None else _shard(span, sample, sample.mask, layout)
-        except (OSError, ValueError, DataError):
+        except (OSError, ValueError, TypeError, ArithmeticError):  # the last two of forged shapes and number types
             raise DataError(
                 f"brick {sample.key} in {name} must have the checksum it was written with", "corrupt"
             ) from None
         return Brick(info, voxels, mask)
+
+    def _check_made(self, info: BrickInfo) -> None:
+        """Refuse a brick that was cut under other settings than the manifest says."""
+        if info.pack != (self.manifest.config_hash if self.manifest.schema_version == SCHEMA else None):
+            raise DataError("bricks must be cut under the manifest's settings", "corrupt")
 
 
 def _opened(tar: Blob, sample: SampleIndex) -> tuple[BrickInfo, Held]:
@@ -174,7 +180,9 @@ def _opened(tar: Blob, sample: SampleIndex) -> tuple[BrickInfo, Held]:
 
 def _check_member(header: bytes, name: str) -> None:
     """Refuse a link, a device, or another name than the index says, in an index that was made to fit it too."""
-    if header[:100].rstrip(b"\0") != name.encode() or header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+    folder = header[345:500].strip(b"\0")  # which tars put before the name
+    named = header[:100].rstrip(b"\0") == name.encode() and not folder
+    if not named or header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         raise DataError("members must be plain files with the names of the index", "corrupt")
 
 

@@ -19,18 +19,18 @@ from typing import Any, Literal, cast
 
 import google_crc32c
 
-from voxscale.config import config, from_dict, to_dict
+from voxscale.config import Hash, config, from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
 from voxscale.folder import Access, open_folder
 from voxscale.volume import Modality
 
-SCHEMA = 3
-SCHEMA_COARSE = 4
-"""Of shards that hold coarser levels too; others are as they were, to the last byte, and older versions read them."""
+SCHEMA = 5
+OLDER = (3, 4)
+"""Schemas that are still read, whose bricks do not say by which settings they were made; packing makes them anew."""
 LATER = {"scan": None, "level": 0, "coarse": [], "levels": 1}
-"""Fields of schema 4 and what they are in schema 3, where they are not written."""
+"""Fields that are not written where shards have no coarser levels, and what they are then."""
 VOXELS, MASK = "shard", "mask.shard"
 """Endings of a brick's members beside `json`."""
 BLOCK = 512
@@ -62,6 +62,8 @@ class BrickInfo:
         lead: Voxels along z, y, x by which the first of these cells begins before the brick.
         scan: Voxels of the whole scan, where coarser levels of it lie in the same tar.
         level: Of the scan's pyramid, see `voxscale.pyramid`; place, shape, spacing and affine are the level's own.
+        ingest: Hash of the settings that took the scan in, see `voxscale.entry.Entry`.
+        pack: Hash of the settings that it was cut under, that of the manifest; None before schema 5.
     """
 
     volume: str
@@ -80,6 +82,8 @@ class BrickInfo:
     lead: tuple[int, int, int] = (0, 0, 0)
     scan: tuple[int, int, int] | None = None
     level: int = 0
+    ingest: Hash | None = None
+    pack: Hash | None = None
 
 
 @config
@@ -168,7 +172,7 @@ class Manifest:
         contract: Input contract that the bricks were cut for.
         patch: Patch size (z, y, x) that the bricks were cut for.
         strides: (z, y, x) stride of each downsampling step that this patch allows.
-        config_hash: Of the packing config.
+        config_hash: Of the packing config, contract and patch; every brick tells it too.
         samples: Bricks in all shards.
         volumes: Scans that gave at least one brick.
         subjects: People that gave at least one brick, of each split; none is in both.
@@ -195,7 +199,7 @@ class Manifest:
 
 
 def written(value: Any) -> Any:
-    """One of these configs, or a part of it, as JSON values: without fields of schema 4 that say nothing."""
+    """One of these configs, or a part of it, as JSON values: without fields on coarser levels that say nothing."""
     plain = to_dict(value) if dataclasses.is_dataclass(value) else value
     if isinstance(plain, dict):
         found = cast(dict[str, Any], plain).items()
@@ -219,7 +223,32 @@ def open_manifest(path: Path, access: Access = "map") -> Manifest:
 
 def manifest_text(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`, with a checksum of its own."""
-    told = written(manifest)
+    return _with_crc(written(manifest))
+
+
+def index_text(index: ShardIndex) -> bytes:
+    """The bytes of a tar's index, with a checksum of its own: packing takes up what it says of a tar that is there."""
+    return _with_crc(written(index))
+
+
+def parse_index(text: bytes, name: str) -> tuple[ShardIndex, bool]:
+    """The index of a tar, and whether it has a checksum: those of earlier versions have none.
+
+    Raises:
+        DataError: With reason `corrupt` if it is none, or was changed.
+    """
+    try:
+        told = json.loads(text)
+        crc = told.pop("crc32c", None)
+        found = from_dict(ShardIndex, told, name)
+        if found.name != name or crc not in (None, _told_crc(told)):
+            raise ValueError("changed")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"shard {name} must have an index as it was written; pack again", "corrupt") from None
+    return found, crc is not None
+
+
+def _with_crc(told: dict[str, Any]) -> bytes:
     return (json.dumps(told | {"crc32c": _told_crc(told)}, indent=1) + "\n").encode()
 
 
@@ -239,14 +268,15 @@ def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
     try:
         told = json.loads(text)
         found = told["schema_version"]
-        if found in (SCHEMA, SCHEMA_COARSE):
+        if found in (*OLDER, SCHEMA):
             if told.pop("crc32c") != _told_crc(told):
                 raise ValueError("changed")
             return from_dict(Manifest, told, "manifest"), hashlib.sha256(text).hexdigest()
     except (ValueError, KeyError, TypeError):
         raise DataError("manifest.json must be as it was written; run data_prep pack again", "corrupt") from None
     raise DataError(
-        f"manifest.json must be of schema {SCHEMA} or {SCHEMA_COARSE}, not {found}; pack again", "bad_schema"
+        f"manifest.json must be of schema {', '.join(map(str, OLDER))} or {SCHEMA}, not {found}; pack again",
+        "bad_schema",
     )
 
 

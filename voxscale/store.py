@@ -27,6 +27,8 @@ from voxscale.volume import Volume
 
 OPEN = 64
 """Shards kept open by a store."""
+MEND = "remove its folder from the store and ingest again"
+"""What helps a damaged scan: ingest writes those anew whose folder is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Store:
                 return from_dict(Entry, told, "entry")
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        raise DataError(f"scan {key} must have the attributes it was written with; ingest it again", "corrupt")
+        raise DataError(f"scan {key} must have the attributes it was written with; {MEND}", "corrupt")
 
     def cut(self, key: str, box: Box, level: int = 0) -> tuple[Layout, bytes, bytes | None]:
         """Copy a box of a scan along the edges of its chunks, without decoding it.
@@ -130,7 +132,7 @@ class Store:
             try:
                 found, shard = copy_chunks(layout, partial(self._shard, f"{key}/{name}", layout, 1), box)
             except (OSError, DataError):
-                raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
+                raise DataError(f"scan {key} must have intact chunks; {MEND}", "corrupt") from None
             cut = cut if parts else found
             parts.append(shard)
         return cut, parts[0], parts[1] if len(parts) > 1 else None
@@ -142,13 +144,19 @@ class Store:
 
     def label_locations(self, key: str) -> dict[int, NDArray[np.int64]]:
         """Places of some voxels of each class present, (n, 3) indices along z, y, x."""
-        if self._entry(key).label is None:
+        entry = self._entry(key)
+        if entry.label is None:
             raise DataError(f"scan {key} must have a label", "no_label")
         try:
-            group = json.loads(self._folder.read(f"{key}/labels/task/zarr.json"))
-            found = group["attributes"]["voxscale"]["locations"]
-        except (OSError, ValueError, KeyError):
-            raise DataError(f"scan {key} must have readable label attributes; ingest it again", "corrupt") from None
+            attributes = json.loads(self._folder.read(f"{key}/labels/task/zarr.json"))["attributes"]
+            told = attributes["voxscale"]
+            # Versions that did not keep `ingest` wrote no checksum here either.
+            intact = attributes.get("crc32c", entry.ingest) in (None, attributes_crc(told))
+            found = told["locations"] if intact else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = None
+        if found is None:
+            raise DataError(f"scan {key} must have the label attributes it was written with; {MEND}", "corrupt")
         return {int(value): np.asarray(places, dtype=np.int64) for value, places in found.items()}
 
     def volume(self, key: str) -> Volume:
@@ -192,7 +200,7 @@ class Store:
         try:
             found = read_box(layout, partial(self._shard, name, layout, channels), flat, as_float)
         except (OSError, DataError):
-            raise DataError(f"scan {key} must have intact chunks; ingest it again", "corrupt") from None
+            raise DataError(f"scan {key} must have intact chunks; {MEND}", "corrupt") from None
         return found if channels == 1 else found[:, None]
 
     def _shard(self, name: str, layout: Layout, channels: int, place: tuple[int, int, int]) -> Shard:
@@ -208,12 +216,13 @@ class Store:
         return self._shards[file]
 
 
-def open_store(path: Path, access: Access = "map") -> Store:
+def open_store(path: Path, access: Access = "map", indexed: bool = True) -> Store:
     """Open a store for reading, even while it is being written.
 
     Args:
         path: The store's folder, or its URL.
         access: How local shards are read.
+        indexed: Whether entries come from the index if there is one, and not from the ledger into memory.
 
     Raises:
         DataError: With reason `not_a_store`, `bad_schema` or `corrupt`.
@@ -224,7 +233,7 @@ def open_store(path: Path, access: Access = "map") -> Store:
         path=path,
         classes={int(value): name for value, name in root["classes"].items()},
         contract=None if contract is None else from_dict(InputContract, contract, "store.contract"),
-        entries=Index(path) if open_folder(path).size(INDEX) is not None else dict(accepted(path)),
+        entries=Index(path) if indexed and open_folder(path).size(INDEX) is not None else dict(accepted(path)),
         image_classes={int(value): name for value, name in root.get("image_classes", {}).items()},
         access=access,
     )

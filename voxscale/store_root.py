@@ -66,11 +66,14 @@ def read_root(path: Path) -> dict[str, Any]:
     """
     try:
         root = json.loads(open_folder(path).read("zarr.json"))["attributes"]["voxscale"]
-        found = root["kind"], root["schema"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path.name} must be a store made by data_prep ingest", "not_a_store") from None
-    if found != ("store", SCHEMA):
-        raise DataError(f"{path.name} must be a store of schema {SCHEMA}, not {found}; ingest it again", "bad_schema")
+        kind, schema = root["kind"], root["schema"]
+        whole = kind == "store" and all(int(value) and str(name) for value, name in root["classes"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole, schema, root = False, None, dict[str, Any]()
+    if not whole:
+        raise DataError(f"{path.name} must be a store made by data_prep ingest", "not_a_store")
+    if schema != SCHEMA:
+        raise DataError(f"{path.name} must be a store of schema {SCHEMA}, not {schema}; ingest it again", "bad_schema")
     return root
 
 

@@ -14,7 +14,18 @@ import google_crc32c
 
 from voxscale.files import temporary
 from voxscale.folder import Folder
-from voxscale.shards import BLOCK, MASK, VOXELS, BrickInfo, SampleIndex, ShardIndex, index_name, payloads, written
+from voxscale.shards import (
+    BLOCK,
+    MASK,
+    VOXELS,
+    BrickInfo,
+    SampleIndex,
+    ShardIndex,
+    index_name,
+    index_text,
+    payloads,
+    written,
+)
 
 Cut = tuple[BrickInfo, str, bytes, bytes | None]
 """Description, group, shard of the voxels, and shard of the mask of blanked voxels, if any were."""
@@ -69,7 +80,7 @@ def write_shard(
         folder.put(beside, name)
     finally:
         beside.unlink(missing_ok=True)
-    folder.write(index_name(name), (json.dumps(written(index), indent=1) + "\n").encode())
+    folder.write(index_name(name), index_text(index))
     return index
 
 

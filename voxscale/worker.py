@@ -1,6 +1,5 @@
 """A loading process: makes batches and hands them over as anonymous memory, without files in /dev/shm."""
 
-import json
 import mmap
 import os
 import signal
@@ -14,10 +13,10 @@ import torch
 
 from voxscale.batch import Batch, collate
 from voxscale.errors import DataError, StorageError, VoxScaleError
+from voxscale.messages import receive, send
+from voxscale.signals import SIGNALS
 from voxscale.stream.interface import PatchStream
 
-MESSAGE = 1 << 17
-"""Bytes of the longest message between parent and worker."""
 ALIGN = 64
 """Bytes to which every tensor of a batch is aligned."""
 
@@ -34,11 +33,11 @@ def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
         life: Readable only when the parent is gone.
     """
     threading.Thread(target=_die_with_parent, args=(life,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
+    for number in (signal.SIGINT, *SIGNALS):  # the parent decides when to end, see `voxscale.deaf`
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _send(pipe, {"kind": "ready"})
-    while text := _next(pipe):
-        task = json.loads(text)
+    send(pipe, {"kind": "ready"})
+    while task := _next(pipe):
         try:
             _answer(stream, pipe, task)
         except (BrokenPipeError, ConnectionError):
@@ -46,18 +45,18 @@ def work(stream: PatchStream, pipe: socket.socket, life: Connection) -> None:
         except VoxScaleError as error:
             reason = error.reason if isinstance(error, DataError) else "bad_data"
             reason = "unreachable" if isinstance(error, StorageError) else reason
-            _send(pipe, {"kind": "error", "batch": task["batch"], "reason": reason, "text": str(error)})
+            send(pipe, {"kind": "error", "batch": task["batch"], "reason": reason, "text": str(error)})
         except Exception as error:
             text = f"{type(error).__name__}: {_first_line(error)}"
-            _send(pipe, {"kind": "error", "batch": task["batch"], "reason": "loader_failed", "text": text})
+            send(pipe, {"kind": "error", "batch": task["batch"], "reason": "loader_failed", "text": text})
 
 
-def _next(pipe: socket.socket) -> bytes:
+def _next(pipe: socket.socket) -> dict[str, Any] | None:
     """The next task; none once the parent is gone, which may tell before its own end is noticed."""
     try:
-        return pipe.recv(MESSAGE)
+        return receive(pipe)[0]
     except ConnectionError:
-        return b""
+        return None
 
 
 def _die_with_parent(life: Connection) -> None:
@@ -73,22 +72,17 @@ def _first_line(error: Exception) -> str:
     return "details are withheld" if "/" in text or isinstance(error, OSError) else text
 
 
-def _send(pipe: socket.socket, told: dict[str, Any]) -> None:
-    pipe.send(json.dumps(told).encode())
-
-
 def _answer(stream: PatchStream, pipe: socket.socket, task: dict[str, Any]) -> None:
     """Make one batch."""
     patches, bad = [], []
     for index, spare in task["samples"]:
-        _send(pipe, {"kind": "at", "index": index})
+        send(pipe, {"kind": "at", "index": index})
         found, replaced = stream.sample(index, spare)
         patches += found
         bad += [(index, volume, reason) for volume, reason in replaced]
     memory, told = pack(collate(patches))
     try:
-        header = json.dumps({"kind": "batch", "batch": task["batch"], "bad": bad, **told}).encode()
-        socket.send_fds(pipe, [header], [memory])
+        send(pipe, {"kind": "batch", "batch": task["batch"], "bad": bad, **told}, memory)
     finally:
         os.close(memory)
 

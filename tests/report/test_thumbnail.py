@@ -30,6 +30,21 @@ def test_strange_values(value):
     assert thumbnail(np.full((3, 9, 9), value), (1.0, 1.0, 1.0))
 
 
+@pytest.mark.parametrize("shape", [(1, 90, 70), (3, 1, 90, 70)])
+def test_parts_are_what_all_at_once_gives(monkeypatch, shape):
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    values[..., 3, 5:9] = [np.nan, np.inf, -np.inf, 1e30]
+    whole = thumbnail(values, (1.0, 1.0, 1.0))
+    monkeypatch.setattr("voxscale.report.thumbnail.BAND", 150)
+    assert thumbnail(values, (1.0, 1.0, 1.0)) == whole
+    plain = np.sort(values[np.isfinite(values)].astype(np.float64))
+    ends = tuple(np.interp(np.array([0.01, 0.99]) * (len(plain) - 1), np.arange(len(plain)), plain))
+    one, two = (
+        np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (thumbnail(values, (1.0,) * 3, ends), whole)
+    )
+    assert abs(one - two).max() <= 1
+
+
 def test_front_is_up_and_right_is_left():
     values = np.zeros((3, 96, 96))
     values[:, 80:, 80:] = 1.0  # anterior right

@@ -76,7 +76,7 @@ class ShardStreamConfig:
         """Check ranges; raises `ConfigError`."""
         require(self.views >= 1, "stream.views", "at least 1", self.views)
         require(self.patches >= 1, "stream.patches", "at least 1", self.patches)
-        require(self.repeats > 0, "stream.repeats", "positive", self.repeats)
+        require(0 < self.repeats <= 1e6, "stream.repeats", "positive and at most 1000000", self.repeats)
         require(self.mix >= 1, "stream.mix", "at least 1", self.mix)
         require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
         whole = self.alike.group == 1 or self.alike.group % self.patches == 0

@@ -17,7 +17,7 @@ from voxscale.errors import DataError
 from voxscale.seed import derive, rng
 from voxscale.store import open_store
 from voxscale.stream.crop import Box, Size, cut, inside, intensity_scale, matrix, place, spans
-from voxscale.stream.interface import Sample
+from voxscale.stream.interface import Sample, first_intact
 from voxscale.volume import Triple
 
 
@@ -42,7 +42,11 @@ class CaseStreamConfig:
 
 
 class CaseStream:
-    """Labelled samples from a store: the cases of one training split, in random order with replacement by epoch."""
+    """Labelled samples from a store: the cases of one training split, in random order with replacement by epoch.
+
+    For a damaged case the one that follows it in the epoch's order stands in, so nothing is shown that is not of the
+    split; of a single case nothing can.
+    """
 
     def __init__(
         self,
@@ -58,15 +62,32 @@ class CaseStream:
         self.store, self.cases, self.patch = open_store(store), tuple(cases), patch
         self.contract, self.config, self.seed = contract, config, seed
         self._scans: dict[str, tuple[NDArray[Any], NDArray[np.uint8]]] = {}
+        self._damaged: set[str] = set()
         self._room_gb = config.cache_gb
         self._places: dict[str, dict[int, NDArray[np.int64]]] = {}
 
     def sample(self, index: int, spare: int = 0) -> Sample:
-        """One labelled patch; a damaged case is not replaced, there are too few of them."""
+        """One labelled patch; of a damaged case, one of another case."""
+
+        def draw(choice: int) -> tuple[str, Any]:
+            volume = self.volume(index, choice)
+            return volume, lambda: [self._patch(volume, index, choice)]
+
+        return first_intact(draw, spare, len(self.cases))
+
+    def volume(self, index: int, choice: int = 0) -> str:
+        """The case that a global sample index shows, or a later choice in its place."""
         epoch, rest = divmod(index, len(self.cases))
-        volume = self.cases[int(_permutation(self.seed, epoch, len(self.cases))[rest])]
+        order = _permutation(self.seed, epoch, len(self.cases))
+        return self.cases[int(order[(rest + choice) % len(order)])]
+
+    def subject(self, index: int, choice: int = 0) -> str:
+        """Subject of that case."""
+        return self.store.entries[self.volume(index, choice)].subject
+
+    def _patch(self, volume: str, index: int, choice: int) -> Patch:
         entry = self.store.entries[volume]
-        generator = rng(self.seed, "crop", index, *[spare] * (spare > 0))
+        generator = rng(self.seed, "crop", index, *[choice] * (choice > 0))
         drawn = spatial.sample(generator, self.config.spatial)
         size = spatial.extent(drawn, self.patch, self.contract.spacing, entry.spacing)
         centre = place(generator, entry.shape, size)
@@ -74,7 +95,7 @@ class CaseStream:
             centre = self._on_label(generator, volume, centre, entry.shape, size)
         box = cut(entry.shape, size, centre)
         voxels, label = self._read(volume, box)
-        patch = Patch(
+        return Patch(
             voxels=np.ascontiguousarray(voxels),
             label=np.ascontiguousarray(label),
             matrix=matrix(drawn, self.patch, self.contract, entry.spacing, centre, box),
@@ -83,19 +104,33 @@ class CaseStream:
             index=index,
             volume=volume,
         )
-        return [patch], []
 
     def _read(self, volume: str, box: Box) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """A box of a scan and of its label; whole scans are kept in memory while there is room for them."""
-        if volume not in self._scans:
-            entry = self.store.entries[volume]
-            size = int(np.prod(entry.shape)) * (np.dtype(entry.dtype).itemsize + 1) / 1e9
-            if size > self._room_gb:
-                return self.store.read(volume, spans(box)), self.store.read_label(volume, spans(box))
-            self._room_gb -= size
-            self._scans[volume] = self.store.read(volume), self.store.read_label(volume)
+        """A box of a scan and of its label; whole scans are kept in memory while there is room for them.
+
+        Of a damaged scan, boxes that are intact are read whether it would have been kept or not: which scans are
+        depends on what this process was asked for before.
+        """
+        if volume not in self._scans and not self._keep(volume):
+            return self.store.read(volume, spans(box)), self.store.read_label(volume, spans(box))
         voxels, label = self._scans[volume]
         return voxels[box], label[box]
+
+    def _keep(self, volume: str) -> bool:
+        """Read a scan whole into memory, if there is room and it is intact."""
+        entry = self.store.entries[volume]
+        size = int(np.prod(entry.shape)) * (np.dtype(entry.dtype).itemsize + 1) / 1e9
+        if size > self._room_gb or volume in self._damaged:
+            return False
+        try:
+            self._scans[volume] = self.store.read(volume), self.store.read_label(volume)
+        except DataError as error:
+            if error.reason != "corrupt":
+                raise
+            self._damaged.add(volume)
+            return False
+        self._room_gb -= size
+        return True
 
     def _on_label(
         self, generator: np.random.Generator, volume: str, otherwise: Triple, shape: Sequence[int], size: Sequence[int]

@@ -131,7 +131,7 @@ class Order:
     def _make_block(self, epoch: int, block: int) -> NDArray[np.int64]:
         """Shuffled entries of one block, as rows (unit, group, place, repeat)."""
         shown, units, starts = self._epoch(epoch)
-        rows: list[NDArray[np.int64]] = []
+        rows = [np.zeros((0, 4), dtype=np.int64)]  # units may all be empty, such as runs of scans that are 2D images
         for unit in units[block * self._mix : (block + 1) * self._mix].tolist():
             for cell in range(int(self._first[unit]), int(self._first[unit + 1])):
                 _, group, bricks = self._cells[cell].tolist()

@@ -25,25 +25,29 @@ class PatchStream(Protocol):
         ...
 
 
-def first_intact(draw: Callable[[int], tuple[str, Callable[[], list[Patch]]]], spare: int) -> Sample:
+def first_intact(
+    draw: Callable[[int], tuple[str, Callable[[], list[Patch]]]], spare: int, tries: int = TRIES
+) -> Sample:
     """The first choice of a sample that can be read; which one that is depends on the data alone.
 
     Args:
         draw: Maps the number of a choice to its volume and a function that reads it.
         spare: The first choice to try.
+        tries: Choices that there are, if they are few; of a single one its own error is raised.
 
     Raises:
         DataError: If several choices in a row are damaged.
     """
     bad: list[tuple[str, str]] = []
-    last = ""
-    for choice in range(spare, spare + TRIES):
-        volume, read = draw(choice)
+    last, tries = "", min(tries, TRIES)
+    for choice in range(spare, spare + tries):
+        volume = ""  # as long as a damaged index does not tell
         try:
+            volume, read = draw(choice)
             return read(), bad
         except DataError as error:
-            if error.reason != "corrupt":
+            if error.reason != "corrupt" or tries == 1:
                 raise
             bad.append((volume, error.reason))
             last = str(error)
-    raise DataError(f"data must be readable; {TRIES} choices in a row were damaged, at last: {last}", "corrupt")
+    raise DataError(f"data must be readable; {tries} choices in a row were damaged, at last: {last}", "corrupt")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from voxscale.config import config_hash, require, to_dict
+from voxscale.config import config_hash, require
 from voxscale.contract import InputContract
+from voxscale.entry import contents
 from voxscale.errors import DataError
 from voxscale.seed import derive, rng
 from voxscale.store import open_store
@@ -147,7 +148,7 @@ class LabelledStream:
             more = sorted(store.classes.get(value, str(value)) for value in shown - values.keys())
             require(not more, where, "all classes that the labels of its set show", f"all but {', '.join(more)}")
             cases.append(key)
-            read[f"{number}/{key}"] = to_dict(entry)
+            read[f"{number}/{key}"] = contents(entry)
         return cases
 
     def __len__(self) -> int:
@@ -171,12 +172,18 @@ class LabelledStream:
         first = int(self._ends[number]) - self._shown[number]
         return number, epoch * self._shown[number] + at - first
 
+    def subject(self, index: int, choice: int = 0) -> str:
+        """Subject of that sample's case, or of a later choice's; people of different sets count as different."""
+        number, own = self._place(index)
+        return f"{number}/{self._streams[number].subject(own, choice)}"
+
     def sample(self, index: int, spare: int = 0) -> Sample:
-        """One labelled patch, whose label holds classes of all sets; a damaged case is not replaced."""
+        """One labelled patch, whose label holds classes of all sets; of a damaged case, one of another of its set."""
         number, own = self._place(index)
         (patch,), bad = self._streams[number].sample(own, spare)
         label = None if patch.label is None else self._tables[number][patch.label]
-        return [dataclasses.replace(patch, index=index, label=label)], bad
+        told = [(volume, f"{reason}, set {number}") for volume, reason in bad]
+        return [dataclasses.replace(patch, index=index, label=label)], told
 
 
 @lru_cache(maxsize=2)

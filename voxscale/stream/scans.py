@@ -57,7 +57,7 @@ class StoreStreamConfig:
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
         require(self.views >= 1, "stream.views", "at least 1", self.views)
-        require(self.repeats > 0, "stream.repeats", "positive", self.repeats)
+        require(0 < self.repeats <= 1e6, "stream.repeats", "positive and at most 1000000", self.repeats)
         require(self.mix >= 1, "stream.mix", "at least 1", self.mix)
         require(0 <= self.foreground <= 1, "stream.foreground", "in [0, 1]", self.foreground)
 

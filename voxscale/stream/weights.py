@@ -69,5 +69,5 @@ def round_systematically(expected: Sequence[float] | NDArray[Any], offset: float
         return np.zeros(0, dtype=np.int64)
     ends *= round(ends[-1]) / ends[-1] if ends[-1] > 0 else 1.0
     ticks = np.floor(ends + offset).astype(np.int64)
-    ticks[-1] = round(ends[-1])  # a rounding must not cost a tick
+    ticks[ends >= ends[-1]] = round(ends[-1])  # a rounding must not cost a tick, nor move it to a 0 at the end
     return np.diff(np.minimum(ticks, ticks[-1]), prepend=0)
