@@ -13,11 +13,11 @@ from typing import Any
 import tyro
 
 from data_prep.descriptor import Descriptor, describe, read_descriptor
-from data_prep.similar import LEAST, Table, find_pairs, make_table
+from data_prep.similar import LEAST, Pair, Table, find_pairs, make_table
 from voxscale.config import config, parse, require
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.files import json_bytes
+from voxscale.files import json_bytes, remove_tree
 from voxscale.folder import open_folder, url_of
 from voxscale.store import Store, open_store
 
@@ -70,9 +70,11 @@ def _descriptors(store: Store) -> Iterator[Descriptor]:
 @contextmanager
 def _scratch(path: Path) -> Generator[Path]:
     """A folder that is gone afterwards: in a local store, else on this machine."""
-    beside = path if url_of(path) is None else None
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".", suffix=".tmp") as folder:
-        yield Path(folder)
+    folder = Path(tempfile.mkdtemp(dir=path if url_of(path) is None else None, prefix=".", suffix=".tmp"))
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
 
 
 def near_duplicates(path: Path, least: int = LEAST) -> tuple[list[Twin], list[str]]:
@@ -88,11 +90,22 @@ def near_duplicates(path: Path, least: int = LEAST) -> tuple[list[Twin], list[st
     store = open_store(path)
     keys = list(store.entries)
     with _scratch(path) as scratch:
-        table = table_of(store, scratch / "all")
-        pairs = find_pairs(table, least=least)
-        little = [key for key, count in zip(keys, table.counts.tolist(), strict=True) if count < 2 * least]
+        pairs, counts = _within(store, scratch, least)
+    little = [key for key, count in zip(keys, counts, strict=True) if count < 2 * least]
     twins = [Twin(keys[pair.a], keys[pair.b], pair.score) for pair in pairs]
     return [twin for twin in twins if not _one_series(store.entries[twin.a], store.entries[twin.b])], little
+
+
+def _within(store: Store, scratch: Path, least: int) -> tuple[list[Pair], list[int]]:
+    """Pairs of one store, and how many places of each scan count; files in the scratch folder are closed after."""
+    table = table_of(store, scratch / "all")
+    return find_pairs(table, least=least), table.counts.tolist()
+
+
+def _between(mine: Store, theirs: Store, scratch: Path, least: int) -> list[Pair]:
+    """Pairs of a scan of theirs and one of mine; files in the scratch folder are closed after."""
+    asked, known = table_of(theirs, scratch / "task"), table_of(mine, scratch / "store")
+    return find_pairs(asked, known, least)
 
 
 def _one_series(a: Entry, b: Entry) -> bool:
@@ -109,10 +122,35 @@ def shared(path: Path, task: Path, least: int = LEAST) -> list[Twin]:
     """
     mine, theirs = open_store(path), open_store(task)
     with _scratch(path) as scratch:
-        asked, known = table_of(theirs, scratch / "task"), table_of(mine, scratch / "store")
-        pairs = find_pairs(asked, known, least)
+        pairs = _between(mine, theirs, scratch, least)
     a, b = list(mine.entries), list(theirs.entries)
     return [Twin(a[pair.b], b[pair.a], pair.score) for pair in pairs]
+
+
+def read_twins(path: Path, name: str) -> dict[str, Any] | None:
+    """What `duplicates.json` or `audit.json` of a store tell; None if it is not there.
+
+    Raises:
+        DataError: With reason `corrupt`.
+    """
+    (found,) = open_folder(path).read_some([name])
+    if found is None:
+        return None
+    try:
+        told = json.loads(found)
+        pairs = [Twin(str(pair["a"]), str(pair["b"]), int(pair["score"])) for pair in told["pairs"]]
+        return {"pairs": [asdict(pair) for pair in pairs], "too_little": list(told.get("too_little", ()))}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        again = "ingest" if name == DUPLICATES else "audit"
+        raise DataError(f"{name} must be as it was written; {again} again", "corrupt") from None
+
+
+def has_twins(path: Path) -> bool:
+    """Whether a store's `duplicates.json` is there and whole."""
+    try:
+        return read_twins(path, DUPLICATES) is not None
+    except DataError:
+        return False
 
 
 def write_duplicates(path: Path) -> list[Twin]:

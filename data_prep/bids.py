@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.files import stem_of
+from data_prep.files import files_below, stem_of
 from data_prep.source import Source
 from voxscale.io import NIFTI_SUFFIXES, suffix_of
 from voxscale.io.structures import Structure
@@ -73,7 +73,7 @@ def pair_labels(sources: Sequence[Source], derivatives: Path) -> tuple[list[Sour
     Returns:
         The images, with labels, and all files of the folder that are no label of any.
     """
-    files = sorted(path for path in derivatives.rglob("*") if path.is_file())
+    files = files_below(derivatives)
     wanted: dict[int, dict[str, list[Path]]] = {}
     rest: list[Path] = []
     names = [read_name(source.stem) for source in sources]

@@ -44,7 +44,7 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
-        require(self.factor >= 1, "pack.factor", "at least 1", self.factor)
+        require(1 <= self.factor <= 1000, "pack.factor", "1 to 1000", self.factor)
         require(0 <= self.overlap < 1, "pack.overlap", "in [0, 1)", self.overlap)
         require(0 <= self.foreground <= 1, "pack.foreground", "in [0, 1]", self.foreground)
         require(self.shard_mb >= 1, "pack.shard_mb", "at least 1", self.shard_mb)
@@ -139,14 +139,16 @@ def occupied(entry: Entry, boxes: Sequence[Box], least: float) -> list[Box]:
     return [box for box, share in zip(boxes, shares, strict=True) if share > 0 and share >= least]
 
 
-def describe_level(volume: str, entry: Entry, number: int, level: Level, chunk: tuple[int, int, int]) -> BrickInfo:
+def describe_level(
+    volume: str, entry: Entry, number: int, level: Level, chunk: tuple[int, int, int], pack: str
+) -> BrickInfo:
     """Geometry and provenance of a coarser level of a scan."""
     z, y, x = (mm * by for mm, by in zip(entry.spacing, level.factor, strict=True))
     affine = np.asarray(entry.affine, dtype=np.float64)
     # Its first voxel is centred between those that it is the mean of.
     affine[:3, 3] += affine[:3, :3] @ ((np.array(level.factor) - 1) / 2)
     affine[:3, :3] *= level.factor
-    whole = describe(volume, entry, [(0, n) for n in entry.shape], chunk, coarse=True)
+    whole = describe(volume, entry, [(0, n) for n in entry.shape], chunk, pack, coarse=True)
     return dataclasses.replace(
         whole,
         shape=level.shape,
@@ -158,8 +160,19 @@ def describe_level(volume: str, entry: Entry, number: int, level: Level, chunk: 
     )
 
 
-def describe(volume: str, entry: Entry, box: Box, chunk: tuple[int, int, int], coarse: bool = False) -> BrickInfo:
-    """Geometry and provenance of one brick; `coarse` says that coarser levels of its scan are in the same tar."""
+def describe(
+    volume: str, entry: Entry, box: Box, chunk: tuple[int, int, int], pack: str, coarse: bool = False
+) -> BrickInfo:
+    """Geometry and provenance of one brick.
+
+    Args:
+        volume: Id of its scan.
+        entry: What is known of it.
+        box: Of the brick.
+        chunk: Voxels along z, y, x of a chunk.
+        pack: Hash of the settings that it is cut under.
+        coarse: Whether coarser levels of its scan are in the same tar.
+    """
     start = tuple(low for low, _ in box)
     z, y, x = (high - low for low, high in box)
     affine = np.asarray(entry.affine, dtype=np.float64)
@@ -178,6 +191,8 @@ def describe(volume: str, entry: Entry, box: Box, chunk: tuple[int, int, int], c
         intercept=entry.intercept,
         percentiles=dict(entry.percentiles),
         scan=entry.shape if coarse else None,
+        ingest=entry.ingest,
+        pack=pack,
         **_body_in(entry, box),
     )
 

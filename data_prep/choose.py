@@ -22,7 +22,7 @@ from voxscale.store import Store, open_store
 
 log = logging.getLogger("voxscale")
 
-LOOKED_AT = ["id", "subject", "shape", "channels", "spacing", "foreground_box", "bytes", "face", "text"]
+LOOKED_AT = ["id", "subject", "shape", "channels", "spacing", "foreground_box", "bytes", "face", "text", "ingest"]
 SHOWN = ["shape", "affine", "percentiles"]
 """What is equal for the same scan in two stores, whose ids are keyed."""
 DIGEST = 16
@@ -59,7 +59,7 @@ def choose(
         raise DataError("store must hold at least one accepted volume; see its ledger.jsonl", "empty_store")
     tested = set[bytes]() if exclude is None else {row for t in tables(open_store(exclude), SHOWN) for row in shown(t)}
     twins = set[str]() if exclude is None else {twin.a for twin in shared(store.path, exclude)}
-    planar = unchecked = in_task = 0
+    planar = unchecked = untold = in_task = 0
     chosen: list[Candidate] = []
     for table in tables(store, [*LOOKED_AT, *(SHOWN[1:] if tested else [])]):
         keys = table.column("id").to_pylist()
@@ -71,12 +71,22 @@ def choose(
             known = np.array([key in twins for key in keys]) | found
         verdicts = zip(table.column("face").to_pylist(), table.column("text").to_pylist(), strict=True)
         unchecked += sum("unchecked" in both for both in verdicts)
+        untold += _untold(table, ~(known | flat))
         planar += int(flat.sum())
         in_task += int((known & ~flat).sum())
         subjects, sizes = table.column("subject").to_pylist(), _sizes(table, patch, contract, config).tolist()
         chosen += [Candidate(keys[n], subjects[n], sizes[n]) for n in np.flatnonzero(~(known | flat)).tolist()]
     _check(len(store.entries), len(chosen), planar, unchecked, in_task)
+    if untold:
+        log.warning("pack: %d scans do not say by which settings they were taken in; ingest again", untold)
     return chosen, in_task
+
+
+def _untold(table: Any, chosen: NDArray[np.bool_]) -> int:
+    """How many of the chosen scans an older version took in."""
+    if "ingest" not in table.column_names:
+        return int(chosen.sum())
+    return int((table.column("ingest").is_null().to_numpy() & chosen).sum())
 
 
 def _check(scans: int, chosen: int, planar: int, unchecked: int, in_task: int) -> None:

@@ -111,5 +111,5 @@ class IngestConfig:
         require(self.duplicates in choices, "ingest.duplicates", "known", self.duplicates, choices)
         require(self.volumes >= 0, "ingest.volumes", "at least 0", self.volumes)
         require(self.workers is None or self.workers >= 1, "ingest.workers", "at least 1", self.workers)
-        require(self.seconds > 0, "ingest.seconds", "positive", self.seconds)
-        require(self.gigabytes >= 1, "ingest.gigabytes", "at least 1", self.gigabytes)
+        require(0 < self.seconds <= 1e6, "ingest.seconds", "positive and at most 1000000", self.seconds)
+        require(1 <= self.gigabytes <= 1e6, "ingest.gigabytes", "1 to 1000000", self.gigabytes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import bids, totalsegmentator
 from data_prep.config import Labels
-from data_prep.files import is_dicom, sort_pictures, sort_volumes, stem_of, what_is
+from data_prep.files import files_below, is_dicom, is_special, sort_pictures, sort_volumes, stem_of, what_is
 from data_prep.labels import read_class_table, read_modality, read_task
 from data_prep.series import Drawn, Header, Reader, Series, link
 from data_prep.source import Discovery, Source
@@ -112,7 +112,8 @@ class _Walk:
         for path in entries:
             if path.is_dir() and path.name.startswith("."):
                 self._leave_out(path, "hidden")
-        files = [path for path in entries if not path.is_dir()]
+        files = [path for path in entries if not path.is_dir() and not is_special(path)]
+        self.found.count("special_files", sum(map(is_special, entries)))
         if any(path.name == bids.FILE for path in files) and folder == self.root:
             self.bids = True
             self.found.saw("bids")
@@ -155,7 +156,7 @@ class _Walk:
 
     def _leave_out(self, folder: Path, what: str) -> None:
         """Count the files of a folder that is not visited."""
-        self.found.count(what, sum(file.is_file() for file in folder.rglob("*")))
+        self.found.count(what, len(files_below(folder)))
 
     def _classed(self, folder: Path, table: Path) -> _Task:
         """A folder of images whose classes stand in a table."""
@@ -183,7 +184,8 @@ class _Walk:
             if self.found.classes.setdefault(value, name) != name:
                 names = f"{self.found.classes[value]!r} and {name!r}"
                 raise DataError(f"class {value} must have one name in all tasks, not {names}", "class_conflict")
-        files = [path for path in sorted(labels.rglob("*")) if path.is_file()] if labels else []
+        files = files_below(labels) if labels else []
+        self.found.count("special_files", sum(map(is_special, labels.rglob("*"))) if labels else 0)
         volumes, rest = sort_volumes(files)
         pictures, rest = sort_pictures(rest)
         volumes = sorted([*volumes, *pictures])

@@ -1,6 +1,8 @@
-"""Telling files apart by name and first bytes."""
+"""Telling files apart by name and first bytes, and reading the tables that users give."""
 
+import csv
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,6 +63,29 @@ def _companions(path: Path) -> Iterator[Path]:
             return  # reading it will say why
         if beside is not None:
             yield beside
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file in UTF-8 by its columns, without the mark that Excel begins it with; none if it is no such."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            return list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, whose opening may wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False  # a link to nothing is a file that cannot be read
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it, in order; links to nothing too, so that their absence is told."""
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not is_special(path)]
 
 
 def stem_of(path: Path) -> str:

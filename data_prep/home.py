@@ -165,6 +165,8 @@ class RemoteHome:
         for left in self.cache.iterdir():
             if is_left_over(left, float("inf"), 0.0):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        for folder in (self._folder, self._secret):
+            folder.clear_uploads()
         self.store.mkdir(parents=True)
         self.private.mkdir(mode=0o700)
         self._fetch_key()

@@ -1,7 +1,6 @@
 """Anonymous names: ids from content, subjects from keyed hashes."""
 
 import contextlib
-import csv
 import hashlib
 import hmac
 import os
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.files import read_csv
 from voxscale.config import require
 from voxscale.errors import DataError
 from voxscale.files import sha256_file, sync, temporary
@@ -87,7 +87,8 @@ def load_key(private: Path) -> bytes:
 
 def keyed_hash(key: bytes, name: str) -> str:
     """HMAC-SHA256 of a name, 16 hexadecimal digits; without the key it cannot be tried out."""
-    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:ID_DIGITS]
+    told = name.encode(errors="surrogatepass")  # a folder's name, which may be a patient's, need not be UTF-8
+    return hmac.new(key, told, hashlib.sha256).hexdigest()[:ID_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +127,9 @@ def load_subjects(spec: str | None) -> Subjects | None:
         return None
     if spec.lower().endswith(".csv"):
         require(Path(spec).is_file(), "ingest.subject", "a CSV file that exists", Path(spec).name)
-        with Path(spec).open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
+        rows = read_csv(Path(spec))
         ok = bool(rows) and all(row.get("file") and row.get("subject") for row in rows)
-        require(ok, "ingest.subject", "a CSV file with a file and a subject in every row", Path(spec).name)
+        require(ok, "ingest.subject", "a CSV file in UTF-8 with a file and a subject in every row", Path(spec).name)
         return Subjects(table={row["file"]: row["subject"] for row in rows})
     try:
         pattern = re.compile(spec)

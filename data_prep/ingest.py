@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from data_prep.ahead import ahead
-from data_prep.audit import DUPLICATES, write_duplicates
+from data_prep.audit import DUPLICATES, has_twins, write_duplicates
 from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
@@ -31,12 +31,12 @@ from data_prep.reading import LOST, Reading, Taken
 from data_prep.results import Results
 from data_prep.steps import Outcome, verdict
 from data_prep.structures import load_table
-from data_prep.sweep import clear_left_over, sweep
+from data_prep.sweep import check_own, clear_left_over, sweep
 from voxscale.config import config, parse, require
 from voxscale.errors import DataError
 from voxscale.folder import open_folder, url_of
 from voxscale.index import INDEX
-from voxscale.index_write import label_values, publish_index, take_away, write_parts
+from voxscale.index_write import is_whole, label_values, publish_index, take_away, write_parts
 from voxscale.io.isolate import FULL
 from voxscale.progress import Progress
 from voxscale.store_root import create_store, read_root, with_classes
@@ -118,6 +118,8 @@ def _discover(roots: Sequence[Path], mirrors: Mirrors, home: Home, settings: Ing
     place, given = _absolute(home.place), [_absolute(root) for root in roots]
     outside = not any(root in (place, *place.parents) or place in root.parents for root in given)
     require(outside, "store", "a folder outside the sources", place.name)
+    if url_of(place) is None:
+        check_own(place)
     load_subjects(settings.subject)  # a wrong setting is told before the walk
     found = discover(mirrors.roots, settings.seconds, settings.gigabytes, settings.labels)
     found.count("unusable_names", mirrors.unusable)
@@ -212,8 +214,8 @@ class _Ingest:
     def _finish(self) -> None:
         """Bring what is made from the ledger up to date."""
         folder = open_folder(self.place)
-        marked = self.settings.duplicates == "off" or folder.size(DUPLICATES) is not None
-        whole = marked and folder.size(INDEX) is not None
+        marked = self.settings.duplicates == "off" or has_twins(self.place)
+        whole = marked and folder.size(INDEX) is not None and is_whole(self.place)
         self.home.settle(self.ledger.changed)
         if self.ledger.changed or not whole or not self.results.empty:
             sweep(self.place, self.ledger.rows)

@@ -1,6 +1,5 @@
 """Label files and the class names that stand beside them."""
 
-import csv
 import json
 import logging
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from data_prep.files import read_csv
+from data_prep.values import pieces
 from voxscale.errors import DataError
 from voxscale.io.storage import Raw
 from voxscale.volume import MODALITIES, LabelMap, Modality
@@ -19,9 +20,11 @@ log = logging.getLogger("voxscale")
 
 def to_label_map(raw: Raw) -> LabelMap:
     """A label whose values passed the rules, as uint8."""
+    if raw.voxels.dtype == np.uint8 and (raw.slope, raw.intercept) == (1, 0):
+        return LabelMap(raw.voxels, raw.affine)
     classes = np.empty(raw.voxels.shape, dtype=np.uint8)
-    for plane, stored in zip(classes, raw.voxels, strict=True):
-        plane[...] = np.rint(replace(raw, voxels=stored).values())
+    for where in pieces(raw.voxels.shape):
+        classes[where] = np.rint(replace(raw, voxels=raw.voxels[where]).values())
     return LabelMap(classes, raw.affine)
 
 
@@ -33,13 +36,9 @@ def read_class_table(table: Path) -> tuple[dict[str, int], dict[int, str]]:
     Raises:
         DataError: With reason `bad_dataset` if a row lacks one of the first two, or `class_conflict`.
     """
-    try:
-        with table.open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise DataError("labels.csv must be a readable CSV file", "bad_dataset") from None
+    rows = read_csv(table)
     if not rows or any(not (row.get("file") and str(row.get("label", "")).isdecimal()) for row in rows):
-        raise DataError("labels.csv must give a file and a whole number as label in every row", "bad_dataset")
+        raise DataError("labels.csv must be UTF-8 with a file and a whole number as label in every row", "bad_dataset")
     names: dict[int, str] = {}
     for row in rows:
         value, name = int(row["label"]), row.get("label_name") or row["label"]

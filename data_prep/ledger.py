@@ -15,6 +15,9 @@ from voxscale.ledger import LEDGER
 
 SOURCES = "sources.jsonl"
 STALE = "not_taken"
+PRIVATE_FIELDS: Mapping[str, type] = {
+    "path": str, "part": int, "parts": int, "row": int, "hash": int, "taken": int, "steps": dict,
+}  # fmt: skip
 _PLACE_BITS = 32
 _NOWHERE = 2**44 - 1
 """Offset of a private row that is not there."""
@@ -49,7 +52,7 @@ class Ledger:
         self.ownerless: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self._known: dict[bytes, int] = {}
         self._end = 0
-        for offset, line, row in lines_of(self._private, mend):
+        for offset, line, row in lines_of(self._private, mend, PRIVATE_FIELDS):
             self._known[_digest(row["path"], row["part"])] = offset << _PLACE_BITS | row["row"]
             self._end = offset + len(line)
 
@@ -58,7 +61,7 @@ class Ledger:
         here = {_digest(source.files[0], 0) for source in sources}
         told = array("q", [-1]) * len(self.rows)
         owned = bytearray(len(self.rows))
-        for offset, _, row in lines_of(self._private, mend=False):
+        for offset, _, row in lines_of(self._private, mend=False, fields=PRIVATE_FIELDS):
             place = row["row"]
             if self._known[_digest(row["path"], row["part"])] >> _PLACE_BITS != offset or place >= len(owned):
                 continue

@@ -7,8 +7,8 @@ import numpy as np
 
 
 def key_of(*parts: object) -> int:
-    """64 bits of a hash of some texts or numbers."""
-    text = "\0".join(map(str, parts)).encode()
+    """64 bits of a hash of some texts or numbers; names of files need not be UTF-8."""
+    text = "\0".join(map(str, parts)).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 

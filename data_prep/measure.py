@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data_prep.levels import Levels
 from data_prep.rules.padding import padding_value
-from data_prep.values import grey_of, mean_and_std, percentiles, share_of, slabs, whole
+from data_prep.values import grey_of, mean_and_std, percentiles, pieces, share_of, slabs, whole
 from voxscale.contract import PERCENTILES, foreground_threshold
 from voxscale.entry import Occupancy
 from voxscale.kernel.filters import Planes
@@ -69,10 +69,8 @@ def measure(values: Planes, modality: Modality, levels: Levels | None = None) ->
 def _above(grey: Planes, threshold: float) -> NDArray[np.bool_]:
     """Where the values are above a threshold."""
     body = np.empty(grey.shape, dtype=bool)
-    done = 0
-    for slab in slabs(grey):
-        np.greater(slab, threshold, out=body[done : done + len(slab)])
-        done += len(slab)
+    for where in pieces(grey.shape):
+        np.greater(grey[where], threshold, out=body[where])
     return body
 
 
@@ -82,11 +80,11 @@ def _of_body(grey: Planes, body: NDArray[np.bool_]) -> tuple[float, float]:
     if not count:
         return mean_and_std(whole(grey).reshape(-1))
     inner = np.empty(count, dtype=np.float32)
-    row = taken = 0
-    for slab in slabs(grey):
-        chosen = slab[body[row : row + len(slab)]]
+    taken = 0
+    for where in pieces(grey.shape):
+        chosen = grey[where][body[where]]
         inner[taken : taken + len(chosen)] = chosen
-        row, taken = row + len(slab), taken + len(chosen)
+        taken += len(chosen)
     return mean_and_std(inner)
 
 

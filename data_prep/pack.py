@@ -4,44 +4,43 @@ import argparse
 import hashlib
 import json
 import logging
-import tempfile
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from data_prep.bricks import PackConfig, brick_boxes, describe, describe_level, occupied
 from data_prep.choose import Digests, choose
 from data_prep.groups import Candidate, Group, plan_groups, read_groups, write_groups
 from data_prep.part import Part, parse_part
-from voxscale.config import config_hash, from_dict, load_json, parse, to_dict
+from data_prep.shard_folder import check_own, clear, held, scratch_for, tar_name
+from voxscale.config import config_hash, load_json, parse, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry, group_of
 from voxscale.errors import DataError
-from voxscale.files import locked
-from voxscale.folder import Folder, open_folder, url_of
+from voxscale.folder import Folder, open_folder
 from voxscale.patches import Plan
 from voxscale.progress import Progress
 from voxscale.pyramid import levels
+from voxscale.remote import RemoteFolder
 from voxscale.shards import (
     SCHEMA,
-    SCHEMA_COARSE,
     Manifest,
     ManifestShard,
     ShardIndex,
     Strides,
+    check_index,
     count_groups,
     index_name,
     manifest_text,
+    open_manifest,
+    parse_index,
     written,
 )
-from voxscale.store import Store, open_store
+from voxscale.store import MEND, Store, open_store
 from voxscale.tars import Cut, write_shard
 
 log = logging.getLogger("voxscale")
-
-PARTS = ".parts"
-"""Folder of the locks of workers that pack a part each."""
 
 
 def pack(
@@ -72,9 +71,11 @@ def pack(
     Raises:
         DataError: If the store has no accepted volume, or no brick shows any body.
     """
-    job = _Pack(open_store(store_path), open_folder(path), contract, patch, config)
+    job = _Pack(open_store(store_path), path, contract, patch, config)
     candidates, in_task = choose(job.store, patch, contract, config, exclude)
-    with _held(path, part), _scratch(path) as scratch:
+    with held(path, part), scratch_for(path) as scratch:
+        if isinstance(job.folder, RemoteFolder):
+            job.folder.clear_uploads()
         groups = job.plan(candidates)
         del candidates
         mine = [number for number in range(len(groups)) if part is None or part.owns(number)]
@@ -83,49 +84,23 @@ def pack(
             return None
         manifest = job.manifest(total, strides, in_task)
         job.folder.write("manifest.json", manifest_text(manifest))
+        clear(job.folder, len(groups))
     return manifest
-
-
-@contextmanager
-def _held(path: Path, part: Part | None) -> Generator[None]:
-    """Hold a local folder against others who write the same tars."""
-    if url_of(path) is not None:
-        yield  # object stores have no locks; workers that write the same tar write the same bytes
-        return
-    with ExitStack() as stack:
-        if part is not None:
-            stack.enter_context(locked(path / PARTS / part.name))
-        else:
-            stack.enter_context(locked(path))
-            for other in sorted((path / PARTS).glob("*")):
-                stack.enter_context(locked(other))
-            for leftover in path.glob(".*.tmp"):
-                leftover.unlink()
-        yield
-
-
-@contextmanager
-def _scratch(path: Path) -> Generator[Path]:
-    if url_of(path) is None:
-        yield path
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
 
 
 class _Pack:
     """One packing of one store."""
 
     def __init__(
-        self, store: Store, folder: Folder, contract: InputContract, patch: tuple[int, int, int], config: PackConfig
+        self, store: Store, path: Path, contract: InputContract, patch: tuple[int, int, int], config: PackConfig
     ) -> None:
-        self.store, self.folder = store, folder
+        self.store, self.path, self.folder = store, path, open_folder(path)
         self.contract, self.patch, self.config = contract, patch, config
         self.made_from = config_hash({"pack": written(config), "contract": to_dict(contract), "patch": list(patch)})
-        self.schema = SCHEMA if config.levels == 1 else SCHEMA_COARSE
 
     def plan(self, candidates: Sequence[Candidate]) -> tuple[Group, ...]:
         """The scans of each tar, those of an earlier run first."""
+        check_own(self.folder)
         before = read_groups(self.folder, self.made_from)
         groups = plan_groups(before, candidates, self.config.shard_mb * 1e6, self.config.holdout)
         if groups != before:
@@ -147,10 +122,11 @@ class _Pack:
 
     def shard(self, number: int, group: Group, digests: Digests, scratch: Path) -> ShardIndex:
         """One tar: the one that is there if it was made from the same scans and config, else a new one."""
-        name = f"shard-{number:05d}.tar"
-        inputs = config_hash({"scans": digests.of(group.volumes), "config": self.made_from, "schema": self.schema})
-        known = _known(self.folder, name)
-        if known is not None and known.inputs == inputs and self.folder.size(name) == known.bytes:
+        name = tar_name(number)
+        inputs = config_hash({"scans": digests.of(group.volumes), "config": self.made_from, "schema": SCHEMA})
+        known = self._known(name)
+        same = known is not None and known.inputs == inputs and self.folder.size(name) == known.bytes
+        if known is not None and same and not any(self._readable(key) for key in known.lost):
             return known
         self.folder.remove(index_name(name))
         skipped, lost = [0], dict[str, str]()
@@ -158,6 +134,25 @@ class _Pack:
         return write_shard(
             self.folder, name, self._cut(entries, skipped, lost), inputs, lambda: (skipped[0], lost), scratch
         )
+
+    def _known(self, name: str) -> ShardIndex | None:
+        """The index of a tar that an earlier run wrote; one without a checksum only if the manifest vouches for it."""
+        try:
+            text = self.folder.read(index_name(name))
+            found, checked = parse_index(text, name)
+            check_index(found, name, found.bytes)
+        except (OSError, DataError):
+            return None
+        return found if checked or hashlib.sha256(text).hexdigest() == self._vouched.get(name) else None
+
+    @cached_property
+    def _vouched(self) -> dict[str, str]:
+        """SHA-256 of the indexes that the manifest names, if there is one."""
+        try:
+            manifest = open_manifest(self.path)
+        except DataError:
+            return {}
+        return {line.name: line.index_sha256 for line in manifest.shards}
 
     def _cut(self, entries: dict[str, Entry], skipped: list[int], lost: dict[str, str]) -> Iterator[Cut]:
         """Every brick that shows enough body; counts the others, and scans that cannot be read."""
@@ -170,10 +165,18 @@ class _Pack:
                 yield from self._coarser(key, entry, group, some=bool(chosen))
                 for box in chosen:
                     layout, voxels, mask = self.store.cut(key, box)
-                    yield describe(key, entry, box, layout.chunk, self.config.levels > 1), group, voxels, mask
+                    info = describe(key, entry, box, layout.chunk, self.made_from, coarse=self.config.levels > 1)
+                    yield info, group, voxels, mask
             except DataError as error:
                 lost[key] = error.reason
-                log.warning("pack: scan %s is left out (%s); ingest it again", key, error.reason)
+                log.warning("pack: scan %s is left out (%s); %s", key, error.reason, MEND)
+
+    def _readable(self, key: str) -> bool:
+        """Whether a scan that was lost once can be cut now: it may have been ingested again."""
+        lost: dict[str, str] = {}
+        for _ in self._cut({key: self.store.entries[key]}, [0], lost):
+            pass
+        return not lost
 
     def _coarser(self, key: str, entry: Entry, group: str, some: bool) -> list[Cut]:
         """Coarser levels of a scan that has some bricks, as many as are asked for and as it has; small beside it."""
@@ -181,7 +184,8 @@ class _Pack:
         made: list[Cut] = []
         for number, level in found:
             layout, voxels, mask = self.store.cut(key, [(0, n) for n in level.shape], number)
-            made.append((describe_level(key, entry, number, level, layout.chunk), group, voxels, mask))
+            info = describe_level(key, entry, number, level, layout.chunk, self.made_from)
+            made.append((info, group, voxels, mask))
         return made
 
     def manifest(self, total: "_Total", strides: Strides, in_task: int) -> Manifest:
@@ -190,7 +194,7 @@ class _Pack:
             least = self.config.foreground
             raise DataError(f"pack.foreground must be lower than {least}: no brick shows that much body", "only_air")
         return Manifest(
-            schema_version=self.schema,
+            schema_version=SCHEMA,
             contract=self.contract,
             patch=self.patch,
             strides=strides,
@@ -237,14 +241,6 @@ class _Total:
             split=group.split,
         )
         self.shards.append(line)
-
-
-def _known(folder: Folder, name: str) -> ShardIndex | None:
-    """The index of a tar that an earlier run wrote."""
-    try:
-        return from_dict(ShardIndex, json.loads(folder.read(index_name(name))), name)
-    except (OSError, ValueError, DataError):
-        return None
 
 
 def read_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, PackConfig]:

@@ -13,7 +13,7 @@ from data_prep.ledger import Ledger
 from data_prep.mirror import LostError, Mirrors
 from data_prep.results import Results, state_of
 from data_prep.scan import Job, take_in
-from data_prep.steps import Outcome, holds, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
+from data_prep.steps import Outcome, holds, made_by, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
 from voxscale.errors import DataError
 from voxscale.io import NIFTI_SUFFIXES, suffix_of
 from voxscale.io.dicom import count_volumes
@@ -133,7 +133,7 @@ class Reading:
     def _read(self, job: Job, now: Mapping[str, str]) -> Outcome:
         settings = self.jobs.settings
         files, label = self._mirrors.here(job.files, job.label)
-        job = replace(job, files=files, label=label)
+        job = replace(job, files=files, label=label, ingest=made_by(now))
         for again in (True, False):
             try:
                 told = (self._readers.call if _plain(job) else run_isolated)(

@@ -1,6 +1,5 @@
 """What a store holds, as one static page: `python -m data_prep report STORE`."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from data_prep.audit import AUDIT, DUPLICATES, read_twins
 from data_prep.report_ledger import ADVICE, MOST_ROWS, Tally, tally
 from data_prep.report_scans import Entries, by_kind, composition, intensities, samples
 from data_prep.sweep import THUMBNAILS
@@ -141,14 +141,13 @@ def _thumbnail(store: Path, key: str) -> bytes | None:
 
 def _duplicates(store: Path) -> Section:
     html, leads = "", []
-    for name, what in (("duplicates.json", "within the store"), ("audit.json", "shared with a task")):
-        (found,) = open_folder(store).read_some([name])
-        if found is None:
+    for name, what in ((DUPLICATES, "within the store"), (AUDIT, "shared with a task")):
+        told = read_twins(store, name)
+        if told is None:
             continue
-        told = json.loads(found)
         pairs = told["pairs"]
         leads.append(f"{len(pairs)} pairs {what}")
-        if little := len(told.get("too_little", ())):
+        if little := len(told["too_little"]):
             leads.append(f"{little} scans show too little to be compared")
         if not pairs:
             continue
@@ -156,8 +155,8 @@ def _duplicates(store: Path) -> Section:
         cells: list[str] = []
         for pair in pairs[:MOST_SHOWN]:
             both = [(png, f"{key}") for key in (pair["a"], pair["b"]) if (png := _thumbnail(store, key))]
-            told = paragraph(f"{pair['score']} places agree", "note")
-            cells.append(f"<div>{thumbnails(both)}{told}</div>")
+            score = paragraph(f"{pair['score']} places agree", "note")
+            cells.append(f"<div>{thumbnails(both)}{score}</div>")
         html += '<div class="pair">' + "\n".join(cells) + "</div>"
         if len(pairs) > MOST_SHOWN:
             html += paragraph(f"{len(pairs) - MOST_SHOWN} more pairs stand in {name}.", "note")

@@ -1,13 +1,12 @@
 """What a store's ledger tells, counted in one pass, and in plain words."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxscale.ledger import lines
+from voxscale.ledger import lines, parse_row
 
 MOST_ROWS = 200
 """Rows of one rule that a page lists; more are counted only."""
@@ -85,7 +84,7 @@ class Tally:
 
 def read_rows(store: Path) -> Iterator[dict[str, Any]]:
     """Rows of a ledger, one at a time."""
-    yield from map(json.loads, lines(store))
+    yield from (parse_row(line, number) for number, line in enumerate(lines(store), 1))
 
 
 def tally(store: Path) -> Tally:

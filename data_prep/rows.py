@@ -44,11 +44,19 @@ def digest_of(line: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(line, digest_size=6).digest(), "big")
 
 
-def lines_of(path: Path, mend: bool) -> Iterator[tuple[int, bytes, Row]]:
+LEDGER_FIELDS: Mapping[str, type] = {"id": str, "kind": str, "status": str, "thumbnail": bool}
+
+
+def lines_of(path: Path, mend: bool, fields: Mapping[str, type]) -> Iterator[tuple[int, bytes, Row]]:
     """Offset, bytes and values of every line; a last one cut by a crash is left out, and taken away if `mend`.
 
+    Args:
+        path: Ledger or list of sources.
+        mend: Whether it may be changed.
+        fields: What each row must have, by name and type.
+
     Raises:
-        DataError: If any other line is not JSON.
+        DataError: With reason `corrupt` if any other line is not JSON, or any line no row.
     """
     if not path.exists():
         return
@@ -58,14 +66,23 @@ def lines_of(path: Path, mend: bool) -> Iterator[tuple[int, bytes, Row]]:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError
-                yield offset, line, json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 if offset + len(line) < size:
-                    raise DataError(f"{path.name} line {number} must be JSON", "corrupt") from None
+                    raise _damaged(path, number) from None
                 if mend:
                     os.truncate(path, offset)
                 return
+            if not (isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in fields.items())):
+                raise _damaged(path, number)
+            yield offset, line, row
             offset += len(line)
+
+
+def _damaged(path: Path, number: int) -> DataError:
+    return DataError(
+        f"{path.name} line {number} must be as it was written; remove the file and ingest again", "corrupt"
+    )
 
 
 class Rows:
@@ -86,8 +103,11 @@ class Rows:
         self._handle = -1
         self._end = 0
         self._lock = threading.RLock()  # readers of rows and the writer are threads of one process
-        for offset, line, row in lines_of(path, mend):
-            self._put(len(self._ids), row, line)
+        for number, (offset, line, row) in enumerate(lines_of(path, mend, LEDGER_FIELDS), 1):
+            try:
+                self._put(len(self._ids), row, line)
+            except (KeyError, ValueError, OverflowError, TypeError):
+                raise _damaged(path, number) from None
             self._offsets.append(offset)
             self._end = offset + len(line)
 

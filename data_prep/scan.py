@@ -1,7 +1,7 @@
 """What happens to one volume in a process of its own: read, check, pass the privacy gate, measure, write."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from voxscale.io.loaded import Loaded, ReadConfig
 from voxscale.io.masks import load_masks
 from voxscale.io.rtstruct import load_rtstruct
 from voxscale.io.storage import Raw
-from voxscale.kernel.filters import Planes, count_values
+from voxscale.kernel.filters import Planes, count_values, different
 from voxscale.report.thumbnail import thumbnail
 from voxscale.scan_folder import write_volume
 from voxscale.volume import LabelMap, Modality, Volume
@@ -69,6 +69,7 @@ class Job:
         privacy: The privacy gate.
         store: Where to write it.
         scratch: Folder of the store's file system for what is not finished.
+        ingest: Hash of all steps under these settings, see `voxscale.entry.Entry`.
     """
 
     key: str
@@ -89,6 +90,7 @@ class Job:
     privacy: PrivacyConfig
     store: Path
     scratch: Path
+    ingest: str | None = None
 
 
 def take_in(job: Job) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     if loaded.parts > 1 and not job.several:
         raise DataError(f"input must hold one volume, not {loaded.parts}; set ingest.volumes", "several_volumes")
     volume = loaded.volume(job.modality)
+    loaded = replace(loaded, raw=Raw(volume.voxels, volume.affine, volume.slope, volume.intercept))  # once in memory
     label, notes = _read_label(job, loaded.raw) if job.label else (None, ())
     values = Values(volume)
     levels = levels_of(volume.voxels, volume.slope, volume.intercept)
@@ -125,7 +128,7 @@ def _take_in(job: Job, told: dict[str, Any]) -> dict[str, Any]:
     passed = pass_gate(volume, values, job.privacy, in_place=True)
     told["step"] = "write"
     told["notes"] += passed.notes
-    label_map = None if label is None else to_label_map(label)
+    label_map, label = None if label is None else to_label_map(label), None  # of which one may be enough
     if passed.removed is not None:
         levels = levels_of(passed.volume.voxels, passed.volume.slope, passed.volume.intercept)
     measured = measure(passed.values, passed.volume.modality, levels)
@@ -165,12 +168,12 @@ def _plain_label(path: Path) -> tuple[Raw, tuple[str, ...]]:
     if suffix_of(path) not in IMAGE_SUFFIXES:
         return raw, ()
     if raw.voxels.ndim == 4:
-        if (raw.voxels != raw.voxels[:1]).any():
+        if any((channel != raw.voxels[0]).any() for channel in raw.voxels[1:]):
             raise DataError("mask must be grey, not coloured", "label_values")
         raw = Raw(np.ascontiguousarray(raw.voxels[0]), raw.affine, raw.slope, raw.intercept)
-    values = np.unique(raw.values())
+    values = different(raw.voxels) * raw.slope + raw.intercept
     if values.tolist() in ([0.0, 255.0], [255.0]):
-        white = (raw.values() == 255).astype(np.uint8)
+        white = (raw.voxels == (255 - raw.intercept) / raw.slope).astype(np.uint8)
         return Raw(white, raw.affine, 1.0, 0.0), ("label: white (255) counts as class 1",)
     return raw, ()
 
@@ -230,4 +233,5 @@ def entry_of(
         privacy=privacy,
         part=loaded.part,
         parts=loaded.parts,
+        ingest=job.ingest,
     )

@@ -10,7 +10,7 @@ from voxscale.config import config_hash
 from voxscale.errors import DataError
 from voxscale.io import suffix_of
 
-VERSION = {"read": 1, "rules": 1, "privacy": 1, "write": 2}
+VERSION = {"read": 1, "rules": 1, "privacy": 1, "write": 5}
 """Raised by whoever changes the code of a step so that its results change (a picture belongs to `privacy`)."""
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -20,8 +20,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "write": ("dataset", "identity", "image_class", "classes"),
 }
 """What of a job each step depends on, beyond the bytes of its files."""
-ELSEWHERE = ("key", "files", "label", "store", "scratch")
-"""What of a job no result depends on: its id stands for its bytes, and places are only places."""
+ELSEWHERE = ("key", "files", "label", "store", "scratch", "ingest")
+"""What of a job no result depends on beyond the fields of the steps: its id stands for its bytes, places are only
+places, and `ingest` is the hash of the steps."""
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "read": ("read",),
@@ -105,9 +106,14 @@ def step_hashes(job: Job) -> dict[str, str]:
     return {name: _hash_of(name, job) for name in FIELDS}
 
 
+def made_by(steps: Mapping[str, str]) -> str:
+    """One hash of all steps, which scans and bricks carry."""
+    return config_hash(dict(steps))
+
+
 def made_of(steps: Mapping[str, str]) -> int:
-    """All steps as one number of 48 bits."""
-    return int(config_hash(dict(steps)), 16)
+    """The same as a number of 48 bits."""
+    return int(made_by(steps), 16)
 
 
 def _hash_of(name: str, job: Job) -> str:

@@ -1,10 +1,10 @@
 """Names of structures without free text, and the class value of each name."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from data_prep.files import read_csv
 from data_prep.ids import keyed_hash
 from voxscale.config import require
 from voxscale.errors import DataError
@@ -46,10 +46,9 @@ def load_table(spec: str | None) -> dict[str, str]:
     if spec is None:
         return {}
     require(Path(spec).is_file(), "ingest.structures", "a CSV file that exists", Path(spec).name)
-    with Path(spec).open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = read_csv(Path(spec))
     ok = bool(rows) and all(row.get("name") and row.get("class") for row in rows)
-    require(ok, "ingest.structures", "a CSV file with a name and a class in every row", Path(spec).name)
+    require(ok, "ingest.structures", "a CSV file in UTF-8 with a name and a class in every row", Path(spec).name)
     return {_plain(row["name"]): row["class"] for row in rows}
 
 

@@ -1,14 +1,35 @@
 """Removing what no row of the ledger has: scans and pictures of inputs that are gone or rejected now."""
 
 import re
-import shutil
 from pathlib import Path
 
 from data_prep.rows import Rows
+from voxscale.errors import DataError
+from voxscale.files import remove_tree
 from voxscale.folder import open_folder
 
 THUMBNAILS = "thumbnails"
 _ID = re.compile(r"[0-9a-f]{16}")
+_OURS = re.compile(
+    rf"{_ID.pattern}|parts|index|report|{THUMBNAILS}|ledger\.jsonl|duplicates\.json|audit\.json"
+    r"|\.lock|\..+\.[\w-]+\.\d+\.(tmp|old)|\.nfs.*|\.snapshots?|lost\+found"
+)
+"""What may lie in the folder of a store whose attributes are not written yet, and what file systems put into it."""
+
+
+def check_own(store: Path) -> None:
+    """Refuse a folder that holds other things: some of what lies in a store is removed by name.
+
+    Args:
+        store: A folder, which need not be there.
+
+    Raises:
+        DataError: With reason `not_a_store`.
+    """
+    if not store.is_dir() or (store / "zarr.json").is_file():
+        return
+    if any(_OURS.fullmatch(path.name) is None for path in store.iterdir()):
+        raise DataError(f"{store.name} must be a store or an empty folder, not one with other files", "not_a_store")
 
 
 def sweep(store: Path, rows: Rows) -> None:
@@ -40,4 +61,4 @@ def sweep(store: Path, rows: Rows) -> None:
 def clear_left_over(store: Path) -> None:
     """Remove what an earlier run was writing in the store's own folder when it was killed; workers write elsewhere."""
     for leftover in [*store.glob(".*.tmp"), *store.glob(".*.old")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove_tree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from data_prep.files import stem_of
+from data_prep.files import files_below, stem_of
 from data_prep.source import Source
 from voxscale.io import NIFTI_SUFFIXES, suffix_of
 from voxscale.io.structures import Structure
@@ -28,7 +28,7 @@ def source_of(folder: Path, files: Sequence[Path], masks: Path, root: Path) -> t
         root: Source folder that all of it lies in.
     """
     scan = next(path for path in files if path.name in SCANS)
-    inside = sorted(path for path in masks.rglob("*") if path.is_file())
+    inside = files_below(masks)
     label = tuple(path for path in inside if suffix_of(path) in NIFTI_SUFFIXES)
     source = Source(
         (scan,),

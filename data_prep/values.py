@@ -27,7 +27,8 @@ class Values:
         self._voxels, self._slope, self._intercept = volume.voxels, volume.slope, volume.intercept
         small = volume.voxels.dtype.kind in "iu" and volume.voxels.dtype.itemsize <= 2
         whole = float(volume.intercept).is_integer() and abs(volume.intercept) < EXACT
-        self._direct = small and volume.slope == 1 and whole
+        same = volume.voxels.dtype == np.float32 and volume.intercept == 0
+        self._direct = volume.slope == 1 and (same or (small and whole))
 
     @property
     def ndim(self) -> int:
@@ -49,17 +50,35 @@ class Values:
         stored = self._voxels[where]
         if self._direct:
             values = stored.astype(np.float32)
-            return np.add(values, np.float32(self._intercept), out=values) if self._intercept else values
+            add = self._intercept or values.dtype == stored.dtype  # a zero too: it makes -0 of a float 0
+            return np.add(values, np.float32(self._intercept), out=values) if add else values
         wide = stored.astype(np.float64)
         wide *= self._slope
         wide += self._intercept
         return wide.astype(np.float32)
 
 
+def pieces(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Boxes of about `SLAB` voxels that follow one another in memory: some slices, or some rows of a large one.
+
+    Args:
+        shape: (z, y, x), or (3, 1, y, x).
+    """
+    *outer, rows, columns = shape
+    plane = rows * columns * (outer[1] if len(outer) > 1 else 1)
+    if plane <= SLAB:
+        step = max(1, SLAB // max(1, plane))
+        yield from ((slice(start, start + step),) for start in range(0, shape[0], step))
+        return
+    step = max(1, SLAB // columns)
+    for place in np.ndindex(*outer):
+        before = tuple(slice(n, n + 1) for n in place)
+        yield from ((*before, slice(row, row + step)) for row in range(0, rows, step))
+
+
 def slabs(values: Planes) -> Iterator[NDArray[np.float32]]:
-    """Values in order, some along the first axis at a time."""
-    step = max(1, SLAB // max(1, int(np.prod(values.shape[1:]))))
-    return (values[start : start + step] for start in range(0, len(values), step))
+    """Values in order, some at a time."""
+    return (values[where] for where in pieces(values.shape))
 
 
 def ends(values: Planes) -> tuple[float, float]:
@@ -71,15 +90,28 @@ def ends(values: Planes) -> tuple[float, float]:
 def whole(values: Planes) -> NDArray[np.float32]:
     """A copy of all values."""
     out = np.empty(values.shape, dtype=np.float32)
-    step = max(1, SLAB // max(1, int(np.prod(values.shape[1:]))))
-    for number, slab in enumerate(slabs(values)):
-        out[number * step : (number + 1) * step] = slab
+    for where in pieces(values.shape):
+        out[where] = values[where]
     return out
 
 
 def grey_of(values: Planes) -> Planes:
     """(z, y, x): the values, or the mean of an image's colours."""
-    return values if len(values.shape) == 3 else whole(values).mean(axis=0)
+    return values if len(values.shape) == 3 else _Grey(values)
+
+
+class _Grey:
+    """The mean of an image's colours, (1, y, x), made where it is asked for."""
+
+    def __init__(self, values: Planes) -> None:
+        self._values, self.shape = values, values.shape[1:]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: Any) -> NDArray[np.float32]:
+        inner = where if isinstance(where, tuple) else (where,)
+        return np.asarray(self._values[(slice(None), *inner)], dtype=np.float32).mean(axis=0)
 
 
 def percentiles(values: Planes, wanted: Sequence[float]) -> NDArray[np.float64]:

@@ -17,6 +17,9 @@ from voxscale.config import config, parse, require
 from voxscale.entry import Entry
 from voxscale.errors import DataError
 from voxscale.folder import Folder, open_folder
+from voxscale.index_write import FOLDER as INDEX_FOLDER
+from voxscale.index_write import damaged_files, is_of_ledger
+from voxscale.ledger import LEDGER
 from voxscale.progress import Progress
 from voxscale.shards import ManifestShard, index_name, open_manifest
 from voxscale.store import Store, open_store
@@ -85,27 +88,36 @@ def _verify_tar(folder: Folder, line: ManifestShard) -> list[Damage]:
 
 
 def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
-    """Decode all voxels of all accepted scans, with all levels, labels and masks, whose chunks have checksums.
+    """Decode all voxels of all accepted scans, with all levels, labels and masks, and hash the index.
+
+    Where the index is damaged, the ledger says which scans there should be.
 
     Args:
         path: A store, or its URL.
         workers: How many scans are read at the same time; each is in memory once.
 
     Returns:
-        How many scans there should be, and what is damaged, in the order of the index.
+        How many scans there should be, and what is damaged: files of the index, then scans in its order.
 
     Raises:
         DataError: If the store cannot be opened.
     """
-    store, here = open_store(path, "range"), threading.local()
+    damaged = [Damage(name, "its bytes differ from what was written") for name in damaged_files(path)]
+    store, here = open_store(path, "range", indexed=not damaged), threading.local()
+    indexed = not damaged
+    if indexed and not is_of_ledger(path):
+        damaged.append(Damage(LEDGER, "its rows are not those that the index was made of; ingest again"))
 
     def verify(pair: tuple[str, Entry]) -> list[Damage]:
         if not hasattr(here, "store"):
-            here.store = open_store(path, "range")  # open shards are no thread's but its own
+            # Open shards, and parts of an index, are no thread's but its own.
+            own = Store(path, store.classes, store.contract, store.entries, access="range")
+            here.store = open_store(path, "range") if indexed else own
         return list(_verify_scan(here.store, *pair))
 
     count = len(store.entries)
-    return count, _all(((key, store.entries[key]) for key in store.entries), verify, workers, count, "scans")
+    scans = ((key, store.entries[key]) for key in store.entries)
+    return count, damaged + _all(scans, verify, workers, count, "scans")
 
 
 def _verify_scan(store: Store, key: str, entry: Entry) -> Iterator[Damage]:
@@ -154,10 +166,13 @@ class VerifyArgs:
     Attributes:
         path: A folder of shards or a store, or the URL of one.
         workers: How many tars or scans are read at the same time.
+        remove: Whether to remove damaged scans and files of the index, or damaged tars with their indexes, so that the
+            next `ingest` or `pack` makes them anew, and nothing else.
     """
 
     path: tyro.conf.Positional[Path]
     workers: int = 4
+    remove: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
@@ -174,5 +189,23 @@ def main(args: Sequence[str]) -> int:
         what, (count, found) = "shards", verify_shards(given.path, given.workers)
     for damage in found:
         log.error("verify: %s: %s", damage.name, damage.what)
-    print(json.dumps({what: count, "damaged": len({damage.name for damage in found})}))
+    told = {what: count, "damaged": len({damage.name for damage in found})}
+    if given.remove:
+        told["removed"] = _remove(folder, found)
+    print(json.dumps(told))
     return 1 if found else 0
+
+
+def _remove(folder: Folder, found: Iterable[Damage]) -> int:
+    """Remove what is damaged, and what says that it is whole before it; rows of a ledger `ingest` mends by itself."""
+    # Of a tar and its index the name is the same, of a scan it is its id.
+    names = {index_name(damage.name) for damage in found if damage.name != LEDGER}
+    for name in sorted(names):
+        if name.startswith(f"{INDEX_FOLDER}/"):
+            folder.remove(name)
+        elif name.endswith(".json"):
+            folder.remove(name)
+            folder.remove(name.replace(".index.json", ".tar"))
+        else:
+            folder.drop(name)
+    return len(names)

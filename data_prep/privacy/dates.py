@@ -29,5 +29,5 @@ def day_number(key: bytes, subject: str, date: str | None) -> int | None:
         day = calendar(int(text[:4]), int(text[4:6]), int(text[6:])).toordinal()
     except ValueError:
         return None
-    secret = hmac.new(key, b"days|" + subject.encode(), hashlib.sha256).digest()
+    secret = hmac.new(key, b"days|" + subject.encode(errors="surrogatepass"), hashlib.sha256).digest()
     return day - int.from_bytes(secret[:8], "big") % SHIFT_DAYS

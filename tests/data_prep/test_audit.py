@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from data_prep import audit
 from data_prep.__main__ import main
 from data_prep.audit import near_duplicates, shared
 from data_prep.config import IngestConfig
@@ -41,6 +43,25 @@ def test_shared_scans_are_listed(tmp_path, capsys):
     write(tmp_path / "clean" / "b.nii", 9)
     assert main(["audit", str(tmp_path / "store"), "--against", str(tmp_path / "clean")]) == 0
     assert main(["audit", str(tmp_path / "store"), "--against", str(tmp_path / "gone")]) == 1
+
+
+def test_no_file_is_open_in_the_folder_of_large_arrays_when_it_is_removed(tmp_path, monkeypatch):
+    """A network file system would keep such a file under another name, and the folder with it."""
+    for number in range(2):
+        write(tmp_path / "in" / f"{number}.nii", number)
+    ingest([tmp_path / "in"], tmp_path / "store", SMALL)
+    maps, removed, remove = Path("/proc/self/maps"), list[str](), audit.remove_tree
+
+    def look(folder):
+        assert list(folder.rglob("*.npy"))
+        removed.extend(line for line in maps.read_text().splitlines() if str(folder) in line)
+        remove(folder)
+
+    monkeypatch.setattr(audit, "remove_tree", look)
+    near_duplicates(tmp_path / "store")
+    shared(tmp_path / "store", tmp_path / "store")
+    assert removed == []
+    assert list((tmp_path / "store").glob(".*.tmp")) == []
 
 
 def test_a_lost_descriptor_is_made_again(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -10,7 +11,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep.discover import discover
 from data_prep.ids import Subjects, content_id, keyed_hash, load_key, load_subjects
-from data_prep.labels import read_modality, read_task
+from data_prep.labels import read_class_table, read_modality, read_task
+from data_prep.structures import load_table
 from voxscale.errors import ConfigError, DataError
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -53,6 +55,33 @@ def test_volumes_in_a_fixed_order_with_their_parts(tmp_path):
     assert [path.name for path in found.sources[4].files] == ["m.mhd", "m.raw"]
     assert found.counts == {"hidden": 2, "sidecars": 1}  # notes.txt, ._b.nii.gz and what a hidden folder holds
     assert [source.stem for source in found.sources][:2] == ["a", "b"]
+
+
+@pytest.mark.timeout(60)
+def test_pipes_sockets_and_links_to_nothing_are_counted_and_never_waited_for(tmp_path):
+    touch(tmp_path / "a.nii", tmp_path / "imagesTr" / "b.nii", tmp_path / "labelsTr" / "x" / "notes.txt")
+    for name in ("pipe", "pipe.nii", "pipe.dcm", "c.mhd", "pipe.png", "imagesTr/p.nii", "labelsTr/b.nii"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "null.nii").symlink_to("/dev/zero")
+    (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "labelsTr" / "d.nii").symlink_to(tmp_path / "nowhere.nii")
+    found = discover([tmp_path])
+    assert {source.place: source.problem and source.problem[0] for source in found.sources} == {
+        "a.nii": None,
+        "gone.nii": None,  # reading it says what is wrong
+        "imagesTr/b.nii": "no_label",
+        "labelsTr/d.nii": "no_image",
+    }
+    assert found.counts == {"special_files": 8, "sidecars": 1}
+
+
+def test_a_mask_that_is_a_link_to_nothing_is_not_left_out(tmp_path):
+    touch(tmp_path / "s1" / "ct.nii.gz", tmp_path / "s1" / "segmentations" / "liver.nii.gz")
+    (tmp_path / "s1" / "segmentations" / "spleen.nii.gz").symlink_to(tmp_path / "nowhere")
+    (source,) = discover([tmp_path]).sources
+    assert [path.name for path in source.label] == ["liver.nii.gz", "spleen.nii.gz"]
+    with pytest.raises(FileNotFoundError):
+        content_id(source.files, source.label)
 
 
 def test_dicom_is_grouped_by_series_within_a_folder(tmp_path):
@@ -271,6 +300,20 @@ def test_key_is_made_once_and_private(tmp_path):
     assert keyed_hash(key, "P1") != keyed_hash(load_key(tmp_path / "t.private"), "P1")
 
 
+def test_tables_of_excel_are_read_and_those_of_other_encodings_refused(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_bytes("\ufefffile,subject,name,class,label\na.nii,Müller,milz,spleen,3\n".encode())
+    assert load_subjects(str(table)).find("a", "a.nii") == "Müller"
+    assert load_table(str(table)) == {"milz": "spleen"}
+    assert read_class_table(table) == ({"a.nii": 3}, {3: "3"})
+    table.write_bytes("file,subject,name,class,label\na.nii,Müller,milz,spleen,3\n".encode("latin-1"))
+    for read in (load_subjects, load_table):
+        with pytest.raises(ConfigError, match="must be a CSV file in UTF-8 with a"):
+            read(str(table))
+    with pytest.raises(DataError, match="labels.csv must be UTF-8 with"):
+        read_class_table(table)
+
+
 def test_subjects(tmp_path):
     table = tmp_path / "subjects.csv"
     table.write_text("file,subject\nx/a.nii,P1\nb.nii,P2\n")
@@ -385,7 +428,7 @@ def test_images_with_classes(tmp_path):
     with pytest.raises(DataError, match="one name"):
         discover([tmp_path])
     (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe,1")
-    with pytest.raises(DataError, match="readable CSV"):
+    with pytest.raises(DataError, match="must be UTF-8"):
         discover([tmp_path])
 
 

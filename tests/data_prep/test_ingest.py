@@ -523,7 +523,10 @@ def test_other_classes_need_another_store(tmp_path):
         ingest([tmp_path / "task"], tmp_path / "store", SMALL)
 
 
-@pytest.mark.parametrize("values", [{"workers": 0}, {"labels": "keep"}, {"seconds": 0}, {"gigabytes": 0.5}])
+INFINITE = [{"seconds": float("inf")}, {"gigabytes": float("inf")}, {"gigabytes": 1e12}, {"seconds": float("nan")}]
+
+
+@pytest.mark.parametrize("values", [{"workers": 0}, {"labels": "keep"}, {"seconds": 0}, {"gigabytes": 0.5}, *INFINITE])
 def test_bad_settings(values):
     with pytest.raises(ConfigError, match="ingest."):
         IngestConfig(**values)

@@ -3,14 +3,19 @@ import json
 import shutil
 
 import pytest
+from ingested import SMALL, bytes_of, nifti
+from object_store import inside
 from tests_stores import make_store
 
+from data_prep import reading
 from data_prep.bricks import PackConfig
+from data_prep.ingest import ingest
 from data_prep.pack import pack
 from data_prep.verify import VerifyArgs, main
 from voxscale.blobs import Held
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError, DataError
+from voxscale.folder import open_folder
 from voxscale.shard_reader import ShardReader
 from voxscale.shards import check_index, index_name, open_manifest, payloads
 from voxscale.store import open_store
@@ -130,3 +135,78 @@ def test_damaged_scans_are_listed(made, tmp_path, capsys, caplog):
 
 def test_shards_behind_a_url_are_verified(made, s3, capsys):
     assert verified(s3.upload(made / "shards"), capsys) == (0, {"shards": 1, "damaged": 0})
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_what_is_damaged_is_removed_and_made_anew_alone(tmp_path, s3, capsys, monkeypatch, where):
+    """A scan by ingest, a tar by pack: to the bytes that there were."""
+    for number in range(3):
+        nifti(tmp_path / "in" / f"s{number}.nii", number)
+    store, shards = (tmp_path / "store", tmp_path / "shards") if where == "folder" else (s3.folder(), s3.folder())
+
+    def prepare():
+        assert ingest([tmp_path / "in"], store, SMALL, tmp_path / "work").accepted == 3
+        config = PackConfig(factor=1.25, shard_mb=1, foreground=0.0)
+        return pack(store, shards, CONTRACT, (8, 8, 8), STRIDES, config)
+
+    def everything():
+        if where == "url":
+            return s3.objects(store), s3.objects(shards)
+        return bytes_of(store), bytes_of(shards)
+
+    def harm(folder, name):
+        if where == "folder":
+            return flip(folder / name, 40)
+        system, path = s3.file_system(), f"{inside(folder)}/{name}"
+        data = system.cat_file(path)
+        return system.pipe_file(path, data[:40] + bytes([data[40] ^ 1]) + data[41:])
+
+    manifest = prepare()
+    before = everything()
+    key = sorted(open_store(store).entries)[1]
+    for name in (f"{key}/0/c/0/0/0", f"{key}/zarr.json"):
+        harm(store, name)
+    harm(shards, "shard-00000.tar")
+    for path, kind in ((store, "scans"), (shards, "shards")):
+        count = {"scans": 3, "shards": 1}[kind]
+        assert verified(path, capsys) == (1, {kind: count, "damaged": 1})
+        assert main([str(path), "--remove"]) == 1
+        assert json.loads(capsys.readouterr().out) == {kind: count, "damaged": 1, "removed": 1}
+    read, real = [], reading.Reading._read
+    monkeypatch.setattr(reading.Reading, "_read", lambda self, job, now: read.append(job.key) or real(self, job, now))
+    assert prepare() == manifest
+    assert read == [key]
+    assert everything() == before
+    for path in (store, shards):
+        assert verified(path, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+@pytest.mark.parametrize("name", ["part-00000.parquet", "cells.bin", "index.json"])
+def test_a_damaged_index_is_listed_and_made_anew(tmp_path, s3, capsys, monkeypatch, where, name):
+    """Cut to nothing, a byte changed, or gone; by `ingest` alone where it can tell, else after `--remove`."""
+    for number in range(3):
+        nifti(tmp_path / "in" / f"s{number}.nii", number)
+    store = tmp_path / "store" if where == "folder" else s3.folder()
+    ingest([tmp_path / "in"], store, SMALL, tmp_path / "work")
+    folder, file = open_folder(store), f"index/{name}"
+    whole = {part: folder.read(f"index/{part}") for part in ("part-00000.parquet", "cells.bin", "index.json")}
+    changed = bytes([whole[name][0] ^ 1]) + whole[name][1:]
+    monkeypatch.setattr(reading.Reading, "_read", None)
+    for data in (b"", changed, None):
+        folder.remove(file) if data is None else folder.write(file, data)
+        code, told = verified(store, capsys)
+        gone = data is None and name == "index.json"  # then the ledger is read, as while a store is written
+        assert (code, told) == ((0, {"scans": 3, "damaged": 0}) if gone else (1, {"scans": 3, "damaged": 1}))
+        if where == "url" and data == changed and name == "part-00000.parquet":
+            assert main([str(store), "--remove"]) == 1
+            assert json.loads(capsys.readouterr().out)["removed"] == 1
+        assert ingest([tmp_path / "in"], store, SMALL, tmp_path / "work").accepted == 3
+        assert verified(store, capsys) == (0, {"scans": 3, "damaged": 0})
+        assert {part: folder.read(f"index/{part}") for part in whole} == whole
+    told = json.loads(whole["index.json"])
+    folder.write("index/index.json", json.dumps(told | {"rows": 4}).encode())
+    with pytest.raises(DataError, match="as many rows as its parts"):
+        open_store(store)
+    ingest([tmp_path / "in"], store, SMALL, tmp_path / "work")
+    assert len(open_store(store).entries) == 3
