@@ -1,12 +1,22 @@
 """`python -m finetune PRESET [overrides]`: one rank, for launchers that set RANK and its kin themselves."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from finetune.config import FinetuneConfig
 from voxscale.cli import leave, run
 
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
 
-def stage(config: FinetuneConfig) -> None:
+
+def kind() -> "type[FinetuneConfig]":
+    """Imported in here, as torch comes with it: a signal meanwhile is no reason to die without a word."""
+    from finetune.config import FinetuneConfig
+
+    return FinetuneConfig
+
+
+def stage(config: "FinetuneConfig") -> None:
     """Imported in here, so that a package that is not installed is one clear line."""
     from finetune.train import finetune
 
@@ -14,4 +24,4 @@ def stage(config: FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    leave(run(FinetuneConfig, stage, sys.argv[1:], "python -m finetune"))
+    leave(run(kind, stage, sys.argv[1:], "python -m finetune"))

@@ -34,7 +34,8 @@ from voxscale.engine.meter import BACKWARD
 from voxscale.engine.run import find_checkpoint, first_weights, network_input, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
-from voxscale.engine.watchdog import Watch
+from voxscale.engine.watchdog import RanksWatch
+from voxscale.entry import contents
 from voxscale.errors import CheckpointError, ContractError, DataError
 from voxscale.files import sha256_file, write_arrays, write_json
 from voxscale.incidents import Incidents
@@ -94,8 +95,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ContractError: If the task was prepared under another input contract than the checkpoint.
         ConfigError: If the task has too few subjects for the folds.
     """
-    dist.start()
-    task = open_task(config)
+    with RanksWatch(config.loop.watch):  # a rank may be lost before the first step too
+        task = open_task(config)
     with open_run(config.run, config, task.inputs):
         subjects = task.subjects
         tests = split(subjects, config.folds)
@@ -105,12 +106,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             done = folder / "cases.json"
             if dist.from_rank_0("done" if done.exists() else "") != "done":
                 learn = learners(subjects, test, config.subjects, derive(seed, fold))
-                train_and_test(config, task, folder, arm, seed, learn, test, f"{arm} {fold + 1}/{config.folds}")
-                if dist.rank() == 0:
-                    place = {"fold": fold, "seed": seed, "arm": arm}
-                    write_json(done, score_cases(task.store, sorted(task.classes), folder, test, place))
-                    keep_weights_only(folder)
-                dist.barrier()
+                name = f"{arm} {fold + 1}/{config.folds}"
+                with RanksWatch(config.loop.watch) as starting:
+                    train_and_test(config, task, folder, arm, seed, learn, test, name, starting)
+                with RanksWatch(config.loop.watch, "score") as watching:
+                    if dist.rank() == 0:
+                        place = {"fold": fold, "seed": seed, "arm": arm}
+                        write_json(done, score(task, folder, test, place, watching))
+                        keep_weights_only(folder)
             rows += json.loads(done.read_text())
         results = collect(config, task.classes, rows)
         if dist.rank() == 0:
@@ -136,7 +139,7 @@ def open_task(config: FinetuneConfig) -> Task:
     labels = max(store.classes)
     model = adapt(source_model, in_channels=1, classes=labels + 1, heads=config.heads, strides=plan.strides)
     inputs = {
-        "store": config_hash({case: to_dict(store.entries[case]) for case in cases}),
+        "store": config_hash({case: contents(store.entries[case]) for case in cases}),
         "plan": config_hash(plan),
         "checkpoint": source_hash,
     }
@@ -183,13 +186,14 @@ def train_and_test(
     learn: Sequence[str],
     test: Sequence[str],
     name: str,
+    starting: RanksWatch,
 ) -> None:
     """Train one arm on the cases `learn`, then write its predictions of the cases `test`."""
     stream = CaseStream(
         config.store, learn, task.plan.patch, task.plan.contract, config.stream, derive(seed, "batches")
     )
     settled = dataclasses.replace(config, engine=settle(config.engine, task.model))
-    model, engine, start = open_engine(settled, task, folder, arm, seed)
+    model, engine, start = open_engine(settled, task, folder, arm, seed, starting)
     says = {"model": to_dict(task.model), "contract": to_dict(task.plan.contract), "config": to_dict(config)}
     tracker = None
     if dist.rank() == 0:
@@ -205,28 +209,32 @@ def train_and_test(
         return segmentation_loss(engine, batch, task.plan.patch, settled)
 
     flops = float(BACKWARD * model.flops(task.plan.patch))
-    train(name, engine, batches, objective, loop, config.optim, folder, start, says, tracker, flops=flops)
-    predict_cases(engine, settled, task, folder, test)
+    where = (folder, start, says, tracker)
+    train(name, engine, batches, objective, loop, config.optim, *where, flops=flops, starting=starting)
+    with RanksWatch(loop.watch, "test") as watching:
+        predict_cases(engine, settled, task, folder, test, watching)
     if tracker is not None:
         tracker.close()
     engine.destroy()
 
 
 def open_engine(
-    config: FinetuneConfig, task: Task, folder: Path, arm: str, seed: int
+    config: FinetuneConfig, task: Task, folder: Path, arm: str, seed: int, starting: RanksWatch
 ) -> tuple[Backbone, Engine, Position]:
     """The model of an arm in its engine, from the newest checkpoint if there is one, and where training stands."""
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
-    with Watch(folder, config.loop.watch) as watch:  # a rank may be lost before the first step too
-        model, weights = begin(config, task, arm, seed)
-        found = find_checkpoint(folder)
-        if found is not None:
-            weights = checkpoint.load_weights(found)
-        watch.at("engine")
-        engine = start_engine(model, weights, config.engine, config.optim, micro)
-        del weights  # the engine has its own
-        watch.at("start")
-        return model, engine, Position() if found is None else checkpoint.restore(found, engine, config.optim)
+    starting.at("weights")
+    model, weights = begin(config, task, arm, seed)
+    found = find_checkpoint(folder)
+    if found is not None:
+        weights = checkpoint.load_weights(found)
+    starting.at("engine")
+    engine = start_engine(model, weights, config.engine, config.optim, micro)
+    del weights  # the engine has its own
+    starting.at("state")
+    start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+    starting.at("begin")
+    return model, engine, start
 
 
 def begin(config: FinetuneConfig, task: Task, arm: str, seed: int) -> tuple[Backbone, dict[str, Tensor]]:
@@ -280,7 +288,9 @@ def change_intensity(
 
 
 @torch.no_grad()
-def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Path, test: Sequence[str]) -> None:
+def predict_cases(
+    engine: Engine, config: FinetuneConfig, task: Task, folder: Path, test: Sequence[str], watching: RanksWatch
+) -> None:
     """Segment the test cases and keep the labels; every rank calls.
 
     Ranks share the cases, but under ZeRO-3 a forward pass is a joint act, so
@@ -291,6 +301,7 @@ def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Pa
     mine = test if together else test[dist.rank() :: dist.world_size()]
 
     def predict(images: Tensor) -> Tensor:
+        watching.done_a_part()
         return engine(network_input(images, engine, config.engine.channels_last == "on"))[0]
 
     plan = task.plan
@@ -300,4 +311,15 @@ def predict_cases(engine: Engine, config: FinetuneConfig, task: Task, folder: Pa
             if not together or dist.rank() == 0:
                 write_arrays(folder / f"{case}.npz", {"labels": labels})
             bar.advance()
-    dist.barrier()
+            watching.done_a_part()
+
+
+def score(
+    task: Task, folder: Path, test: Sequence[str], place: Mapping[str, Any], watching: RanksWatch
+) -> list[dict[str, Any]]:
+    """Rows of all test cases, as of `score_cases`."""
+    rows: list[dict[str, Any]] = []
+    for case in test:
+        rows += score_cases(task.store, sorted(task.classes), folder, [case], place)
+        watching.done_a_part()
+    return rows

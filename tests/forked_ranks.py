@@ -113,7 +113,15 @@ def end(ranks: list[Process]) -> None:
         rank.wait()
 
 
-def launch(run: Path, world: int, stage: str, kill: dict[int, tuple[str, int]], after: float = -1) -> bool:
+def launch(
+    run: Path,
+    world: int,
+    stage: str,
+    kill: dict[int, tuple[str, int]],
+    after: float = -1,
+    steps: int = STEPS,
+    batch: int = 4,
+) -> bool:
     """Run to the last step, or until a rank dies, when the others are killed as a launcher would do.
 
     Args:
@@ -122,12 +130,14 @@ def launch(run: Path, world: int, stage: str, kill: dict[int, tuple[str, int]], 
         stage: ZeRO stage.
         kill: Point and count for each rank that is to die there.
         after: Seconds after the first line of metrics until a kill of all ranks; negative for never.
+        steps: Of the run.
+        batch: Samples per step.
 
     Returns:
         Whether all ranks ended well.
     """
     run.mkdir(exist_ok=True)
-    arguments = [str(run), str(STEPS), str(STEPS), stage, "fp32", "adamw", "4"]
+    arguments = [str(run), str(steps), str(steps), stage, "fp32", "adamw", str(batch)]
     ranks = start_ranks(WORKER, world, arguments, [run / f"out-{r}.txt" for r in range(world)], kill)
     deadline = time.monotonic() + PATIENCE_S
     began = None

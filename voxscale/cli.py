@@ -9,11 +9,9 @@ from typing import NoReturn, TypeVar
 from voxscale.config import parse
 from voxscale.errors import PreemptedError, VoxScaleError, missing_package_text, system_error_text
 from voxscale.log import setup
+from voxscale.signals import AGAIN, ending
 
 T = TypeVar("T")
-
-AGAIN = 75
-"""Exit status of a run that saved and wants to be started again: EX_TEMPFAIL of sysexits.h."""
 
 
 def guarded(work: Callable[[], object]) -> int:
@@ -42,15 +40,26 @@ def guarded(work: Callable[[], object]) -> int:
     return 0
 
 
-def run(kind: type[T], stage: Callable[[T], object], arguments: Sequence[str], prog: str) -> int:
+def run(kind: Callable[[], type[T]], stage: Callable[[T], object], arguments: Sequence[str], prog: str) -> int:
     """Parse `[PRESET] [overrides]` and run a stage on this rank.
+
+    Args:
+        kind: Imports the class of the config, which takes seconds; signals are heard by then.
+        stage: What is to be done.
+        arguments: Of the command line.
+        prog: The command in words, of which the last names the stage.
 
     Returns:
         Exit status as of `guarded`; an unknown flag exits with 2.
     """
     setup()
     preset = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    return guarded(lambda: stage(parse(kind, preset, arguments[preset is not None :], f"{prog} PRESET")))
+
+    def work() -> None:
+        with ending(prog.split()[-1]):
+            stage(parse(kind(), preset, arguments[preset is not None :], f"{prog} PRESET"))
+
+    return guarded(work)
 
 
 def leave(status: int) -> NoReturn:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic
 import tyro
@@ -16,6 +16,8 @@ import tyro
 from voxscale.errors import ConfigError
 
 T = TypeVar("T")
+Hash = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{12}$")]
+"""What `config_hash` returns."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -156,6 +158,8 @@ def load_json(kind: type[T], path: Path) -> T:
     """Read a config saved by `save_json`; errors name the file and the dotted key."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path.name} must be a readable JSON file, not one that fails with {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        # What the system says of a file holds its whole path, which may name a patient.
+        told = error.strerror if isinstance(error, OSError) else "not valid JSON"
+        raise ConfigError(f"{path.name} must be a readable JSON file, but: {told}") from None
     return from_dict(kind, values, path.stem)

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as td
-from torch._C._distributed_c10d import TCPStore  # torch.distributed hands it on without declaring it
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed hands them on undeclared
 
 from voxscale.errors import ConfigError
 
@@ -16,6 +17,7 @@ Error = td.DistError
 
 
 _kept = False
+_store: Store | None = None
 
 
 def rank() -> int:
@@ -49,25 +51,69 @@ def start(timeout_s: float = 1800.0) -> None:
     """
     if td.is_initialized():
         return
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    if "RANK" not in os.environ:
-        os.environ.update(defaults)
-    missing = sorted(defaults.keys() - os.environ.keys())
-    if missing:
-        raise ConfigError(f"environment must set {', '.join(missing)} together with RANK; start with python -m launch")
+    store = meet(timeout_s)
+    store.set_timeout(timedelta(seconds=timeout_s))
     extensions()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    store = None
-    if world_size() == 1 and os.environ["MASTER_PORT"] == "0":  # alone: any free port will do, nobody else must find it
-        store = TCPStore("127.0.0.1", 0, 1, is_master=True)
-        os.environ["MASTER_PORT"] = str(store.port)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if device().type == "cuda":
         torch.cuda.set_device(device())
     td.init_process_group(
         backend, store=store, rank=rank(), world_size=world_size(), timeout=timedelta(seconds=timeout_s)
     )
+
+
+def meet(timeout_s: float) -> Store:
+    """The store in which ranks find each other; rank 0 holds it and does not wait for the others here.
+
+    Args:
+        timeout_s: How long other ranks wait for rank 0's.
+
+    Raises:
+        ConfigError: If the environment names a rank but not where to meet.
+    """
+    global _store
+    if _store is not None:
+        return _store
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:
+        os.environ.update(defaults)
+    missing = sorted(defaults.keys() - os.environ.keys())
+    if missing:
+        raise ConfigError(f"environment must set {', '.join(missing)} together with RANK; start with python -m launch")
+    where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size())
+    if world_size() == 1 and where[1] == 0:  # alone: any free port will do, nobody else must find it
+        own = TCPStore("127.0.0.1", 0, 1, is_master=True)
+        os.environ["MASTER_PORT"] = str(own.port)
+        _store = own
+        return own
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds the store itself
+    own = TCPStore(
+        *where,
+        is_master=rank() == 0 and not agent,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    _store = PrefixStore(f"attempt-{attempt}", own) if agent else own
+    return _store
+
+
+def another(store: Store, name: str) -> Store:
+    """A connection of its own to the same store, with keys of its own."""
+    return PrefixStore(name, store.clone())  # pyright: ignore[reportAttributeAccessIssue]  # not declared
+
+
+def entered() -> int:
+    """How many collectives this rank has entered so far, in all groups, and the making of how many groups."""
+    world = td.distributed_c10d._world  # pyright: ignore[reportPrivateUsage]  # nothing public tells
+    count = world.group_count
+    for group in list(world.pg_map):
+        with suppress(RuntimeError):  # groups come and go in another thread
+            count += group._get_sequence_number_for_group()  # pyright: ignore[reportAttributeAccessIssue]
+    return count
 
 
 def keep() -> None:
@@ -81,8 +127,10 @@ def keep() -> None:
 
 def stop() -> None:
     """Leave the process group, if any."""
+    global _store
     if td.is_initialized() and not _kept:
         td.destroy_process_group()
+        _store = None
 
 
 def barrier() -> None:
@@ -107,6 +155,16 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
         td.all_reduce(value)
         value /= world_size()
     return value
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, in rank order, on every rank and without gradient; all must have equally many."""
+    value = tensor.detach().contiguous()
+    if not td.is_initialized():
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    td.all_gather(parts, value)
+    return torch.cat(parts)
 
 
 def largest(values: list[float]) -> list[float]:

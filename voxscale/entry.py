@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from voxscale.config import Hash, to_dict
 from voxscale.volume import Modality
 
 CELL = 32
@@ -37,13 +38,14 @@ class Occupancy:
     def measure(cls, body: NDArray[np.bool_]) -> "Occupancy":
         """Measure a body mask, (z, y, x)."""
         cells = [max(CELL, -(-n // MOST_CELLS)) for n in body.shape]
-        # Slice by slice along the first axis: numpy would make the whole mask an array of wider numbers.
+        # Row of cells by row of cells: numpy would make the whole mask an array of wider numbers.
         slabs = [body[start : start + cells[0]] for start in range(0, len(body), cells[0])]
-        counts = np.stack([np.add.reduce(slab, axis=0, dtype=np.int32) for slab in slabs])
+        rows = range(0, body.shape[1], cells[1])
+        counts = np.stack([np.stack([_columns(slab[:, row : row + cells[1]]) for row in rows]) for slab in slabs])
         volume = np.ones((1, 1, 1), dtype=np.int32)
         for axis, (n, cell) in enumerate(zip(body.shape, cells, strict=True)):
             starts = np.arange(0, n, cell)
-            counts = counts if axis == 0 else np.add.reduceat(counts, starts, axis=axis, dtype=np.int32)
+            counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.int32) if axis == 2 else counts
             lengths = np.diff(np.append(starts, n)).astype(np.int32)
             volume = volume * lengths.reshape([-1 if number == axis else 1 for number in range(3)])
         shares = np.ceil(255 * counts / volume).astype(np.uint8)
@@ -72,6 +74,11 @@ class Occupancy:
         """Largest share of body among the cells that a box of voxels touches; 0 means the box is air."""
         where = tuple(slice(s.start // c, -(-s.stop // c)) for s, c in zip(box, self.cell, strict=True))
         return float(self.decode()[where].max())
+
+
+def _columns(part: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """(x,) how many are true in each column of (z, y, x)."""
+    return np.add.reduce(np.add.reduce(part, axis=0, dtype=np.int32), axis=0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ class Entry:
         part: Which volume of its input this is.
         parts: Volumes in its input.
         bytes: Size of all chunk files, which a reader checks.
+        ingest: Hash of the settings of all steps that made it, see `data_prep.steps`; None if it was taken in by a
+            version that did not keep it.
     """
 
     subject: str
@@ -165,11 +174,17 @@ class Entry:
     part: int = 0
     parts: int = 1
     bytes: int = 0
+    ingest: Hash | None = None
 
     @property
     def planar(self) -> bool:
         """Whether it is a 2D image."""
         return self.shape[0] == 1
+
+
+def contents(entry: Entry) -> dict[str, Any]:
+    """A scan as plain values, whichever settings made it so: by these a run knows the scans that it began with."""
+    return {name: value for name, value in to_dict(entry).items() if name != "ingest"}
 
 
 def group_of(dataset: str, modality: str, body_part: str | None) -> str:

@@ -60,6 +60,19 @@ def test_momentum_rises_as_half_a_cosine():
     assert momentum(config, 0, 1) == pytest.approx(0.9)
 
 
+def test_the_teacher_of_a_short_run_looks_back_a_share_of_it_and_that_of_a_long_one_as_it_is_told():
+    config = EmaConfig(start=0.996, end=1.0, memory=0.05)
+    assert momentum(config, 0, 300) == pytest.approx(1 - 1 / 15)
+    assert momentum(config, 299, 300) == pytest.approx(1.0)
+    assert momentum(config, 0, 10) == 0.0  # half a step
+    plain = EmaConfig(start=0.996, end=1.0)
+    for step in (0, 777, 4999):
+        assert momentum(config, step, 5000) == pytest.approx(momentum(plain, step, 5000))
+    assert momentum(plain, 0, 10) == pytest.approx(0.996)
+    with pytest.raises(ConfigError, match="ema.memory must be in"):
+        EmaConfig(memory=1.1)
+
+
 @pytest.mark.parametrize(("start", "end", "name"), [(-0.1, 1.0, "start"), (0.9, 0.8, "end"), (0.9, 1.1, "end")])
 def test_momenta_that_are_none_are_refused(start, end, name):
     with pytest.raises(ConfigError, match=f"ema.{name} must be in"):

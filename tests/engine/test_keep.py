@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from voxscale.engine.checkpoint import step_of, superseded
 from voxscale.errors import system_error_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,3 +54,29 @@ def test_each_trouble_with_files_has_its_own_remedy_and_no_path(number, help_):
     assert re.match(rf"files must be readable and writable, but: {os.strerror(number)}; .*{help_}", said)
     assert "patient" not in said
     assert ("free some disk" in said) == (number == errno.ENOSPC)
+
+
+def saved(folder: Path, step: int, in_a_row: int | None) -> Path:
+    """A checkpoint of a step as far as keeping goes; None: its state cannot be read."""
+    path = folder / f"step-{step:08d}"
+    path.mkdir()
+    state = {"position": {"step": step, "extra": {"guard": {"in_a_row": in_a_row}}}}
+    (path / "state.json").write_text("{" if in_a_row is None else json.dumps(state))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "every", "gone"),
+    [
+        ({2: 0, 4: 0, 6: 0}, 0, [2]),
+        ({2: 0, 4: 0, 6: 1}, 0, []),  # 2 and 4 may have to be gone back to, 6 is where the run goes on
+        ({2: 0, 4: 0, 6: 1, 7: 2}, 0, [6]),
+        ({2: 0, 4: 0, 6: 1, 8: 0}, 0, [2, 6]),
+        ({2: 0, 4: None, 6: 0, 8: 0}, 0, [2]),  # one that cannot be read is neither counted nor deleted
+        ({2: 0, 4: 0, 6: 0, 8: 0, 9: 1}, 4, [2]),
+        ({2: 0, 3: 1, 4: 1, 6: 0, 8: 0, 10: 0}, 4, [2, 3, 6]),
+    ],
+)
+def test_good_checkpoints_stay_beside_suspected_ones(tmp_path, rows, every, gone):
+    found = [saved(tmp_path, step, in_a_row) for step, in_a_row in rows.items()]
+    assert sorted(map(step_of, superseded(found, 2, every))) == gone

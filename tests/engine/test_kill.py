@@ -3,6 +3,8 @@
 import pytest
 from forked_ranks import POINTS, kill_and_go_on, launch, losses
 
+from voxscale.engine.checkpoint import read_about
+
 
 def test_five_killed_runs_of_one_rank_go_on_with_the_same_bits(tmp_path):
     """In a forward pass, half a file, between files, after the manifest, before the name."""
@@ -27,9 +29,20 @@ def test_fifty_killed_runs_of_two_ranks_go_on_with_the_same_bits(tmp_path, stage
 
 
 @pytest.mark.slow
-def test_one_two_and_four_ranks_follow_one_another_at_any_stage(tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert launch(whole, 1, "1", {})
-    for world, stage, count in [(1, "0", 2), (2, "1", 2), (4, "3", 1), (2, "2", 1)]:
-        launch(run, world, stage, {0: ("renamed", count)} if world != 2 or stage != "2" else {})
+@pytest.mark.parametrize(
+    ("starts", "batch"),
+    [
+        ([(1, "0", 1), (2, "1", 1), (4, "3", 1), (2, "2", 0)], 4),
+        ([(1, "1", 1), (2, "2", 1), (3, "3", 1), (1, "1", 0)], 6),
+    ],
+    ids=["1-2-4-2", "1-2-3-1"],
+)
+def test_other_numbers_of_ranks_follow_one_another_at_other_stages(tmp_path, starts, batch):
+    whole, run, steps = tmp_path / "whole", tmp_path / "run", 12
+    assert launch(whole, 1, "1", {}, steps=steps, batch=batch)
+    for world, stage, count in starts:
+        ended = launch(run, world, stage, {0: ("renamed", count)} if count else {}, steps=steps, batch=batch)
+        assert ended == (count == 0), (run / "out-0.txt").read_text()
+        about = read_about(max((run / "checkpoints").glob("step-*")))
+        assert (about["world_size"], about["zero_stage"]) == (world, int(stage))
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)  # sums over a batch are split differently

@@ -27,6 +27,20 @@ def test_a_step_without_memory_names_tensors_and_levers(ranks, tmp_path):
     assert said.index("recompute") < said.index("more ranks")  # activations are the most here
 
 
+@pytest.mark.parametrize("where", ["layer", "other"])
+def test_a_probe_without_memory_names_tensors_and_its_own_levers(ranks, tmp_path, where):
+    (output,) = ranks(WORKER, 1, str(tmp_path), where, expect=1)
+    said = next(line for line in output.splitlines() if "TrainingError: memory must hold" in line)
+    place = "in layer 0 (Conv3d)" if where == "layer" else "outside of the network's layers"
+    assert f"memory must hold the probe after step 0, but ran out {place}. Held on this rank: weights 0.00 GB" in said
+    largest = said.split("Largest: ")[1]
+    assert largest.startswith("tensor images of observe [8, 1, 64, 64, 64] 8.4 MB; ")
+    assert largest.count("8.4 MB") == 1  # the same tensor has other names in the layers
+    less = "make micro-batches smaller (engine.accumulate, now 1), as a pass has as many images as in training"
+    own = "look at less (probe.patches, now 32)"
+    assert said.endswith(f"{less}; {own}" if where == "layer" else f"{own}; {less}")
+
+
 def test_a_start_without_memory_says_what_the_states_need(ranks, tmp_path):
     (output,) = ranks(WORKER, 1, str(tmp_path), "start", expect=1)
     said = next(line for line in output.splitlines() if "TrainingError: memory must hold the states" in line)
@@ -35,7 +49,25 @@ def test_a_start_without_memory_says_what_the_states_need(ranks, tmp_path):
         "ran out while training started: 33.6 million weights with their optimizer's states take at least 0.54 GB"
         in said
     )
+    assert "Largest: weight weight [4096, 8192] 134.2 MB. " in said
     assert "use more ranks with engine.zero_stage 3, or a smaller model" in said
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("restore", "the optimizer's states of a checkpoint"),
+        ("teacher", "a teacher, whose network is whole on every rank"),
+        ("snapshot", "a snapshot of step 1 in host memory"),
+    ],
+)
+def test_states_beside_the_steps_without_memory_are_named_too(ranks, tmp_path, where, what):
+    (output,) = ranks(WORKER, 1, str(tmp_path), where, expect=1)
+    said = next(line for line in output.splitlines() if "TrainingError: memory must hold" in line)
+    assert f"memory must hold {what}, but ran out beside the steps. Held on this rank: weights 0.03 GB" in said
+    assert "Largest: " in said
+    assert "weight weight [2048, 4096] 33.6 MB" in said
+    assert said.endswith("use more ranks with engine.zero_stage 3, or a smaller model")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Parameter groups: every weight in one of them, decay told by the kind of layer, rates by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 from models.presets import PRESETS, preset
@@ -7,10 +9,12 @@ from torch import nn
 
 from voxscale.engine.config import OptimConfig
 from voxscale.engine.optim import build_optimizer, layers_by_name, parameter_groups
+from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.vit import ViTConfig
 
 CONFIG = OptimConfig(weight_decay=0.1, layer_decay=0.5, head_lr=3.0)
+HEADLESS = dataclasses.replace(CONFIG, head_lr=1.0)
 DECAYED = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -29,7 +33,7 @@ def by_name(model: nn.Module, config: OptimConfig, heads: tuple[str, ...] = ()) 
 @pytest.mark.parametrize("name", PRESETS)
 def test_only_weights_of_convolutions_and_linear_layers_decay_and_layers_have_their_rates(name):
     model = build(preset(name), "meta")
-    found = by_name(model, CONFIG)
+    found = by_name(model, CONFIG if model.head_prefixes else HEADLESS)
     want = {f"{at}.weight" for at, module in model.named_modules() if isinstance(module, DECAYED)}
     first = {id(p): key for key, p in model.named_parameters()}  # a weight may stand at several places
     want = {first[id(model.get_parameter(key))] for key in want}
@@ -44,15 +48,15 @@ def test_only_weights_of_convolutions_and_linear_layers_decay_and_layers_have_th
 
 
 def test_rates_by_hand():
-    vit = by_name(build(preset("vit_b"), "meta"), CONFIG)  # patches, 12 blocks, the last norm
+    vit = by_name(build(preset("vit_b"), "meta"), HEADLESS)  # patches, 12 blocks, the last norm
     assert vit["norm.weight"] == (0.0, 1.0)
     assert vit["blocks.11.qkv.weight"] == (0.1, 0.5)
     assert vit["blocks.0.qkv.bias"] == (0.0, 0.5**12)
     assert vit["registers"] == (0.0, 0.5**13)
     assert vit["patch_embed.weight"] == (0.1, 0.5**13)
-    timm = by_name(build(preset("vit_b_timm"), "meta"), CONFIG)
+    timm = by_name(build(preset("vit_b_timm"), "meta"), HEADLESS)
     assert timm["net.pos_embed"] == timm["net.cls_token"] == (0.0, 0.5**13)
-    resnet = by_name(build(preset("resnet50"), "meta"), CONFIG)
+    resnet = by_name(build(preset("resnet50"), "meta"), HEADLESS)
     assert resnet["net.conv1.weight"] == (0.1, 0.5**4)
     assert resnet["net.layer4.2.bn3.weight"] == (0.0, 1.0)
 
@@ -108,4 +112,13 @@ def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(kind):
 def test_frozen_parameters_are_in_no_group():
     model = Student()
     model.stem.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(model, CONFIG)) == 8
+    assert sum(len(group["params"]) for group in parameter_groups(model, HEADLESS)) == 8
+
+
+def test_a_rate_of_heads_is_refused_where_there_are_none():
+    with pytest.raises(ConfigError, match=r"^optim\.head_lr must be 1 for a network without heads, not 3\.0$"):
+        parameter_groups(build(preset("vit_b"), "meta"), CONFIG)
+    frozen = Student()
+    frozen.head.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"optim\.head_lr"):
+        parameter_groups(frozen, CONFIG, ("head.",))

@@ -1,5 +1,6 @@
 """Metrics reach the file whatever W&B does."""
 
+import itertools
 import json
 import threading
 import time
@@ -44,6 +45,31 @@ def test_a_full_disk_holds_lines_up_and_loses_none(tmp_path, caplog):
         tracker.log({"step": 5})
     tracker.close()
     assert rows(tmp_path)[4:] == [{"step": 5}]
+
+
+def test_a_disk_that_stays_full_costs_old_lines_no_more_memory_and_they_are_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(module, "HELD_LINES", 16)
+    tracker = Tracker(tmp_path, TrackerConfig(wandb=False), {}, 0)
+    with limited_files(1):
+        for step in range(1, 101):
+            tracker.log({"step": step})
+            assert len(tracker._held) <= 16
+    tracker.log({"step": 101})
+    steps = [row["step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-9:] == list(range(93, 102))  # the newer half is whole
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    assert gaps == sorted(gaps, reverse=True)  # the older, the sparser
+    said = f"metrics are written again; {101 - len(steps)} lines of the time between are missing, as at most 16 are"
+    assert said in caplog.text
+    caplog.clear()
+    tracker.log({"step": 102})
+    with limited_files(1):
+        for step in range(103, 153):
+            tracker.log({"step": step})
+        tracker.close()
+    assert "the last 50 lines of metrics could not be written" in caplog.text
 
 
 def test_lines_that_never_could_be_written_are_counted_at_the_end(tmp_path, caplog):

@@ -1,7 +1,8 @@
 """Two ranks train until one is lost: python worker_lost.py FOLDER HOW PATIENCE SILENCE
 
 HOW: stop or kill (signals that rank 1 sends itself in a forward pass), hang (rank 1 reads data for ever), fail
-(rank 1 meets an error of its own).
+(rank 1 meets an error of its own), alone (rank 1 enters a collective that rank 0 never does), apart (each enters one
+that the other does not).
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as td
 from small import CLIP, OPTIM, batches, make, objective, scratch
 from torch import nn
 
@@ -27,15 +29,18 @@ from voxscale.log import setup
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 watch = WatchConfig(patience_s=float(sys.argv[3]), silence_s=float(sys.argv[4]))
+groups: list[td.ProcessGroup] = []
 torch.set_num_threads(1)
 
 
 def lost(batch: Batch) -> None:
-    if dist.rank() != 1 or batch.indices[0] < 3 * 8:
+    if (dist.rank() != 1 and how != "apart") or batch.indices[0] < 3 * 8:
         return
     (folder / "lost_at").write_text(str(time.time()))
     if how in ("stop", "kill"):
         os.kill(os.getpid(), {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[how])
+    if how in ("alone", "apart"):
+        td.barrier(groups[dist.rank()])
     if how == "fail":
         raise DataError("shard must be whole, not cut", "cut")
 
@@ -57,6 +62,7 @@ def reading() -> Iterator[Batch]:
 def work() -> None:
     setup()
     dist.start()
+    groups.extend(td.new_group([0, 1]) for _ in range(2))
     run = scratch(folder)
     net = make("tiny")
     weights = {key: p.detach().clone() for key, p in net.named_parameters()}

@@ -5,6 +5,7 @@ device, and a narrow twin from the same builder stands in for its values.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -187,6 +188,10 @@ def test_odd_sizes_are_refused_with_the_nearest_legal_one(name: str) -> None:
         model(torch.empty(1, model.config.in_channels, *odd, device="meta"))
     assert f"nearest: {legal}" in str(error.value)
     assert model.legal_size(legal) == legal
+    away = sum(abs(a - b) for a, b in zip(odd, legal, strict=True))
+    for moved in itertools.product(range(1 - away, away), repeat=model.dims):
+        size = tuple(n + by for n, by in zip(odd, moved, strict=True))
+        assert sum(map(abs, moved)) >= away or model.legal_size(size) != size, size
     model(torch.empty(1, model.config.in_channels, *legal, device="meta"))
     with pytest.raises(ConfigError, match=rf"^model\.input_size must be {model.dims} numbers"):
         model(torch.empty(1, model.config.in_channels, *legal, 32, device="meta"))

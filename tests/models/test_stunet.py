@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -207,7 +208,7 @@ def test_size_that_does_not_fit_the_strides_is_refused(size: tuple[int, int, int
 def test_single_voxel_bottleneck_is_refused(training: bool) -> None:
     model = STUNet(STUNetConfig(width=2, depth=1), "meta").train(training)
     with pytest.raises(
-        ConfigError, match=r"more than one voxel at the deepest stage .*\(64, 64, 64\).* not \(32, 32, 32\)"
+        ConfigError, match=r"more than one voxel at the deepest stage .*\(32, 32, 64\).* not \(32, 32, 32\)"
     ):
         model.features(torch.zeros(2, 1, 32, 32, 32, device="meta"))
 
@@ -230,15 +231,17 @@ def test_legal_size_by_hand(size: tuple, strides: tuple, legal: tuple) -> None:
     size=st.tuples(*[st.integers(1, 300)] * 3),
     strides=st.tuples(*[st.tuples(*[st.integers(1, 3)] * 3)] * 5),
 )
-def test_legal_size_is_legal_and_near(size: tuple, strides: tuple) -> None:
+def test_legal_size_is_legal_and_none_is_nearer(size: tuple, strides: tuple) -> None:
     legal = legal_size(size, strides)
     assert legal_size(legal, strides) == legal
     product = [math.prod(axis) for axis in zip(*strides, strict=True)]
     deepest = [n // factor for n, factor in zip(legal, product, strict=True)]
     assert all(n % factor == 0 for n, factor in zip(legal, product, strict=True))
     assert max(deepest) > 1
-    if max(deepest) > 2:  # not doubled to keep more than one voxel
-        assert all(2 * abs(n - want) <= f or n == f for n, want, f in zip(legal, size, product, strict=True))
+    near = itertools.product(*[[max(n // f + i, 1) * f for i in range(3)] for n, f in zip(size, product, strict=True)])
+    able = [other for other in near if other != tuple(product)]
+    ways = [sum(abs(n - want) for n, want in zip(other, size, strict=True)) for other in [legal, *able]]
+    assert ways[0] == min(ways)
 
 
 def test_initialisation_is_he_normal_and_reproducible() -> None:
@@ -314,3 +317,15 @@ def test_channels_last_norm_equals_the_instance_norm_of_torch(batch: int) -> Non
     (got**3).sum().backward()
     (want**3).sum().backward()
     torch.testing.assert_close(last.grad, x.grad)
+
+
+@pytest.mark.parametrize(("dtype", "side", "most"), [(torch.float32, 64, 1e-6), (torch.bfloat16, 192, 1e-3)])
+def test_channels_last_norm_is_as_exact_as_the_plain_one(dtype: torch.dtype, side: int, most: float) -> None:
+    """torch's channels-last batch norm adds up voxels one by one: the deviation of many of them comes out wrong."""
+    x = torch.randn(1, 2, side, side, side, generator=torch_generator(0)).to(dtype)
+    norm = nn.InstanceNorm3d(2, affine=True).to(dtype)
+    with torch.no_grad():
+        found = instance_norm(x.contiguous(memory_format=torch.channels_last_3d), norm).double()
+    truth = torch.nn.functional.instance_norm(x.double())
+    # The share of the truth in what is found: rounding of single voxels averages out, a wrong deviation does not.
+    assert float((found * truth).sum() / truth.square().sum()) == pytest.approx(1, abs=most)

@@ -150,11 +150,10 @@ def test_operations_of_the_transposed_form() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         block(y, skip)
     fine, coarse = 16**3, 8**3
-    want = 2 * conv_flops(3, 3, 27, fine) + conv_flops(
-        3, 3, 1, fine
-    )  # of the skip features, and the second convolution
-    want += conv_flops(3, 3, 64, coarse) + conv_flops(3, 3, 8, coarse)
-    want += 2 * 9 * (27 * 64 + 8)  # sums of weights
+    # Of the skip features, and the second convolution; then of those to enlarge.
+    want = 2 * conv_flops(3, 3, 27, fine) + conv_flops(3, 3, 1, fine)
+    want += conv_flops(3, 3, 64, coarse) + conv_flops(3, 3, 1, coarse)
+    want += 2 * 9 * 27 * 64  # sums of weights
     assert counter.get_total_flops() == want
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,15 +102,51 @@ def _unchanged(path: Path, known: dict[str, Any]) -> bool:
         return False
 
 
-def latest(run: Path) -> Path | None:
+def suspected(checkpoint: Path) -> bool | None:
+    """Whether it was saved within a row of bad steps, whose cause its weights may be; None if it cannot be read."""
+    try:
+        about: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+        return about["position"]["extra"].get("guard", {}).get("in_a_row", 0) > 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def superseded(found: Sequence[Path], keep: int, every: int) -> list[Path]:
+    """Which checkpoints are not needed any more.
+
+    The `keep` newest good ones are, as a run may have to go back to them, and a suspected one while it is the newest.
+
+    Args:
+        found: Checkpoints by step.
+        keep: How many good ones are kept; one that cannot be read is not counted, and is never deleted.
+        every: Those of multiples of this step are kept for good; 0 keeps none so.
+    """
+    out: list[Path] = []
+    good = 0
+    for checkpoint in reversed(found):
+        for_good = every > 0 and step_of(checkpoint) % every == 0
+        if for_good and good >= keep:
+            continue
+        state = suspected(checkpoint)
+        needed = for_good or state is None or (checkpoint == found[-1] if state else good < keep)
+        out += [] if needed else [checkpoint]
+        good += state is False
+    return out
+
+
+def latest(run: Path, *, trusted: bool = False) -> Path | None:
     """The newest undamaged checkpoint of a run, or None if the run has none at all.
 
     A damaged one is named in a warning and passed over; it is never deleted.
 
+    Args:
+        run: Run folder.
+        trusted: Whether those that were saved within a row of bad steps do not count.
+
     Raises:
         CheckpointError: If there are checkpoints but every one is damaged.
     """
-    found = steps(run)
+    found = [path for path in steps(run) if not (trusted and suspected(path))]
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
@@ -183,14 +219,17 @@ def restore(checkpoint: Path, engine: Engine, optim: OptimConfig) -> Position:
 
     Raises:
         CheckpointError: If the buffers are not the model's own.
+        TrainingError: If memory runs out.
     """
     # Reading needs no DeepSpeed, so weights are exported where it is not installed.
+    from voxscale.engine.memory import explained_states
     from voxscale.engine.state import make_moments, write_buffers, write_moment
 
     about = read_about(checkpoint)
-    make_moments(engine, moment_names(optim), about["updates"])
-    for moment in moment_names(optim):
-        write_moment(engine, moment, stored(checkpoint, moment))
+    with explained_states(engine, "the optimizer's states of a checkpoint"):
+        make_moments(engine, moment_names(optim), about["updates"])
+        for moment in moment_names(optim):
+            write_moment(engine, moment, stored(checkpoint, moment))
     write_buffers(engine, own_buffers(stored(checkpoint, "buffers"), dist.rank()))
     states = stored(checkpoint, "rng")
     own = f"rank{dist.rank()}"

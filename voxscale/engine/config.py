@@ -64,8 +64,8 @@ class OptimConfig:
         lr: Peak learning rate.
         weight_decay: On weights; norms and biases are not decayed.
         layer_decay: Each layer's rate is this times that of the layer above it (Clark et al. 2020, ELECTRA,
-            appendix A); 1 gives all the same rate.
-        head_lr: Rate of the heads as a multiple of `lr`.
+            appendix A); 1 gives all the same rate. The top layer below the heads has `lr`.
+        head_lr: Rate of the heads as a multiple of `lr`; in pretraining the objectives' heads.
         momentum: Of `sgd`.
         betas: Of `adamw`.
         schedule: `cosine` to 0, `poly` with exponent 0.9 to 0, or `halving` four times, in equal intervals.
@@ -99,15 +99,20 @@ class EmaConfig:
     Attributes:
         start: Momentum at the first step.
         end: Momentum at the last step; between them it rises as half a cosine (Grill et al. 2020, BYOL, section 3.2).
+        memory: Share of the run that the average looks back at the start, at most: the first momentum is no more than
+            `1 - 1 / (memory * steps)`, so that in a short run the teacher is not the untrained network to the end.
+            Runs of more than `1 / (memory * (1 - start))` steps are not changed by it, nor is any by 0.
     """
 
     start: float = 0.996
     end: float = 1.0
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges; raises `ConfigError`."""
         require(0 <= self.start <= 1, "ema.start", "in [0, 1]", self.start)
         require(self.start <= self.end <= 1, "ema.end", f"in [{self.start}, 1]", self.end)
+        require(0 <= self.memory <= 1, "ema.memory", "in [0, 1]", self.memory)
 
 
 @config
@@ -139,7 +144,9 @@ class WatchConfig:
 
     Attributes:
         patience_s: Seconds that a rank may spend in one phase of a step (data, forward, backward, optimizer,
-            checkpoint, probe), in reading first weights or in starting the engine before it counts as hung.
+            checkpoint, probe), of the start (meeting the others, inputs, weights, engine, state) or of what follows
+            training (test, score, pictures) without entering a collective, or doing a window or a case there, before it
+            counts as hung; outside of training a minute or this, if longer, is what others wait for it to come.
         silence_s: Seconds without any sign of life from a rank's process before it counts as stopped or dead.
     """
 
@@ -179,7 +186,8 @@ class LoopConfig:
         batch: Samples per step over all ranks and accumulated micro-batches.
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints; the last step always saves one.
-        keep: Newest checkpoints kept, at least 2 so that a damaged newest one has a predecessor.
+        keep: Newest checkpoints kept, at least 2 so that a damaged newest one has a predecessor; one that a signal had
+            saved within a row of bad steps is kept beside them while it is the newest.
         keep_every: Checkpoints of steps that are a multiple of this are kept for good; 0 keeps none so.
         guard: Bad steps.
         watch: Lost ranks.

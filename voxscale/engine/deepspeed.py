@@ -103,7 +103,7 @@ def start_engine(
     load_ops()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     count = sum(p.numel() for p in model.parameters())
-    with explained_start(count, len(moment_names(optim)), engine):
+    with explained_start(model, len(moment_names(optim)), engine):
         if engine.weights_last == "on":  # in the number type that DeepSpeed would give them, so that none is held twice
             turn_convolutions(model, torch.bfloat16 if engine.precision == "bf16" else torch.float32)
         with _quiet():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from voxscale.engine.checkpoint import stored
 from voxscale.engine.config import EmaConfig
+from voxscale.engine.memory import explained_states
 from voxscale.engine.norm import mend_batch_norms
 from voxscale.engine.pieces import Piece
 from voxscale.engine.pooling import mend_pools
@@ -30,12 +31,13 @@ def momentum(config: EmaConfig, step: int, steps: int) -> float:
     """Weight of the old average in the update after one step.
 
     Args:
-        config: First and last value.
+        config: First and last value, and how far back the average may look at the start.
         step: 0-based step.
         steps: Steps of the whole run.
     """
     done = step / max(steps - 1, 1)
-    return config.end - (config.end - config.start) * 0.5 * (1 + math.cos(math.pi * done))
+    most = 1 - 1 / max(config.memory * steps, 1) if config.memory else 1.0
+    return config.end - (config.end - min(config.start, most)) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Teacher:
@@ -53,17 +55,19 @@ class Teacher:
 
     Raises:
         CheckpointError: If the module's parameters are not the engine's.
+        TrainingError: If memory runs out.
     """
 
     def __init__(self, engine: Engine, config: EmaConfig, steps: int, module: nn.Module) -> None:
         self._engine, self._config, self._steps = engine, config, steps
-        self._slices: list[tuple[Slice, Tensor]] = [
-            (part, value.detach().float().clone()) for part, value in master_slices(engine)
-        ]
         dtype = next(engine.module.parameters()).dtype
-        self.module = module.to(engine.device).requires_grad_(False).eval()
-        for p in self.module.parameters():  # not buffers, as DeepSpeed leaves them too
-            p.data = p.data.to(dtype)
+        with explained_states(engine, "a teacher, whose network is whole on every rank"):
+            self._slices: list[tuple[Slice, Tensor]] = [
+                (part, value.detach().float().clone()) for part, value in master_slices(engine)
+            ]
+            self.module = module.to(engine.device).requires_grad_(False).eval()
+            for p in self.module.parameters():  # not buffers, as DeepSpeed leaves them too
+                p.data = p.data.to(dtype)
         mend_batch_norms(self.module)
         mend_pools(self.module)
         shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}

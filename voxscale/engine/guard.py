@@ -83,6 +83,7 @@ class Guard:
         norm: Gradient norm of the last step over all ranks, before clipping.
         skipped: Steps skipped so far.
         in_a_row: Steps skipped since the last good one.
+        back_to: Step of the checkpoint that the run last went back to; -1 if it never did.
     """
 
     def __init__(self, config: GuardConfig, engine: Engine, run: Path, state: dict[str, Any]) -> None:
@@ -95,6 +96,7 @@ class Guard:
         self._moved_on: bool = state.get("moved_on", False)
         self.skipped: int = state.get("skipped", 0)
         self.in_a_row: int = state.get("in_a_row", 0)
+        self.back_to: int = state.get("back_to", -1)
         self.norm = self._loss = math.nan
         self._told: list[Bad] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -109,6 +111,7 @@ class Guard:
             "moved_on": self._moved_on,
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
+            "back_to": self.back_to,
         }
 
     def begin(self) -> None:
@@ -186,6 +189,7 @@ class Guard:
     def gone_back(self, step: int, to: int) -> None:
         """Note that the weights are those of the checkpoint of step `to` again."""
         self._went_back, self._moved_on, self.in_a_row = True, False, 0
+        self.back_to = to
         if dist.rank() == 0:
             log.warning(
                 "went back to the weights of step %d after %d bad steps in a row; the samples of steps %d to %d are "

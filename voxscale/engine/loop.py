@@ -1,7 +1,7 @@
 """The training loop: the only one, for every objective and every stage."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -15,20 +15,20 @@ from voxscale.engine.checkpoint import Position
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.deepspeed import set_learning_rate
 from voxscale.engine.guard import Guard
-from voxscale.engine.memory import Ledger, explained
+from voxscale.engine.memory import Ledger, explained, explained_look, explained_states
 from voxscale.engine.meter import Meter, own_peak
 from voxscale.engine.pieces import Piece
 from voxscale.engine.profile import Profiler
 from voxscale.engine.run import find_checkpoint
 from voxscale.engine.saver import Saver
 from voxscale.engine.schedule import learning_rate
-from voxscale.engine.signals import StopRequest, listening, name_of
 from voxscale.engine.state import write_weights
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
-from voxscale.engine.watchdog import Watch
+from voxscale.engine.watchdog import RanksWatch, Watch
 from voxscale.errors import PreemptedError, TrainingError
 from voxscale.progress import Progress
+from voxscale.signals import StopRequest, listening, name_of
 
 Objective = Callable[[Engine, Batch], tuple[Losses, int]]
 """Maps an engine and a batch on its device to losses and the number of voxels the network saw."""
@@ -53,6 +53,11 @@ class Follower(Protocol):
 class Observer(Protocol):
     """What looks at the network between steps and leaves it as it is, such as probes."""
 
+    @property
+    def levers(self) -> Sequence[str]:
+        """What makes it need less memory, in words."""
+        ...
+
     def due(self, step: int) -> bool:
         """Whether to look after so many steps; the same on all ranks."""
         ...
@@ -76,6 +81,7 @@ def train(
     follower: Follower | None = None,
     flops: float = 0.0,
     observer: Observer | None = None,
+    starting: RanksWatch | None = None,
 ) -> None:
     """Train from `start` to the last step.
 
@@ -95,6 +101,7 @@ def train(
         follower: Told of every update of the weights, saved with them, and taken back with them.
         flops: Floating-point operations of one sample's training step, for TFLOP/s; 0 if they are not known.
         observer: Looks at the network before the first step and between steps.
+        starting: What has watched the ranks until now; it is closed.
 
     Raises:
         TrainingError: If steps are bad again and again, memory runs out or the last checkpoint cannot be written.
@@ -111,10 +118,15 @@ def train(
         Watch(run, loop.watch, start.step) as watch,
         Profiler(run, loop.profile) as profiler,
     ):
+        if starting is not None:
+            starting.close()
         if follower is not None:
             saver.add(follower.pieces)
         if observer is not None and start.step == 0:
-            look_at(observer, 0, watch, meter, tracker)
+            look_at(observer, 0, engine, watch, meter, tracker)
+        watch.at("collective")
+        if stop := asked_to_stop(request):
+            raise PreemptedError(f"{name} was ended by {stop} before its first step; start it again to go on", stop)
         for step in range(start.step, loop.steps):
             profiler.begin(step)
             lr = learning_rate(optim, step, loop.steps)
@@ -136,8 +148,8 @@ def train(
                     follower.update(step)
             elif guard.must_go_back:
                 watch.at("checkpoint")
-                saver.finish()
-                go_back(engine, guard, optim, run, step, follower)
+                saver.settle()  # if that save failed, there is an older one
+                saver.gone_back(go_back(engine, guard, optim, run, step, follower))
             done = step + 1
             watch.at("collective")
             stop = asked_to_stop(request)
@@ -146,14 +158,15 @@ def train(
                 if tracker is not None:
                     tracker.log(row)
             if observer is not None:
-                look_at(observer, done, watch, meter, tracker)
+                look_at(observer, done, engine, watch, meter, tracker)
             # Within a row of bad steps nothing is saved: the weights are suspected.
             if (done % loop.checkpoint_every == 0 and not guard.in_a_row) or done == loop.steps or stop:
                 watch.at("checkpoint")
                 began = time.monotonic()
-                saver.save(Position(done, done * loop.batch, {"guard": guard.saved()}))
+                with explained_states(engine, f"a snapshot of step {done} in host memory"):
+                    saver.save(Position(done, done * loop.batch, {"guard": guard.saved()}))
                 meter.saved += time.monotonic() - began
-            if stop and done < loop.steps:
+            if stop:
                 end_early(saver, name, stop, done)
             bar.advance(1, note=f"loss {loss:.3f}")
         watch.at("checkpoint")
@@ -197,13 +210,14 @@ def forward_and_backward(
     return parts
 
 
-def look_at(observer: Observer, step: int, watch: Watch, meter: Meter, tracker: Tracker | None) -> None:
+def look_at(observer: Observer, step: int, engine: Engine, watch: Watch, meter: Meter, tracker: Tracker | None) -> None:
     """Have an observer look, if it wants to, and log what it saw."""
     if not observer.due(step):
         return
     watch.at("probe", step)
     began = time.monotonic()
-    row = observer.observe(step)
+    with explained_look(engine, f"the probe after step {step}", observer.levers):
+        row = observer.observe(step)
     meter.probed += time.monotonic() - began
     if tracker is not None:
         tracker.log({"step": step} | row)
@@ -229,20 +243,28 @@ def end_early(saver: Saver, name: str, stop: str, done: int) -> NoReturn:
     raise PreemptedError(f"{name} was ended by {stop} after step {done}: {state}; start it again to go on", stop)
 
 
-def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: int, follower: Follower | None) -> None:
-    """Take weights, moments and what follows them from the last checkpoint; the data go on behind the bad samples.
+def go_back(engine: Engine, guard: Guard, optim: OptimConfig, run: Path, step: int, follower: Follower | None) -> int:
+    """Take weights, moments and what follows them from the last good checkpoint; the data go on behind the bad samples.
+
+    One that a signal had saved within the row is passed over: its weights are suspected.
 
     All samples since that checkpoint are left behind with them, as those just
     before a divergence are part of its cause (Chowdhery et al. 2022, PaLM, section 5.1).
 
+    Returns:
+        Step of that checkpoint.
+
     Raises:
-        TrainingError: If there is no checkpoint yet.
+        TrainingError: If there is no good checkpoint yet, or the run went back to it before.
     """
-    found = find_checkpoint(run)
+    found = find_checkpoint(run, trusted=True)
     if found is None:
-        raise TrainingError(guard.diagnosis("there is no checkpoint yet to go back to"))
+        raise TrainingError(guard.diagnosis("there is no good checkpoint yet to go back to"))
+    if checkpoint.step_of(found) == guard.back_to:  # no save has worked since
+        raise TrainingError(guard.diagnosis(f"the run had already gone back to its last checkpoint, {found.name}"))
     write_weights(engine, checkpoint.load_weights(found))
     to = checkpoint.restore(found, engine, optim).step
     if follower is not None:
         follower.restore(found)  # after the buffers, which it takes over from the engine
     guard.gone_back(step, to)
+    return to

@@ -13,6 +13,7 @@ from torch import Tensor
 from voxscale import dist
 from voxscale.engine.config import Precision
 from voxscale.engine.types import Engine
+from voxscale.stopwatch import SOLVER
 
 # Second-hand: no data sheet was read for this table. [C] GPU_AVAILABLE_FLOPS of mosaicml/composer,
 # composer/callbacks/speed_monitor.py at 003ec03; [L] _CUDA_FLOPS of Lightning-AI/pytorch-lightning,
@@ -86,6 +87,7 @@ class Meter:
         self._samples = self._voxels = 0
         self._since = self._began = time.monotonic()
         self.waited = self.saved = self.probed = 0.0
+        SOLVER.take()  # what was solved before the run
 
     def add(self, losses: Mapping[str, Tensor], samples: int, voxels: int) -> None:
         """Count one micro-batch of this rank; the losses stay on their device until the next line."""
@@ -103,8 +105,9 @@ class Meter:
         names = sorted(self._sums)  # the same on all ranks, as steps are skipped by all or none
         seconds = max(time.monotonic() - self._since, 1e-9)
         local = [float(self._sums[n]) for n in names]
-        local += [self._count, self._samples, self._voxels, self.waited, self.saved, self.probed, peak_rss_gb()]
-        *sums, count, samples, voxels, waited, saved, probed, rss = dist.total([float(v) for v in local])
+        local += [self._count, self._samples, self._voxels, self.waited, self.saved, self.probed]
+        local += [SOLVER.take(), peak_rss_gb()]
+        *sums, count, samples, voxels, waited, saved, probed, solved, rss = dist.total([float(v) for v in local])
         row: dict[str, Any] = {"step": step}
         row |= {name: value / count for name, value in zip(names, sums, strict=True)}
         shared = seconds * dist.world_size()
@@ -121,6 +124,8 @@ class Meter:
         }
         if probed:
             row["probe_wait"] = probed / shared
+        if solved:
+            row["solver_share"] = solved / shared
         if self._flops:
             row["tflops"] = self._flops * samples / shared / 1e12
             if self._peak:

@@ -2,13 +2,31 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from voxscale.config import require
 from voxscale.engine.config import OptimConfig
-from voxscale.models.interface import Backbone
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A network that says itself which layers it has, such as a backbone."""
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """What the names of all weights of the heads start with."""
+        ...
+
+    def parameter_layers(self) -> dict[str, int]:
+        """The layer of each parameter, 0 at the input."""
+        ...
+
+    def no_decay(self) -> frozenset[str]:
+        """Names of parameters that weight decay should leave alone."""
+        ...
 
 
 def layers_by_name(model: nn.Module) -> dict[str, int]:
@@ -33,20 +51,24 @@ def parameter_groups(model: nn.Module, config: OptimConfig, heads: tuple[str, ..
     `layer_decay` times that of the one above.
 
     Args:
-        model: The network; a backbone says itself which layers it has and what is not to be decayed.
+        model: The network; of one that does not say which layers it has, they are told by names.
         config: Weight decay and factors of the rate.
-        heads: What the names of the heads' weights start with; by default what a backbone says.
+        heads: What the names of the heads' weights start with; by default what the network says.
 
     Returns:
         Groups with `params`, `weight_decay` and `lr_scale`, the factor of their learning rate.
+
+    Raises:
+        ConfigError: If there is a rate for heads, but no head to be trained.
     """
-    if isinstance(model, Backbone):
+    if isinstance(model, Layered):
         layers, still, heads = model.parameter_layers(), model.no_decay(), heads or model.head_prefixes
     else:
         layers = layers_by_name(model)
-        own = getattr(model, "no_decay", None)  # of a network that is not a backbone itself but has one
-        still = own() if own else frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
+        still = frozenset(name for name, p in model.named_parameters() if p.ndim <= 1)
     scales = _scales(layers, config, heads)
+    trained = any(p.requires_grad and name.startswith(heads or ("\0",)) for name, p in model.named_parameters())
+    require(config.head_lr == 1 or trained, "optim.head_lr", "1 for a network without heads", config.head_lr)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:

@@ -81,8 +81,12 @@ def _differences(have: Any, want: Any, where: str = "") -> Iterator[str]:
         yield where
 
 
-def find_checkpoint(run: Path) -> Path | None:
+def find_checkpoint(run: Path, *, trusted: bool = False) -> Path | None:
     """The checkpoint to go on from, the same on every rank.
+
+    Args:
+        run: Run folder.
+        trusted: Whether those that were saved within a row of bad steps do not count.
 
     Raises:
         CheckpointError: On every rank, if all checkpoints are damaged.
@@ -90,7 +94,7 @@ def find_checkpoint(run: Path) -> Path | None:
     name, problem = "", ""
     if dist.rank() == 0:
         try:
-            found = checkpoint.latest(run)
+            found = checkpoint.latest(run, trusted=trusted)
             name = "" if found is None else found.name
         except CheckpointError as error:
             problem = str(error)

@@ -24,14 +24,24 @@ from typing import Any, Self
 import torch
 
 from voxscale import dist
-from voxscale.engine.checkpoint import SCHEMA, Position, folder_of, manifest_text, step_of, steps, verify
+from voxscale.engine.checkpoint import (
+    SCHEMA,
+    Position,
+    folder_of,
+    manifest_text,
+    step_of,
+    steps,
+    superseded,
+    suspected,
+    verify,
+)
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.optim import moment_names
 from voxscale.engine.pieces import Image, Piece
 from voxscale.engine.state import buffer_pieces, pieces, updates
 from voxscale.engine.types import Engine
 from voxscale.errors import CheckpointError, TrainingError, remedy
-from voxscale.files import sha256_file, sync, write_text
+from voxscale.files import remove_tree, sha256_file, sync, write_text
 
 log = logging.getLogger("voxscale")
 
@@ -79,6 +89,15 @@ class Saver:
         self._passed = {path.name for path in steps(run) if step_of(path) > start.step}
         self.waited = 0.0
 
+    def gone_back(self, to: int) -> None:
+        """Leave alone the checkpoints that were damaged when the run went back to an older one; no save is under way.
+
+        Args:
+            to: Step of the checkpoint that it went back to.
+        """
+        later = [path for path in steps(self._run) if step_of(path) > to]
+        self._passed |= {path.name for path in later if not suspected(path)}
+
     def __enter__(self) -> Self:
         return self
 
@@ -104,7 +123,7 @@ class Saver:
         A save that failed is not an error here: it was warned about, and this is the next attempt.
         """
         began = time.monotonic()
-        self._settle()
+        self.settle()
         rng = torch.get_rng_state()
         own = [Piece("rng", f"rank{dist.rank()}", tuple(rng.shape), 0, rng)]
         if torch.cuda.is_available():  # dropout and drop path draw from the device's own generator
@@ -134,13 +153,16 @@ class Saver:
             TrainingError: On every rank, if it could not be written; the checkpoint before stays.
         """
         began = time.monotonic()
-        self._settle()
+        self.settle()
         self.waited += time.monotonic() - began
         if self._problem:
             raise TrainingError(f"{self._problem}; then start again, the run goes on from the checkpoint before")
 
-    def _settle(self) -> None:
-        """Wait for the save before this one and agree on how it went; a collective call, like all of training's."""
+    def settle(self) -> None:
+        """Wait for the last save and agree on how it went; a collective call, like all of training's.
+
+        One that failed is no error: it was warned about, and the next save tries again.
+        """
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
@@ -162,10 +184,8 @@ class Saver:
         """Delete what is neither new nor to be kept for good; passed-over ones are not counted or touched."""
         self._passed.discard(newest.name)
         mine = [path for path in steps(self._run) if path.name not in self._passed]
-        every = self._loop.keep_every
-        for old in mine[: -self._loop.keep]:
-            if not (every and step_of(old) % every == 0):
-                shutil.rmtree(old)
+        for old in superseded(mine, self._loop.keep, self._loop.keep_every):
+            remove_tree(old)
 
 
 class _Writing(threading.Thread):
@@ -264,7 +284,7 @@ class _Writing(threading.Thread):
         os.rename(self.beside, self.target)
         sync(self.target.parent)
         if old is not None:
-            shutil.rmtree(old)
+            remove_tree(old)
         self._prune(self.target)
 
 

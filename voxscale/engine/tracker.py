@@ -16,6 +16,8 @@ from voxscale.files import append_line, read_lines, write_text
 log = logging.getLogger("voxscale")
 
 QUEUE_LINES = 1000
+HELD_LINES = 4096
+"""Lines that are held at most while the disk takes none; beyond, every second one of the older half is left out."""
 CLOSE_SECONDS = 60.0
 
 
@@ -42,6 +44,7 @@ class Tracker:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_LINES)
         self._dropped = 0
         self._held: list[dict[str, Any]] = []
+        self._thinned = 0
         self._thread: threading.Thread | None = None
         if config.wandb:
             self._thread = threading.Thread(target=self._mirror, args=(run, config, about), daemon=True)
@@ -55,9 +58,16 @@ class Tracker:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))  # whole, or the old one stays
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write one line; it must hold `step`. What the disk does not take is kept and tried again with the next."""
+        """Write one line; it must hold `step`. What the disk does not take is held and tried again with the next.
+
+        At most `HELD_LINES` are held, then the oldest thin out and are counted.
+        """
         self._held.append(row)
         self._write(told=len(self._held) > 1)
+        if len(self._held) > HELD_LINES:
+            before = len(self._held)
+            del self._held[1 : HELD_LINES // 2 : 2]  # again and again: the older, the sparser
+            self._thinned += before - len(self._held)
         self._hear(row)
         if self._thread is not None:
             try:
@@ -83,7 +93,11 @@ class Tracker:
                     remedy(error),
                 )
             return
-        if told:
+        if self._thinned:
+            text = "metrics are written again; %d lines of the time between are missing, as at most %d are held"
+            log.warning(text, self._thinned, HELD_LINES)
+            self._thinned = 0
+        elif told:
             log.info("metrics are written again, none is missing")
 
     def close(self) -> None:
@@ -91,7 +105,8 @@ class Tracker:
         if self._held:
             self._write(told=True)
         if self._held:
-            log.warning("the last %d lines of metrics could not be written", len(self._held))
+            lost = len(self._held) + self._thinned
+            log.warning("the last %d lines of metrics could not be written", lost)
         if self._thread is not None:
             try:
                 self._lines.put(None, timeout=1.0)
@@ -99,7 +114,7 @@ class Tracker:
                 self._dropped += 1
             self._thread.join(CLOSE_SECONDS)
             if self._thread.is_alive() or self._dropped:
-                log.warning("W&B did not keep up: %d lines dropped; metrics.jsonl is complete", self._dropped)
+                log.warning("W&B did not keep up: %d lines dropped, of W&B alone", self._dropped)
 
     def _mirror(self, run: Path, config: TrackerConfig, about: dict[str, Any]) -> None:
         try:

@@ -183,6 +183,11 @@ class Backbone(nn.Module, ABC):
         named = self.named_parameters()
         return frozenset(name for name, p in named if p.ndim <= 1 or name.endswith(self.decay_free or ("\0",)))
 
+    def takes(self, size: Sequence[int]) -> bool:
+        """Whether the network takes images of so many voxels along z, y, x, of which those of 2D have no z."""
+        own = tuple(size)[3 - self.dims :]
+        return self.legal_size(own) == own
+
     def check_size(self, x: Tensor) -> None:
         """Refuse images that the network does not take.
 

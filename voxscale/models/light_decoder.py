@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import SLOPE, draw_truncated, initialise_layers
+from voxscale.models.pointwise import Pointwise3d
 from voxscale.models.sizes import Dims, Level
 from voxscale.models.sparse import spread
 from voxscale.models.vit import Block, ViTConfig, rotary_angles
@@ -56,11 +57,11 @@ class PyramidDecoder(nn.Module):
         kernel = (3 if dims == 3 else 1, 3, 3)
         padding = tuple(n // 2 for n in kernel)
         self.fill = MaskTokens([level.channels for level in levels])
-        self.sides = nn.ModuleList(nn.Conv3d(level.channels, width, 1) for level in levels)
+        self.sides = nn.ModuleList(Pointwise3d(level.channels, width) for level in levels)
         self.merge = nn.ModuleList(nn.Conv3d(width, width, kernel, padding=padding) for _ in levels)  # pyright: ignore[reportArgumentType]
         self.norms = nn.ModuleList(nn.InstanceNorm3d(width, affine=True) for _ in levels)
         self.cell = cell(levels[0])
-        self.head = nn.Conv3d(width, math.prod(self.cell), 1)
+        self.head = Pointwise3d(width, math.prod(self.cell))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights; those of the head so small that the first guess is near 0."""
@@ -94,11 +95,11 @@ class TokenDecoder(nn.Module):
         super().__init__()
         self.config = ViTConfig(width=width, depth=4, attention_heads=heads, dims=dims, patch=(1, 1, 1))
         self.fill = MaskTokens([width])
-        self.project = nn.Conv3d(level.channels, width, 1)
+        self.project = Pointwise3d(level.channels, width)
         self.blocks = nn.ModuleList(Block(self.config) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.cell = cell(level)
-        self.head = nn.Conv3d(width, math.prod(self.cell), 1)
+        self.head = Pointwise3d(width, math.prod(self.cell))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights."""

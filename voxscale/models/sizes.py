@@ -36,7 +36,8 @@ def strided_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, .
     Every axis must be a multiple of the product of its strides, or decoder and
     encoder features do not fit together; halfway cases are rounded up. And the
     deepest stage must keep more than one voxel, because the norm of a single
-    value is always zero; all axes are doubled where it would not.
+    value is always zero; where it would not, the axis is doubled for which that is
+    the shortest way, of equal ones the last.
 
     Args:
         size: Wanted (z, y, x) or (y, x) in voxels.
@@ -45,7 +46,11 @@ def strided_size(size: Sequence[int], strides: Sequence[Stride]) -> tuple[int, .
     first = 3 - len(size)
     factors = [math.prod(step) for step in zip(*(stride[first:] for stride in strides), strict=True)]
     legal = nearest_multiple(size, factors)
-    return tuple(2 * n for n in legal) if legal == tuple(factors) else legal
+    if legal != tuple(factors):
+        return legal
+    further = [abs(n - 2 * f) - abs(n - f) for n, f in zip(size, factors, strict=True)]
+    axis = max(range(len(size)), key=lambda i: (-further[i], i))
+    return (*legal[:axis], 2 * legal[axis], *legal[axis + 1 :])
 
 
 def check_outputs(in_channels: int, classes: int, heads: int, most: int) -> None:

@@ -17,6 +17,7 @@ from voxscale.models.layers import (
     initialise_layers,
     norm_act,
 )
+from voxscale.models.pointwise import POINTWISE
 from voxscale.models.sizes import (
     Dims,
     Stride,
@@ -150,7 +151,7 @@ class Upsample(nn.Module):
 
     def __init__(self, before: int, channels: int, dims: Dims) -> None:
         super().__init__()
-        self.conv = CONV[dims](before, channels, 1)
+        self.conv = POINTWISE[dims](before, channels)
 
     def forward(self, x: Float[Tensor, "b before *size"]) -> Float[Tensor, "b channels *size"]:
         """Apply the convolution."""
@@ -219,9 +220,9 @@ class STUNet(Backbone):
             self.conv_blocks_localization = nn.ModuleList(
                 _stage(2 * dims[n], dims[n], config, scale=strides[n + 1]) for n in steps
             )
-            head = CONV[config.dims]
+            head = POINTWISE[config.dims]
             self.seg_outputs = nn.ModuleDict(
-                {str(u): head(dims[n], config.classes, 1) for u, n in enumerate(steps) if n < config.heads}
+                {str(u): head(dims[n], config.classes) for u, n in enumerate(steps) if n < config.heads}
             )
         self.place(device)
 

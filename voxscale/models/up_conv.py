@@ -12,6 +12,7 @@ which is a transposed convolution of kernel s + k - 1, stride s and padding p; f
 k = 3 and s = 2, T = (w2, w1 + w2, w0 + w1, w0). Outputs outside of the grid are cut off, and
 nothing comes from outside of y, as from zeros around the enlarged features, so the borders
 are equal too. With s = 2 along three axes this takes 8 instead of 27 products per output voxel.
+A kernel of one voxel commutes with copying, so there y is convolved and then enlarged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from voxscale.models import pointwise
 from voxscale.models.layers import axes, floats
 from voxscale.models.sizes import Dims, Stride
 
@@ -101,11 +103,14 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(y, skip, weight)
         ctx.steps, ctx.turned = steps, turned
         weight = weight.movedim(-1, 1) if turned else weight
-        conv, transposed = (F.conv3d, F.conv_transpose3d) if y.ndim == 5 else (F.conv2d, F.conv_transpose2d)
         padding = weight.shape[-1] // 2
         coarse, fine = weight.split([y.shape[1], skip.shape[1]], dim=1)
-        out = transposed(y, transposed_weight(coarse, steps), stride=steps, padding=padding)  # pyright: ignore[reportArgumentType]
-        return out.add_(conv(skip, fine, bias, padding=padding))  # which a recomputation may have kept
+        if padding == 0:
+            out = F.interpolate(_convolve(y, coarse, None), scale_factor=floats(steps), mode="nearest")
+        else:
+            transposed = F.conv_transpose3d if y.ndim == 5 else F.conv_transpose2d
+            out = transposed(y, transposed_weight(coarse, steps), stride=steps, padding=padding)  # pyright: ignore[reportArgumentType]
+        return out.add_(_convolve(skip, fine, bias))  # which a recomputation may have kept
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,17 +119,55 @@ class _Function(torch.autograd.Function):
         weight = weight.movedim(-1, 1) if ctx.turned else weight
         need_y, need_skip, need_weight, need_bias = ctx.needs_input_grad[:4]
         coarse, fine = weight.split([y.shape[1], skip.shape[1]], dim=1)
-        padding = weight.shape[-1] // 2
-        of_y, of_coarse, _ = _backward(
-            gradient, y, transposed_weight(coarse, ctx.steps), ctx.steps, padding, (need_y, need_weight, False)
-        )
-        of_skip, of_fine, of_bias = _backward(gradient, skip, fine, None, padding, (need_skip, need_weight, need_bias))
+        of_y, of_coarse = _coarse_gradients(gradient, y, coarse, ctx.steps, (need_y, need_weight))
+        of_skip, of_fine, of_bias = _gradients(gradient, skip, fine, (need_skip, need_weight, need_bias))
         if of_coarse is None or of_fine is None:
             return of_y, of_skip, None, of_bias, None, None
-        folded = folded_gradient(of_coarse, weight.shape[-1], ctx.steps)
-        of_weight = torch.cat([folded, of_fine], dim=1)
+        of_weight = torch.cat([of_coarse, of_fine], dim=1)
         of_weight = of_weight.movedim(1, -1).contiguous() if ctx.turned else of_weight
         return of_y, of_skip, of_weight, of_bias, None, None
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = weight.shape[-1] // 2
+    if padding == 0 and pointwise.pays(x):
+        return pointwise.multiply(x, weight, bias)
+    return (F.conv3d if x.ndim == 5 else F.conv2d)(x, weight, bias, padding=padding)
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias of `_convolve`."""
+    padding = weight.shape[-1] // 2
+    if padding == 0 and pointwise.pays(x):
+        return pointwise.gradients(gradient, x, weight, wanted)
+    return _backward(gradient, x, weight, None, padding, wanted)
+
+
+def _coarse_gradients(
+    gradient: Tensor, y: Tensor, weight: Tensor, steps: tuple[int, ...], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the features to enlarge and of their part of the weight."""
+    kernel = weight.shape[-1]
+    if kernel == 1:
+        of_y, of_weight, _ = _gradients(block_sums(gradient, steps), y, weight, (*wanted, False))
+        return of_y, of_weight
+    summed = transposed_weight(weight, steps)
+    of_y, of_summed, _ = _backward(gradient, y, summed, steps, kernel // 2, (*wanted, False))
+    return of_y, None if of_summed is None else folded_gradient(of_summed, kernel, steps)
+
+
+def block_sums(fine: Float[Tensor, "b c *size"], steps: Sequence[int]) -> Float[Tensor, "b c *size2"]:
+    """Sums over blocks of `steps` voxels, in float32 at least: what copies of a voxel have got together."""
+    sums = fine.to(torch.promote_types(fine.dtype, torch.float32))
+    for axis, step in enumerate(steps, start=2):
+        if step > 1:
+            first, *others = (sums[(slice(None),) * axis + (slice(n, None, step),)] for n in range(step))
+            sums = first + others[0]
+            for each in others[1:]:
+                sums += each
+    return sums.to(fine.dtype)
 
 
 def _backward(
