@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.mixture import MixtureConfig
@@ -11,7 +11,8 @@ from pretrain.scene import Labelled
 from pretrain.source import Source
 from voxscale.batch import Batch
 from voxscale.files import write_text
-from voxscale.loader import Event, LoaderConfig, load
+from voxscale.incidents import Incidents
+from voxscale.loader import LoaderConfig, load
 from voxscale.seed import derive
 from voxscale.stream.labelled import LabelledStream
 
@@ -53,7 +54,7 @@ class LabelledBatches:
         indices: As those of the unlabelled batches.
         config: How they are loaded.
         pin: Whether to copy into page-locked memory.
-        record: Told of what a user should be able to read later.
+        incidents: Of the rank, which counts these samples as well.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class LabelledBatches:
         indices: Iterator[list[int]],
         config: LoaderConfig,
         pin: bool,
-        record: Callable[[Event], None],
+        incidents: Incidents,
     ) -> None:
         self._stream = stream
-        self._batches = load(stream, indices, config, pin, record)
+        self._batches = incidents.counting(load(stream, indices, config, pin, incidents.record))
 
     def beside(self, batch: Batch) -> Labelled:
         """The labelled samples that go with a batch, on its device."""

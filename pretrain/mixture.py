@@ -58,7 +58,7 @@ class MixtureConfig:
         balance: `gradients`: each loss is scaled besides so that its gradient at the backbone's features is as
             large as the others', and the weights are shares of the gradient; `none`: weights are those of the losses.
         measure_every: Steps between measurements of each objective's gradient; 0 for none. A measurement costs a
-            backward pass through the heads and the decoder. There is none at ZeRO stage 3.
+            backward pass through the heads and the decoder.
         volume_fusion: Volume Fusion.
         graph_matching: Second-order graph matching.
         part_whole: Self-distillation, composing and decomposing.

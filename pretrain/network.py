@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.batch import Losses
 from voxscale.engine import layout
+from voxscale.engine.again import again
 from voxscale.engine.meter import BACKWARD
 from voxscale.models.interface import Backbone
 
@@ -83,11 +85,30 @@ class Heads:
 
     Attributes:
         plans: What each branch wants, by its name.
+        draw: Of the permutations of the control.
         channels_last: Memory layout of the images.
     """
 
     plans: Mapping[str, Plan]
+    draw: torch.Generator
     channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What a head says of a scene.
+
+    Attributes:
+        scores: (n, classes) logits.
+        shuffled: The same of features each of which is permuted over the rows, so that no row's belong together.
+        samples: (n,) number of each row's sample.
+        labelled: Whether samples are those of the labelled batch.
+    """
+
+    scores: Tensor
+    shuffled: Tensor
+    samples: Tensor
+    labelled: bool
 
 
 class Pretraining(nn.Module):
@@ -129,6 +150,20 @@ class Pretraining(nn.Module):
         if self.weighed:
             self.term_norms.zero_()
 
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """What the names of all weights of the heads start with: those of the branches, and of the backbone's own."""
+        return ("branches.", *(f"backbone.{name}" for name in self.backbone.head_prefixes))
+
+    def parameter_layers(self) -> dict[str, int]:
+        """The layer of each parameter, 0 at the input, for layer-wise decay of the learning rate.
+
+        Layers are those of the backbone, its decoder's included even if no branch looks at it; the branches lie above.
+        """
+        own = self.backbone.parameter_layers()
+        layers = {f"backbone.{name}": layer for name, layer in own.items()}
+        return layers | {name: max(own.values()) + 1 for name, _ in self.branches.named_parameters(prefix="branches")}
+
     def no_decay(self) -> frozenset[str]:
         """Names of parameters that weight decay should leave alone."""
         own = {name for name, p in self.branches.named_parameters(prefix="branches") if p.ndim <= 1}
@@ -145,12 +180,12 @@ class Pretraining(nn.Module):
         Returns:
             `terms`: each loss term by `branch/term`, or by its own name if there is one branch, without the weights;
             `weights`: of each term, a number; `watched`: other scalars. Asked for pictures: `pictures`, volumes of
-            the first sample; for their heads: `logits`; for a look: `look`, with what was `seen`.
+            the first sample; for their heads: `heads`, a `Said` of each; for a look: `look`, with what was `seen`.
         """
         if isinstance(job, Pictures):
             return {"pictures": self._pictures(job)}
         if isinstance(job, Heads):
-            return {"logits": self._logits(job)}
+            return {"heads": self._said(job)}
         if isinstance(job, Look):
             one = Pass(job.images, job.decoder)
             return {"look": {"seen": look(self.backbone, {_key(one): one}, job.channels_last)[_key(one)]}}
@@ -181,10 +216,12 @@ class Pretraining(nn.Module):
             out |= branch.pictures(own, plan)
         return out
 
-    def _logits(self, job: Heads) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+    def _said(self, job: Heads) -> dict[str, Said]:
+        out: dict[str, Said] = {}
         for name, branch, own, plan in self._own(job):
-            out |= {f"{name}/{head}": values for head, values in branch.logits(own, plan).items()}
+            for head, rows in branch.heads_see(own, plan).items():
+                shuffled = rows.scores(shuffle_features(rows.features, job.draw))
+                out[f"{name}/{head}"] = Said(rows.scores(rows.features), shuffled, rows.samples, rows.labelled)
         return out
 
     def _gather(self, found: Mapping[str, Losses], job: Job) -> dict[str, dict[str, Any]]:
@@ -217,7 +254,10 @@ class Pretraining(nn.Module):
         terms = [found[name].terms.get(term) for name, term in self.weighed]
         squares: list[float] = []
         for loss in [*(losses.total for losses in found.values()), *terms]:
-            grads = () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+            with again(self):
+                grads = (
+                    () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+                )
             squares.append(float(sum(g.float().square().sum() for g in grads if g is not None)))
         # The loss of a step is the mean over ranks, so this is its gradient, whatever their number.
         mean = [value / dist.world_size() ** 2 for value in dist.total(squares)]
@@ -229,6 +269,14 @@ class Pretraining(nn.Module):
         if job.balance and bool((norms > 0).all()) and bool(norms.isfinite().all()):
             target = (norms.log().mean() - norms.log()).clamp(-math.log(MOST), math.log(MOST))
             self.balances.copy_((SLOWNESS * self.balances.log() + (1 - SLOWNESS) * target).exp())
+
+
+def shuffle_features(rows: Float[Tensor, "n c"], draw: torch.Generator) -> Float[Tensor, "n c"]:
+    """Permute each feature over the rows by itself: every one keeps its values, and no row's belong together."""
+    out = torch.empty_like(rows)
+    for feature in range(rows.shape[1]):
+        out[:, feature] = rows[torch.randperm(len(rows), generator=draw).to(rows.device), feature]
+    return out
 
 
 Key = tuple[int, bool, int | None]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
 from pretrain.probe.data import PLAIN
+from voxscale import dist
 from voxscale.config import config_hash, load_json, require, to_dict
 from voxscale.contract import InputContract
 from voxscale.folder import open_folder
@@ -15,6 +17,8 @@ from voxscale.patches import Plan, Shape
 from voxscale.seed import derive
 from voxscale.shards import read_manifest
 from voxscale.stream import AlikeConfig, Curriculum, ShardStream, StoreStream, WideCrops
+
+log = logging.getLogger("voxscale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +88,28 @@ def wide_crops(config: PretrainConfig, crops: int) -> WideCrops | None:
 
 
 def check_graphs(config: PretrainConfig, micro: int) -> None:
-    """Refuse graphs of samples that two ranks or micro-batches would share; without such graphs nothing is refused.
+    """Refuse graphs of samples that two ranks or micro-batches would share, and warn of those without near-duplicates.
+
+    Without graphs of samples nothing is refused.
 
     Raises:
         ConfigError: Naming `alike.group` of what is read.
     """
     objective = config.objective
     graphs = {"graph_matching": objective.graph_matching, "patch_matching": objective.patch_matching}
-    if not any(name in objective.active and graph.mode != "patch" for name, graph in graphs.items()):
+    modes = {graph.mode: graph.group for name, graph in graphs.items() if name in objective.active}
+    if modes.keys() <= {"patch"}:
         return
     name, alike = ("stream", config.stream.alike) if config.store is None else ("scans", config.scans.alike)
     require(micro % alike.group == 0, f"{name}.alike.group", f"a divisor of a micro-batch's {micro}", alike.group)
+    one_each = config.store is not None or config.stream.patches == 1  # else samples of one brick come in a row
+    if alike.group == 1 and one_each and "image" in modes and dist.rank() == 0:
+        log.warning(
+            "%s.alike.group should be %d, the samples of a graph, not 1: an even shuffle of many scans hardly ever "
+            "brings near-duplicates into one graph, and without them matching has little to learn",
+            name,
+            modes["image"],
+        )
 
 
 def open_upright(config: PretrainConfig, source: Source) -> ShardStream | StoreStream:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from pretrain.network import Job, Pretraining, costs, wanted
 from pretrain.objectives.interface import crops_per_sample
 from pretrain.preview import make_preview
 from pretrain.probe.data import read_labelled, read_unlabelled
+from pretrain.probe.heads import Shown, read_shown
 from pretrain.probe.landmarks import read_landmarks
 from pretrain.probe.prober import Prober
 from pretrain.saturation import SaturationWatch
-from pretrain.scene import Scene
+from pretrain.scene import Labelled, Scene
 from pretrain.source import Source, check_graphs, find_source, open_source, open_upright
 from voxscale import dist
 from voxscale.batch import Batch, Losses
@@ -30,13 +31,14 @@ from voxscale.engine.ema import Teacher
 from voxscale.engine.heap import keep_freed_memory
 from voxscale.engine.layout import settle
 from voxscale.engine.loop import train
+from voxscale.engine.memory import explained_look
 from voxscale.engine.run import about, find_checkpoint, first_weights, open_run
 from voxscale.engine.tracker import Tracker
 from voxscale.engine.types import Engine
-from voxscale.engine.watchdog import Watch
+from voxscale.engine.watchdog import RanksWatch
 from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
-from voxscale.loader import LoaderConfig, load
+from voxscale.loader import load
 from voxscale.models.build import ModelConfig, adapt, build
 from voxscale.stream import rank_indices, shuffle_quality
 from voxscale.stream.quality import describe
@@ -47,14 +49,18 @@ log = logging.getLogger("voxscale")
 def pretrain(config: PretrainConfig) -> None:
     """Train to the last step, going on from the newest checkpoint if there is one; every rank calls.
 
-    Longer than others, so that a run can be read from start to end in one place.
-
     Raises:
         ConfigError: If parts of the config, or config and data, do not fit together.
         DataError: If shards or store are missing or damaged.
         TrainingError: If a value is not finite or a checkpoint cannot be written.
     """
-    dist.start()
+    with RanksWatch(config.loop.watch) as starting:  # a rank may be lost before the first step too
+        _pretrain(config, starting)
+    dist.stop()
+
+
+def _pretrain(config: PretrainConfig, starting: RanksWatch) -> None:
+    """Longer than others, so that a run can be read from start to end in one place."""
     if not torch.cuda.is_available():
         keep_freed_memory()
     micro = micro_batch(config.loop.batch, config.engine.accumulate, dist.world_size())
@@ -71,17 +77,18 @@ def pretrain(config: PretrainConfig) -> None:
     # Where nothing learns from unlabelled scans, none is read: labelled samples are the batches.
     labels_only = labelled if config.objective.active == ("supervised",) else None
     with open_run(config.run, config, inputs):
-        with Watch(config.run, config.loop.watch) as watch:  # a rank may be lost before the first step too
-            found = find_checkpoint(config.run)
-            weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
-            watch.at("engine")
-            engine = start_engine(network, weights, settled.engine, config.optim, micro)
-            del weights  # the engine has its own
-            watch.at("start")
-            teacher = make_teacher(engine, network, config, model_config, patch)
-            start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
-            if found is not None and teacher is not None:
-                teacher.restore(found)
+        starting.at("weights")
+        found = find_checkpoint(config.run)
+        weights = first_weights(network, config.seed) if found is None else checkpoint.load_weights(found)
+        starting.at("engine")
+        engine = start_engine(network, weights, settled.engine, config.optim, micro)
+        del weights  # the engine has its own
+        starting.at("state")
+        teacher = make_teacher(engine, network, config, model_config, patch)
+        start = Position() if found is None else checkpoint.restore(found, engine, config.optim)
+        if found is not None and teacher is not None:
+            teacher.restore(found)
+        starting.at("begin")
         log.info("pretrain: step %d of %d", start.step, config.loop.steps)
         says = dict(about(config, model_config, source.contract))
         tracker = None
@@ -104,11 +111,10 @@ def pretrain(config: PretrainConfig) -> None:
         batches = incidents.counting(load(first_of, indices(), config.loader, pin, incidents.record))
         more = None
         if labelled is not None and labels_only is None:
-            more = LabelledBatches(labelled, indices(), config.loader, pin, incidents.record)
+            more = LabelledBatches(labelled, indices(), config.loader, pin, incidents)
 
-        def see(batch: Batch, more: LabelledBatches | None) -> Scene:  # on its device
+        def see(batch: Batch, beside: Labelled | None) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
-            beside = None if more is None else more.beside(batch)
             if labels_only is not None:
                 beside = of_batch(labels_only, batch)
             return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside)
@@ -116,14 +122,21 @@ def pretrain(config: PretrainConfig) -> None:
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step, within = divmod(batch.indices[0], config.loop.batch)
             first = within < micro * dist.world_size()  # of the micro-batches of a step
-            return losses(engine, network, see(batch, more), settled, teacher, first and due(config, step))
+            scene = see(batch, None if more is None else more.beside(batch))
+            return losses(engine, network, scene, settled, teacher, first and due(config, step))
+
+        def show(indices: Sequence[int]) -> Shown:
+            batch, people = read_shown(first_of, indices)
+            beside, others = None, people if labels_only is not None else ()
+            if labelled is not None and labels_only is None:
+                own, others = read_shown(labelled, indices)
+                beside = of_batch(labelled, own.to(engine.device))
+            return Shown(see(batch.to(engine.device), beside), people, others)
 
         def first_scene() -> Scene:
-            first, how = [list(range(micro))], (LoaderConfig(), False, lambda _: None)
-            own = None if more is None or labelled is None else LabelledBatches(labelled, iter(first), *how)
-            return see(next(load(first_of, iter(first), *how)).to(engine.device), own)
+            return show(range(micro)).scene
 
-        prober = make_prober(settled, engine, network, source, first_scene, micro)
+        prober = make_prober(settled, engine, network, source, show, micro)
         flops, together, alone = costs(network.backbone, network.plans(first_scene()), micro)
         if together < alone:
             log.info("pretrain: %.2f of the encoder's work, as branches share passes", together / alone)
@@ -141,16 +154,19 @@ def pretrain(config: PretrainConfig) -> None:
             follower=teacher,
             flops=flops,
             observer=prober,
+            starting=starting,
         )
         shown = None
-        if labels_only is None:
-            shown = read_unlabelled(open_upright(config, source), patch, config.probe.patches)
-        arrays = make_preview(engine, network, first_scene(), shown, micro, settled.engine.channels_last == "on")
+        less = f"show fewer crops (probe.patches, now {config.probe.patches})"
+        pictures = "the pictures after training, which is saved"
+        with RanksWatch(config.loop.watch, "pictures"), explained_look(engine, pictures, (less,)):
+            if labels_only is None:
+                shown = read_unlabelled(open_upright(config, source), patch, config.probe.patches)
+            arrays = make_preview(engine, network, first_scene(), shown, micro, settled.engine.channels_last == "on")
         if dist.rank() == 0:
             write_arrays(config.run / "preview.npz", arrays | {"spacing": np.asarray(source.contract.spacing)})
         if tracker is not None:
             tracker.close()
-    dist.stop()
 
 
 def backbone(config: PretrainConfig, source: Source) -> ModelConfig:
@@ -170,9 +186,6 @@ def make_network(config: PretrainConfig, model: ModelConfig, patch: tuple[int, i
         branch.check(own, patch)
     hides = "masked_reconstruction" in config.objective.active
     require(not (hides and config.engine.compile), "engine.compile", "off where parts of images are hidden", True)
-    balanced = config.objective.balance == "gradients"
-    # A backward pass within a step finds weights that DeepSpeed has given back already.
-    require(not balanced or config.engine.zero_stage < 3, "objective.balance", "'none' at ZeRO stage 3", "gradients")
     return network
 
 
@@ -205,7 +218,7 @@ def losses(
         plans=network.plans(scene),
         weights=mixture.weights_at(scene.progress),
         teacher=twin,
-        measure=measure and several and config.engine.zero_stage < 3,
+        measure=measure and several,
         balance=mixture.balance == "gradients",
         channels_last=config.engine.channels_last == "on",
     )
@@ -219,7 +232,7 @@ def make_prober(
     engine: Engine,
     network: Pretraining,
     source: Source,
-    scene: Callable[[], Scene],
+    show: Callable[[Sequence[int]], Shown],
     micro: int,
 ) -> Prober | None:
     """Read what is to be probed, if anything is.
@@ -242,7 +255,7 @@ def make_prober(
         labelled,
         landmarks,
         source.contract.spacing,
-        scene,
+        show,
         config.run,
         config.loop.steps,
         micro,

@@ -1,12 +1,12 @@
 """The one interface of pretraining objectives: what a branch wants to see, and what it makes of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -62,6 +62,28 @@ class Plan:
     targets: Any
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadRows:
+    """What a head whose softmax is a distribution is given, for the probes' entropies.
+
+    Attributes:
+        features: One row for each thing that the head speaks of.
+        samples: Number of each row's sample in the scene.
+        scores: The head: maps rows to (n, classes) logits at its own temperature.
+        labelled: Whether samples are those of the scene's labelled batch.
+    """
+
+    features: Float[Tensor, "n c"]
+    samples: Int64[Tensor, " n"]
+    scores: Callable[[Tensor], Tensor]
+    labelled: bool = False
+
+
+def pointwise(layer: nn.Module, rows: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
+    """A convolution of one voxel, of single voxels; called as a module, as sharded weights are only there then."""
+    return layer(rows.T[None, :, :, None, None])[0, :, :, 0, 0].T
+
+
 class Objective(nn.Module, ABC):
     """A branch of the training: its heads, and the loss computed with them.
 
@@ -103,8 +125,8 @@ class Objective(nn.Module, ABC):
             teacher: The same branch of the teacher, if there is one.
         """
 
-    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:  # noqa: ARG002
-        """Scores (n, classes) of heads whose softmax is a distribution, by a name for each, for the probes' entropies.
+    def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:  # noqa: ARG002
+        """What heads whose softmax is a distribution are given, by a name for each, for the probes' entropies.
 
         Masked reconstruction and graph matching have no such head: they make grey values, and vectors.
         """

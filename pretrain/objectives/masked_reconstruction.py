@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.objectives.interface import Objective, Pass, Plan, Seen
 from pretrain.scene import Scene
@@ -20,6 +20,7 @@ from voxscale.losses.masked_reconstruction import masked_error, normalise_blocks
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.models.light_decoder import MaskTokens, cell, light_decoder
+from voxscale.models.pointwise import Pointwise3d
 from voxscale.models.sparse import spread
 from voxscale.seed import rng
 
@@ -73,7 +74,7 @@ class MaskedReconstruction(Objective):
         own = config.decoder == "backbone" or (config.decoder == "auto" and backbone.decoder_levels > 0)
         self.config, self.block = config, config.block or cell(backbone.levels[-1])
         self.fill = MaskTokens([level.channels for level in backbone.levels]) if own else None
-        self.head = nn.Conv3d(backbone.levels[0].channels, 1, 1) if own else None
+        self.head = Pointwise3d(backbone.levels[0].channels, 1) if own else None
         self.decoder = None if own else light_decoder(backbone, config.width, config.depth, config.heads)
 
     def check(self, backbone: Backbone, patch: Size) -> None:

@@ -4,6 +4,7 @@ Written from the paper's three branches (Hosseinzadeh Taher et al., CVPR 2024): 
 composability, decomposability. What the released code does otherwise, and why, stands in `docs/design.md`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.objectives.interface import HeadRows, Objective, Pass, Plan, Seen
 from pretrain.objectives.part_whole_config import PartWholeConfig
 from pretrain.objectives.part_whole_heads import Composer, Decomposer, DinoHead, initialise_heads
 from pretrain.objectives.part_whole_views import Size, Wholes, make_wholes, parts_of, shrunk
@@ -22,10 +23,14 @@ from pretrain.scene import Scene
 from voxscale.batch import Losses
 from voxscale.config import require
 from voxscale.losses.centre import Centre
-from voxscale.losses.dino import dino_loss, entropies, teacher_probabilities, teacher_temperature
-from voxscale.losses.slot_cosine import slot_cosine
+from voxscale.losses.dino import dino_loss, entropies, sinkhorn, teacher_probabilities, teacher_temperature
+from voxscale.losses.koleo import koleo_loss
+from voxscale.losses.moments import How, Moments
+from voxscale.losses.slot_contrast import slot_contrast
+from voxscale.losses.slot_cosine import slot_cosine, slot_gap
 from voxscale.models.interface import Backbone
-from voxscale.parts import Splits, join, part_size, slot_means, split_longest
+from voxscale.parts import Splits, join, legal_splits, part_size, slot_means
+from voxscale.volume import Triple
 
 NAME = "objective.part_whole"
 
@@ -52,12 +57,24 @@ class Embedded:
     Attributes:
         whole: (b, d).
         parts: (b, p, d) in the order of slots.
-        views: (v, b, d) of concentric views; none of the teacher.
+        views: (v, b, d) of concentric views; of the teacher the whole as its head sees it.
     """
 
     whole: Float[Tensor, "b d"]
     parts: Float[Tensor, "b p d"]
     views: Float[Tensor, "v b d"]
+
+    def slots(self) -> Float[Tensor, "b s d"]:
+        """The whole, the parts, the views."""
+        return torch.cat([self.whole[:, None], self.parts, self.views.transpose(0, 1)], dim=1)
+
+    def less(self, moments: Moments | None, how: How) -> "Embedded":
+        """With the running moments taken out, each slot's its own; as it is if there are none."""
+        if moments is None:
+            return self
+        count = self.parts.shape[1]
+        whole, parts, views = moments.apply_to(self.slots(), how).split([1, count, len(self.views)], dim=1)
+        return Embedded(whole[:, 0], parts, views.transpose(0, 1))
 
 
 class PartWhole(Objective):
@@ -74,13 +91,18 @@ class PartWhole(Objective):
         self.head = DinoHead(width, config.hidden, config.bottleneck, config.prototypes)
         self.composer, self.decomposer = Composer(width, parts), Decomposer(width, parts)
         self.centre = Centre(config.prototypes, config.centre_momentum)
-        self._legal_size = backbone.legal_size
+        self.own = self.theirs = None  # nor in checkpoints, where they are not asked for
+        if config.inputs != "plain" or config.targets != "plain":
+            self.own = Moments(1 + parts + 1 + config.local_views, width, config.moments_momentum)
+            self.theirs = Moments(1 + parts + 1, width, config.moments_momentum)
+        self._takes = backbone.takes
+        if config.spread:
+            self.weighed = (*self.weighed, "spread")
 
     def check(self, backbone: Backbone, patch: Size) -> None:
         """See `Objective.check`; which axes are split is known with the spacing, see `plan`."""
-        able, parts = sum(n > 1 for n in patch), self.config.parts
-        enough = self.config.splits is not None or 2**able >= parts
-        require(enough, f"{NAME}.parts", f"at most {2**able} of {able} axes", parts)
+        if self.config.splits is None:
+            self._splits(patch, (1.0, 1.0, 1.0))
         flat = backbone.dims == 3 or self.config.splits is None or self.config.splits[0] == 1
         require(flat, f"{NAME}.splits", "1 along z for images", self.config.splits)
 
@@ -88,13 +110,23 @@ class PartWhole(Objective):
         """See `Objective.initialise`."""
         initialise_heads(self, generator)
         self.centre.value.zero_()
+        for moments in (self.own, self.theirs):
+            if moments is not None:
+                moments.reset()
 
     def splits(self, scene: Scene) -> Splits:
-        """Parts along z, y, x: the longest axes in mm are halved unless the config says otherwise."""
-        if self.config.splits is not None:
-            return self.config.splits
-        extent = [n * mm if n > 1 else 0.0 for n, mm in zip(scene.patch, scene.spacing, strict=True)]
-        return split_longest(extent, self.config.parts)
+        """Parts along z, y, x: the config's, or halves of the longest axes in mm of which the model takes halves."""
+        return self._splits(scene.patch, scene.spacing) if self.config.splits is None else self.config.splits
+
+    def _splits(self, patch: Size, spacing: Triple) -> Splits:
+        found = {parts: legal_splits(patch, spacing, parts, self._takes) for parts in (2, 4, 8)}
+        possible = [parts for parts, each in found.items() if each is not None]
+        require(len(possible) > 0, "patch", "such that halves of it are images that the model takes", patch)
+        splits, parts = found[self.config.parts], self.config.parts
+        told = f"at most {max(possible)} of a patch of {patch}, as parts must be images that the model takes"
+        require(splits is not None, f"{NAME}.parts", told, parts, possible)
+        assert splits is not None
+        return splits
 
     def plan(self, scene: Scene) -> Plan:
         """Choose wholes; images of one size travel together.
@@ -104,11 +136,8 @@ class PartWhole(Objective):
         """
         splits = self.splits(scene)
         small = part_size(scene.patch, splits)
-        legal = self._legal_size(small[3 - self.dims :])
-        seen = legal == small[3 - self.dims :]
-        require(
-            seen, f"{NAME}.splits", f"such that a part, {small}, is an image that the model takes ({legal})", splits
-        )
+        told = f"such that a part, {small}, is an image that the model takes"
+        require(self._takes(small), f"{NAME}.splits", told, splits)
         wholes = make_wholes(scene, self.config, splits, small)
         if self.config.part_views == "crops":
             own, theirs = parts_of(wholes.student, splits), parts_of(wholes.teacher, splits)
@@ -135,11 +164,12 @@ class PartWhole(Objective):
         return Embedded(whole, parts, torch.cat([wide[count:], rest]).unflatten(0, (-1, count)))
 
     def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
-        """All three terms; the centre follows the teacher while training.
+        """All three terms; centre and moments follow while training.
 
         Watched are `embedding_std` (of unit vectors, 1 if they point everywhere, 0 if all are one), `head_entropy`
         and `usage_entropy` (see `entropies`), `air_parts` (share of parts that do not count), `level`,
-        `whole_mm` (the wholes' mean side), and the cosines `compose_cosine` and `decompose_cosine`.
+        `whole_mm` (the wholes' mean side), the cosines `compose_cosine` and `decompose_cosine`, and by how much they
+        are above those with other samples of this rank, `compose_gap` and `decompose_gap`: 0 if nothing is told apart.
         """
         assert isinstance(teacher, PartWhole)
         targets: Targets = plan.targets
@@ -148,32 +178,81 @@ class PartWhole(Objective):
         with torch.no_grad():
             large = seen["teacher_large"].features[-1]
             theirs = self._embed(large, seen["teacher_small"].features[-1], targets)
-            logits = teacher.head(_mean(large)).float()
-            now = teacher_temperature(*config.teacher_temperature, config.temperature_warmup, targets.progress)
-            wanted = teacher_probabilities(logits, self.centre.value, now)
+            theirs = dataclasses.replace(theirs, views=_mean(large)[None])
+        if self.training:  # before they are used: then not even the first step knows less than its own batch
+            self._take_in(own, theirs, counted)
+        wanted, aims, there = self._told(teacher, theirs, targets)
         moves = targets.progress >= config.frozen
-        said = self.head(own.views.flatten(0, 1), moves).unflatten(0, own.views.shape[:2])
-        full = counted.float().mean(dim=1, keepdim=True) >= 0.5  # of a whole that is mostly air nothing is asked
-        filled = own.parts * counted.to(own.parts)[:, :, None]
-        terms = {
-            "localise": dino_loss(said, wanted, config.student_temperature),
-            "compose": slot_cosine(self.composer(filled)[:, None], theirs.whole[:, None], full),
-            "decompose": slot_cosine(self.decomposer(own.whole), theirs.parts, counted),
+        given = own.less(self.own, config.inputs)
+        said = self.head(given.views.flatten(0, 1), moves).unflatten(0, given.views.shape[:2])
+        full = there.float().mean(dim=1, keepdim=True) >= 0.5  # of a whole that is mostly air nothing is asked
+        composed = self.composer(given.parts * counted.to(given.parts)[:, :, None])[:, None]
+        pairs = {
+            "compose": (composed, aims.whole[:, None], full),
+            "decompose": (self.decomposer(given.whole), aims.parts, there),
         }
-        if self.training:
-            self.centre.update(logits)
+        terms = {"localise": dino_loss(said, wanted, config.student_temperature)}
+        terms |= {name: self._compare(*pair) for name, pair in pairs.items()}
+        if config.spread:
+            terms["spread"] = self._spread(own, counted)
         weights = config.weights(targets.progress)
-        watched = self._watch(terms, own, wanted, targets)
+        watched = self._watch(pairs, own, wanted, targets)
         return Losses({name: terms[name] for name in weights}, weights, watched)
 
-    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:
+    def _take_in(self, own: Embedded, theirs: Embedded, counted: Tensor) -> None:
+        """Let both networks' moments follow; air is left out."""
+        some = torch.ones(len(counted), 1, dtype=torch.bool, device=counted.device)
+        for moments, found in ((self.own, own), (self.theirs, theirs)):
+            if moments is not None:
+                moments.update(found.slots(), torch.cat([some, counted, some.expand(-1, len(found.views))], dim=1))
+
+    @torch.no_grad()
+    def _told(self, teacher: "PartWhole", theirs: Embedded, targets: Targets) -> tuple[Tensor, Embedded, Tensor]:
+        """Prototypes and embeddings that are to be told, and which of these count; the centre follows."""
+        config, counted = self.config, targets.wholes.counted
+        logits = teacher.head(theirs.less(self.theirs, config.inputs).views[0]).float()
+        wanted, aims = self._wanted(logits, targets.progress), theirs.less(self.theirs, config.targets)
+        if self.training:
+            self.centre.update(logits)
+        if config.truth == "own":
+            return wanted, aims, counted
+        aims = Embedded(aims.whole.roll(1, 0), aims.parts.roll(1, 0), aims.views)
+        return wanted.roll(1, 0), aims, counted & counted.roll(1, 0)
+
+    def _wanted(self, logits: Tensor, progress: float) -> Tensor:
+        """The teacher's distribution over prototypes."""
+        config = self.config
+        now = teacher_temperature(*config.teacher_temperature, config.temperature_warmup, progress)
+        if config.centring == "sinkhorn":
+            return sinkhorn(logits, now)
+        return teacher_probabilities(logits, self.centre.value, now)
+
+    def _compare(self, predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        if self.config.match == "contrast":
+            return slot_contrast(predicted, target, counted, self.config.match_temperature)
+        return slot_cosine(predicted, target, counted)
+
+    def _spread(self, own: Embedded, counted: Tensor) -> Tensor:
+        """How close embeddings lie to those of the rank's other samples in the same slot; the whole is a slot, too."""
+        wholes = koleo_loss(own.whole[:, None], torch.ones_like(counted[:, :1]))
+        return (wholes + koleo_loss(own.parts, counted)) / 2
+
+    def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:
         """Prototypes as the student says them of all views, at its temperature."""
         targets: Targets = plan.targets
         own = self._embed(seen["large"].features[-1], seen["small"].features[-1], targets)
-        return {"prototypes": self.head(own.views.flatten(0, 1)).float() / self.config.student_temperature}
+        views = own.less(self.own, self.config.inputs).views
+        samples = torch.arange(views.shape[1], device=views.device).repeat(len(views))
+
+        def scores(rows: Tensor) -> Tensor:
+            return self.head(rows).float() / self.config.student_temperature
+
+        return {"prototypes": HeadRows(views.flatten(0, 1), samples, scores)}
 
     @torch.no_grad()
-    def _watch(self, terms: Mapping[str, Tensor], own: Embedded, wanted: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def _watch(
+        self, pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], own: Embedded, wanted: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
         unit = F.normalize(own.whole.detach().float(), dim=1)
         entropy, usage = entropies(wanted)
         return {
@@ -183,8 +262,8 @@ class PartWhole(Objective):
             "air_parts": 1 - targets.wholes.counted.float().mean(),
             "level": torch.tensor(targets.wholes.levels, device=unit.device).float().mean(),
             "whole_mm": targets.wholes.sides.mean(),
-            "compose_cosine": 1 - terms["compose"].detach() / 2,
-            "decompose_cosine": 1 - terms["decompose"].detach() / 2,
+            **{f"{name}_cosine": 1 - slot_cosine(*pair) / 2 for name, pair in pairs.items()},
+            **{f"{name}_gap": slot_gap(*pair) for name, pair in pairs.items()},
         }
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from voxscale.config import config, require
+from voxscale.losses.moments import How
 from voxscale.parts import Splits
 from voxscale.stream.wide import MOST, Curriculum
 
@@ -13,7 +14,8 @@ class PartWholeConfig:
 
     Attributes:
         kind: Tells objectives apart in a saved config.
-        parts: How many; the longest axes in mm are halved. 8 needs three axes: images have 4 or 2.
+        parts: How many; the longest axes in mm are halved, of those whose halves are images that the model takes. 8
+            needs three axes: images have 4 or 2. The chain and studies take fewer where the planned patch has fewer.
         splits: Parts along z, y, x instead.
         part_views: `crops`: each part is an image of its own, at the whole's own resolution; `grid`: parts are regions
             of the feature map of the whole, and the whole is seen at the size of a part (ACE, 2025).
@@ -39,9 +41,21 @@ class PartWholeConfig:
         teacher_temperature: Of the teacher at the start, and from `temperature_warmup` on.
         temperature_warmup: Share of the run.
         centre_momentum: Of the teacher's centre.
+        centring: `mean`: the teacher's logits less their running mean (DINO); `sinkhorn`: so that the samples of a step
+            use all prototypes alike (SwAV).
+        inputs: What of the embeddings heads see: `plain`, `centred` (less their running mean) or `standard` (divided by
+            their running deviation too), see `voxscale.losses.moments`.
+        targets: The same of the teacher's embeddings that composing and decomposing are compared with.
+        moments_momentum: Of these running means and deviations.
+        match: `cosine`: 2 - 2 cos with the target; `contrast`: cross-entropy of finding the target among those of all
+            samples of the step in the same slot.
+        match_temperature: Of `contrast`.
+        truth: What student and heads are to tell: the sample's `own`, or as a control that of `another` sample, so that
+            nothing but means can be learnt.
         localise: Weight of self-distillation.
         compose: Weight of the whole predicted from its parts.
         decompose: Weight of the parts predicted from their whole.
+        spread: Weight of a term that keeps the embeddings of different samples apart (`voxscale.losses.koleo`).
         ramp: Share of the run over which the last two rise from 0.
     """
 
@@ -69,9 +83,17 @@ class PartWholeConfig:
     teacher_temperature: tuple[float, float] = (0.04, 0.04)
     temperature_warmup: float = 0.0
     centre_momentum: float = 0.9
+    centring: Literal["mean", "sinkhorn"] = "mean"
+    inputs: How = "plain"
+    targets: How = "plain"
+    moments_momentum: float = 0.9
+    match: Literal["cosine", "contrast"] = "cosine"
+    match_temperature: float = 0.1
+    truth: Literal["own", "another"] = "own"
     localise: float = 1.0
     compose: float = 1.0
     decompose: float = 1.0
+    spread: float = 0.0
     ramp: float = 0.05
 
     def __post_init__(self) -> None:
@@ -84,7 +106,15 @@ class PartWholeConfig:
         check(self.splits is None or max(self.splits) > 1, "splits", "more than one part")
         check(len(self.budget) == self.levels >= 1, "budget", f"one share for each of {self.levels} levels")
         check(min(self.budget) >= 0 and abs(sum(self.budget) - 1) < 1e-6, "budget", "shares that sum to 1")
-        for name in ("blend", "frozen", "temperature_warmup", "ramp", "least_body", "centre_momentum"):
+        for name in (
+            "blend",
+            "frozen",
+            "temperature_warmup",
+            "ramp",
+            "least_body",
+            "centre_momentum",
+            "moments_momentum",
+        ):
             check(0 <= getattr(self, name) <= 1, name, "0 to 1")
         for name in ("whole_share", "local_shares"):
             low, high = getattr(self, name)
@@ -96,9 +126,10 @@ class PartWholeConfig:
         check(0 <= self.wider <= MOST, "wider", f"0 to {MOST}")
         check(self.least_voxels >= 0, "least_voxels", "at least 0")
         check(self.student_temperature > 0, "student_temperature", "above 0")
+        check(self.match_temperature > 0, "match_temperature", "above 0")
         check(min(self.teacher_temperature) > 0, "teacher_temperature", "above 0")
         weights = ("localise", "compose", "decompose")
-        for name in weights:
+        for name in (*weights, "spread"):
             check(getattr(self, name) >= 0, name, "at least 0")
         check(any(getattr(self, name) for name in weights), "localise", "above 0 where the other weights are 0")
 
@@ -106,6 +137,7 @@ class PartWholeConfig:
         """Weight of each term that counts at some time, when a share of the run is done."""
         risen = 1.0 if self.ramp == 0 else min(progress / self.ramp, 1.0)
         every = {"localise": self.localise, "compose": risen * self.compose, "decompose": risen * self.decompose}
+        every["spread"] = self.spread
         return {name: weight for name, weight in every.items() if getattr(self, name) > 0}
 
 

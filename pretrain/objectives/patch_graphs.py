@@ -68,7 +68,7 @@ def patch_matching(
     if heads.dustbin is not None:
         problem = build_problem(z, [_take(p, at) for p, at in zip(places, chosen, strict=True)], nodes, heads, config)
         terms["matching"], accuracies = _match(problem, nodes, heads.dustbin, config, generator)
-        watched |= accuracies | {"dustbin": heads.dustbin.detach().float()[0]}
+        watched |= accuracies | {"dustbin": heads.dustbin.detach().float()[0].clone()}  # not as it is after the step
     if config.variance_weight > 0:
         terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1)) for part in z]).mean()
     if config.info_nce_weight > 0:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.objectives.interface import HeadRows, Objective, Pass, Plan, Seen, pointwise
 from pretrain.scene import Scene
 from voxscale.augment import brightness, gamma, noise
 from voxscale.augment.brightness import BrightnessConfig
@@ -24,6 +24,7 @@ from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.losses.marginal import marginal_logits, marginal_target
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
+from voxscale.models.pointwise import Pointwise3d
 from voxscale.seed import rng
 from voxscale.stream import CaseStreamConfig
 from voxscale.stream.labelled import LabelledSets, read_sets
@@ -120,7 +121,7 @@ class Supervised(Objective):
         self.config, self.sets = config, config.read()
         levels = backbone.levels[: min(config.heads, backbone.decoder_levels)]
         classes = len(self.sets.classes) + 1
-        self.heads = nn.ModuleList(nn.Conv3d(level.channels, classes, 1) for level in levels)
+        self.heads = nn.ModuleList(Pointwise3d(level.channels, classes) for level in levels)
 
     def check(self, backbone: Backbone, patch: tuple[int, int, int]) -> None:  # noqa: ARG002
         """See `Objective.check`."""
@@ -153,10 +154,12 @@ class Supervised(Objective):
         outputs = [head(features) for head, features in zip(self.heads, decoded, strict=False)]
         return partial_loss(outputs, label, annotated)
 
-    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:  # noqa: ARG002
+    def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:  # noqa: ARG002
         """Classes of a voxel in eight, those of all sets."""
-        scores = self.heads[0](seen["labelled"].decoded[0])[..., ::2, ::2, ::2]
-        return {"classes": scores.movedim(1, -1).flatten(0, -2)}
+        maps = seen["labelled"].decoded[0][..., ::2, ::2, ::2].movedim(1, -1)
+        rows = maps.flatten(0, -2)
+        samples = torch.arange(len(maps), device=rows.device).repeat_interleave(len(rows) // len(maps))
+        return {"classes": HeadRows(rows, samples, lambda x: pointwise(self.heads[0], x), labelled=True)}
 
     @torch.no_grad()
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:

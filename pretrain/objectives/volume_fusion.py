@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.objectives.fusion_config import Size, VolumeFusionConfig, check
 from pretrain.objectives.fusion_labels import draw_grid, draw_grids, sample_labels
-from pretrain.objectives.interface import Objective, Pass, Plan, Seen
+from pretrain.objectives.interface import HeadRows, Objective, Pass, Plan, Seen, pointwise
 from pretrain.scene import Scene
 from voxscale.batch import Losses, Views
 from voxscale.config import require
@@ -33,6 +33,7 @@ from voxscale.losses.dice_ce import dice_and_cross_entropy
 from voxscale.losses.earth_mover import earth_mover_loss
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
+from voxscale.models.pointwise import Pointwise3d
 from voxscale.seed import rng
 
 Network = Callable[[Tensor], Tensor | Sequence[Tensor]]
@@ -136,12 +137,21 @@ def _watch(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"])
     """Dice (mean of the classes that are true or predicted somewhere) and accuracy of the likeliest class."""
     labels, counted = _split(target)
     classes = logits.shape[1]
-    pairs = (labels.long() * classes + logits.argmax(dim=1)).flatten()
+    pairs = (labels.long() * classes + likeliest(logits)).flatten()
     confusion = torch.zeros(classes**2, dtype=torch.long, device=logits.device)
     confusion = confusion.scatter_add(0, pairs, counted.flatten().long()).view(classes, classes)
     hits, size = confusion.diagonal(), confusion.sum(dim=0) + confusion.sum(dim=1)
     dice = (2 * hits / size.clamp(min=1)).sum() / (size > 0).sum().clamp(min=1)
     return {"pretext_dice": dice, "pretext_accuracy": hits.sum() / confusion.sum().clamp(min=1)}
+
+
+def likeliest(logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
+    """Class of the largest logit, the first of several: torch's `argmax`, which takes long over contiguous logits."""
+    best, found = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.uint8)
+    for k in range(1, logits.shape[1]):
+        found.masked_fill_(logits[:, k] > best, k)
+        best = torch.maximum(best, logits[:, k])
+    return found
 
 
 def fuse_views(
@@ -221,7 +231,7 @@ class VolumeFusion(Objective):
     def __init__(self, config: VolumeFusionConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config, self.views_per_sample = config, config.views_per_sample
-        self.head = nn.Conv3d(backbone.levels[0].channels, config.classes, 1)
+        self.head = Pointwise3d(backbone.levels[0].channels, config.classes)
 
     def check(self, backbone: Backbone, patch: Size) -> None:
         """See `Objective.check`."""
@@ -245,11 +255,11 @@ class VolumeFusion(Objective):
         *_, label, _, ignored = plan.targets
         return loss(self.head(seen["fused"].decoded[0]), label, ignored, self.config.ordinal_weight)
 
-    def logits(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, Tensor]:
+    def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:
         """Levels of a voxel in eight, outside of the scan left out."""
-        ignored = plan.targets[4][:, 0, ::2, ::2, ::2]
-        scores = self.head(seen["fused"].decoded[0])[..., ::2, ::2, ::2].movedim(1, -1)
-        return {"levels": scores[~ignored]}
+        counted = ~plan.targets[4][:, 0, ::2, ::2, ::2]
+        rows = seen["fused"].decoded[0][..., ::2, ::2, ::2].movedim(1, -1)[counted]
+        return {"levels": HeadRows(rows, counted.nonzero()[:, 0], lambda x: pointwise(self.head, x))}
 
     @torch.no_grad()
     def pictures(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, NDArray[Any]]:

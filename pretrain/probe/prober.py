@@ -2,29 +2,28 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pretrain.network import Heads, Pretraining
+from pretrain.network import Heads, Pretraining, Said
 from pretrain.objectives.interface import Seen
 from pretrain.preview import passes
 from pretrain.probe.config import ProbeConfig
 from pretrain.probe.data import Labelled, Unlabelled, Voxels
 from pretrain.probe.features import hypercolumns
+from pretrain.probe.heads import HEAD_SAMPLES, HeadSums, Shown, head_figures, head_sums
 from pretrain.probe.landmarks import Landmarks, landmark_figures, lattice
 from pretrain.probe.properties import Embedded, find_splits, make_tiles, property_figures
 from pretrain.probe.scores import Figure, dice_figures, lines, spread_figures
-from pretrain.scene import Scene
 from voxscale import dist
 from voxscale.engine.types import Engine
 from voxscale.files import write_json
-from voxscale.metrics.head_entropy import head_entropy
 from voxscale.parts import slot_means
-from voxscale.seed import rng
+from voxscale.seed import rng, torch_generator
 
 log = logging.getLogger("voxscale")
 
@@ -53,7 +52,7 @@ class Prober:
         labelled: Crops of labelled scans, if there are any.
         landmarks: Crops around labelled structures, if there are any.
         spacing: Of all crops along z, y, x in mm.
-        scene: Makes the scene that heads are shown.
+        show: Makes the scene of some of the training's samples, for the heads.
         run: Run folder; the untrained network's figures are kept there.
         steps: Length of the run.
         micro: Crops in one forward pass.
@@ -70,7 +69,7 @@ class Prober:
         labelled: Labelled | None,
         landmarks: Landmarks | None,
         spacing: tuple[float, float, float],
-        scene: Callable[[], Scene],
+        show: Callable[[Sequence[int]], Shown],
         run: Path,
         steps: int,
         micro: int,
@@ -78,7 +77,7 @@ class Prober:
         channels_last: bool = False,
     ) -> None:
         self._config, self._engine, self._network = config, engine, network
-        self._unlabelled, self._labelled, self._scene = unlabelled, labelled, scene
+        self._unlabelled, self._labelled, self._show = unlabelled, labelled, show
         self._run, self._steps, self._micro, self._seed = run, steps, micro, seed
         self._channels_last = channels_last
         self._dense, self._landmarks = _scattered(unlabelled, seed), landmarks
@@ -87,6 +86,15 @@ class Prober:
         self._tiles = None if splits is None else make_tiles(unlabelled, splits, spacing, seed)
         if splits is None:
             log.info("probe: no part of a crop is an image that the model takes, so parts and wholes are not compared")
+
+    @property
+    def levers(self) -> tuple[str, ...]:
+        """What makes it need less memory, in words."""
+        crops, voxels = (
+            "; ".join(f"probe.{name}, now {getattr(self._config, name)}" for name in names)
+            for names in (("patches", "cases", "crops"), ("queries", "examples"))
+        )
+        return f"look at fewer crops ({crops})", f"and voxels ({voxels})", "or at none (probe.every=0)"
 
     def due(self, step: int) -> bool:
         """Whether to look after so many steps: before the first, every n, and after the last."""
@@ -203,14 +211,22 @@ class Prober:
         }
 
     def _heads(self) -> dict[str, Figure]:
-        """Entropies of the branches' heads on one scene."""
-        plans = self._network.plans(self._scene())
-        logits: Mapping[str, Tensor] = self._engine(Heads(plans, self._channels_last))["logits"]
-        found: dict[str, Figure] = {}
-        for name, values in logits.items():
-            entropy = head_entropy(values.float())
-            found |= {f"{name}_entropy": Figure(entropy.each), f"{name}_usage": Figure(entropy.usage)}
-        return found
+        """Entropies of the branches' heads on the training's first samples, as many at a time as a pass has."""
+        found: dict[str, list[HeadSums]] = {}
+        for number, first in enumerate(range(0, HEAD_SAMPLES, self._micro)):
+            shown = self._show(range(first, first + self._micro))
+            draw = torch_generator(self._seed, "probe", "heads", number)
+            wish = Heads(self._network.plans(shown.scene), draw, self._channels_last)
+            said: Mapping[str, Said] = self._engine(wish)["heads"]
+            if dist.rank() == 0:
+                for name, one in said.items():
+                    people = shown.labelled if one.labelled else shown.people
+                    found.setdefault(name, []).append(head_sums(one, people))
+        return {
+            f"{name}_{what}": one
+            for name, sums in found.items()
+            for what, one in head_figures(sums, self._seed).items()
+        }
 
     def _passes(self, images: Tensor) -> Iterator[tuple[int, Seen]]:
         return passes(self._engine, self._network, images, self._micro, self._channels_last)

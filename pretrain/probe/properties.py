@@ -15,7 +15,7 @@ from pretrain.probe.scores import GROUPS, SHUFFLES, Figure
 from voxscale.metrics.jackknife import jackknife_ci
 from voxscale.metrics.part_whole import compose_gap, decompose_top1, interpolation_gap, mean_of_parts
 from voxscale.models.interface import Backbone
-from voxscale.parts import Splits, part_size, split, split_longest
+from voxscale.parts import Splits, legal_splits, part_size, split
 from voxscale.seed import rng
 
 ENOUGH = 3
@@ -62,16 +62,8 @@ class Embedded:
 
 def find_splits(backbone: Backbone, patch: Size, spacing: Triple) -> Splits | None:
     """The most parts, 8, 4 or 2, that are images which the network takes; the longest axes in mm are halved."""
-    able = [axis for axis in range(3) if patch[axis] > 1]
-    extent = [n * mm if n > 1 else 0.0 for n, mm in zip(patch, spacing, strict=True)]
     for parts in (8, 4, 2):
-        if 2 ** len(able) < parts:
-            continue
-        splits = split_longest(extent, parts)
-        if any(n % s for n, s in zip(patch, splits, strict=True)):
-            continue
-        own = part_size(patch, splits)[3 - backbone.dims :]
-        if backbone.legal_size(own) == own:
+        if splits := legal_splits(patch, spacing, parts, backbone.takes):
             return splits
     return None
 

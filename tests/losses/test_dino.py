@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from voxscale.losses.centre import Centre
-from voxscale.losses.dino import dino_loss, entropies, teacher_probabilities, teacher_temperature
+from voxscale.losses.dino import dino_loss, entropies, sinkhorn, teacher_probabilities, teacher_temperature
 from voxscale.seed import torch_generator
 
 
@@ -18,6 +19,22 @@ def test_loss_is_the_mean_cross_entropy_of_torch_with_soft_targets():
     torch.testing.assert_close(teacher, ((logits.detach() - centre) / 0.04).softmax(dim=1))
     want = torch.stack([F.cross_entropy(view / 0.1, teacher) for view in student]).mean()
     torch.testing.assert_close(dino_loss(student, teacher, 0.1), want)
+
+
+def test_sinkhorn_is_the_alternation_in_numpy_and_uses_all_prototypes_alike():
+    logits = torch.rand(6, 4, generator=torch_generator(0)) + torch.tensor([3.0, 0.0, 0.0, 0.0])  # one is liked by all
+    q = np.exp(logits.double().numpy() / 0.2)
+    q /= q.sum(axis=1, keepdims=True)
+    for _ in range(3):
+        q /= q.sum(axis=0, keepdims=True)
+        q /= q.sum(axis=1, keepdims=True)
+    found = sinkhorn(logits.requires_grad_(), 0.2)
+    assert not found.requires_grad
+    assert found.numpy() == pytest.approx(q, rel=1e-4)
+    assert found.sum(dim=1).tolist() == pytest.approx([1.0] * 6)
+    assert sinkhorn(logits, 0.2, rounds=200).mean(dim=0).tolist() == pytest.approx([0.25] * 4, abs=1e-3)
+    assert teacher_probabilities(logits, torch.zeros(4), 0.2).mean(dim=0)[0] > 0.99
+    assert sinkhorn(torch.eye(4) * 2 - 1, 0.002).isfinite().all()
 
 
 def test_temperature_rises_then_stays():

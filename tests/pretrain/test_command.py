@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import warm_python
 from safetensors import safe_open
@@ -28,6 +29,9 @@ FLAGS = ["--model.width", "2", "--objective.volume-fusion.block-min", "2", "--ob
 FLAGS += ["--loop.batch", "2", "--loop.steps", "100000", "--loop.log-every", "1", "--loop.checkpoint-every", "100000"]
 FLAGS += ["--tracker.no-wandb", "--engine.precision", "bf16", "--loader.workers", "1"]
 PATIENCE_S = 150.0
+ASKED = Path(__file__).parent / "worker_asked.py"
+FIRST_ENGINE = "deepspeed.runtime.zero.muon.muon_optimizer"
+"""What DeepSpeed imports while the first engine is made."""
 
 
 def lines(run: Path) -> int:
@@ -36,17 +40,42 @@ def lines(run: Path) -> int:
 
 
 def end_by(number: signal.Signals, shards: Path, run: Path) -> tuple[int, str, float]:
-    """Start the command, send a signal two steps on; returns exit status, what it said, seconds until its end."""
+    """Start the command, send it and all that it started a signal two steps on, as schedulers do.
+
+    Returns:
+        Exit status, what it said, seconds until its end.
+    """
     command = [sys.executable, "-m", "pretrain", "configs/pretrain.py:demo", "--shards", shards, "--run", run, *FLAGS]
     before = lines(run)
     started = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE_S
     while lines(run) < before + 2 and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    started.send_signal(number)
+    own = psutil.Process(started.pid)
+    for process in [own, *own.children(recursive=True)]:
+        process.send_signal(number)
     sent = time.monotonic()
     said = started.communicate(timeout=PATIENCE_S)[1]
     return started.returncode, said, time.monotonic() - sent
+
+
+def end_early_by(number: signal.Signals, module: str, *arguments: object) -> None:
+    """Start the command, send a signal when it first imports a module, and look at how it ends."""
+    command = [sys.executable, ASKED, module, number.name, "configs/pretrain.py:demo", *arguments, *FLAGS]
+    env = ENV | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stderr.count("asked\n") == 1, done.stderr
+    assert done.returncode == AGAIN, done.stderr
+    said = (
+        f"ended: pretrain was ended by {number.name} outside of its steps: what it had saved is there; start it again"
+    )
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_while_torch_is_imported_end_the_command_to_be_started_again(number):
+    end_early_by(number, "torch")
 
 
 @pytest.mark.slow
@@ -56,13 +85,15 @@ def test_signals_have_the_command_save_and_ask_to_be_started_again_and_export_re
     make_store(tmp_path / "data", 5, labelled=False)
     pack(tmp_path / "data", tmp_path / "shards", plan.contract, plan.patch, plan.strides, PackConfig(factor=1.25))
     run, step = tmp_path / "run", 0
-    for number in (signal.SIGUSR2, signal.SIGTERM):  # SIGUSR1 is taken by the same handler, see voxscale.engine.signals
+    for number in (signal.SIGUSR2, signal.SIGTERM):  # SIGUSR1 is taken by the same handler, see voxscale.signals
+        end_early_by(number, FIRST_ENGINE, "--shards", tmp_path / "shards", "--run", run)  # nothing is lost by it
         status, said, seconds = end_by(number, tmp_path / "shards", run)
         assert status == AGAIN == 75, said
         assert f"pretrain: step {step} of 100000" in said  # it went on where the signal before left it
         rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert rows == list(range(1, rows[-1] + 1))
         assert rows[-1] > step
+        assert "loading process" not in said, said  # none was lost, which would be told
         step = rows[-1]
         assert f"ended: pretrain was ended by {number.name} after step {step}: step {step} is saved" in said
         assert (run / "checkpoints" / f"step-{step:08d}" / "manifest.json").is_file()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from pretrain.objectives.volume_fusion import volume_fusion
 from pretrain.scene import Scene
 from pretrain.views import ViewsConfig
 from voxscale.batch import Batch, Losses
+from voxscale.engine.config import OptimConfig
+from voxscale.engine.deepspeed import set_learning_rate
+from voxscale.engine.optim import build_optimizer
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.stunet import STUNetConfig
@@ -341,3 +345,31 @@ def test_near_views_stay_in_the_crop_and_their_places_say_where_they_are():
         assert float(places.min()) >= -0.5
         assert float(places.max()) <= 15.5
     assert not torch.equal(view.place[0], view.place[1])
+
+
+def rates(network: nn.Module, config: OptimConfig, lr: float) -> dict[str, float]:
+    """Learning rate of each parameter in a step whose rate is `lr`."""
+    optimizer = build_optimizer(network, config)
+    set_learning_rate(SimpleNamespace(optimizer=optimizer), lr)
+    names = {id(p): name for name, p in network.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_layers_of_the_backbone_and_heads_of_the_branches_have_their_own_rates():
+    network = a_network(1.0)
+    found = rates(network, OptimConfig(layer_decay=0.5, head_lr=3.0), 0.1)
+    heads = {name for name, _ in network.named_parameters() if name.startswith("branches.")}
+    assert {"branches.brightness0.head.weight", "branches.volume_fusion.head.weight"} <= heads
+    assert [found[name] for name in heads] == pytest.approx([0.3] * len(heads))
+    # Six levels of the encoder, then five steps of the decoder, of which the last is the top.
+    for level in range(6):
+        name = f"backbone.conv_blocks_context.{level}.0.conv1.weight"
+        assert found[name] == pytest.approx(0.1 * 0.5 ** (10 - level))
+    for step in range(5):
+        name = f"backbone.conv_blocks_localization.{step}.0.conv1.weight"
+        assert found[name] == pytest.approx(0.1 * 0.5 ** (4 - step))
+    assert len({value for name, value in found.items() if name not in heads}) == 11
+
+
+def test_without_factors_all_have_the_same_rate():
+    assert set(rates(a_network(1.0), OptimConfig(), 0.1).values()) == {0.1}

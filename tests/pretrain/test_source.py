@@ -1,7 +1,10 @@
 """Pretraining as a user starts it, from shards and from a store, in folders and behind `s3://` URLs."""
 
+import dataclasses
 import json
 import os
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -75,6 +78,62 @@ def test_a_run_from_a_url_is_that_from_a_folder(data, s3, tmp_path, source):
     assert set(inputs[0]) == {"shards"} if source == "shards" else {"store", "plan"}
 
 
+KILLED = """
+import os, signal, sys
+from pretrain import train
+from pretrain.config import PretrainConfig
+from voxscale.cli import leave, run
+
+steps, losses = 0, train.losses
+
+def counted(*args):
+    global steps
+    steps += 1
+    if steps == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses(*args)
+
+if __name__ == "__main__":
+    train.losses = counted
+    leave(run(lambda: PretrainConfig, train.pretrain, sys.argv[1:], "python -m pretrain"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["shards", "store"])
+def test_a_run_from_a_url_that_was_killed_goes_on_with_the_same_samples(data, s3, tmp_path, source):
+    """SIGKILL in step 5; then on to the same bits from the URL, and by two ranks to the same numbers."""
+    more = ["--plan", data / "plan.json"] if source == "store" else []
+    more += ["--loop.steps", 6, "--loop.checkpoint-every", 2, "--loader.workers", 1]
+    command = ["configs/pretrain.py:demo", *TINY, f"--{source}", f"s3://{inside(s3.upload(data / source))}", *more]
+    # The path is for the loading process, which imports the script as its main module, wherever that lies.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(warm_python.ROOT)}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = warm_python.run([tmp_path / "killed.py", *command, "--run", run], environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert saved in (["step-00000002"], ["step-00000002", "step-00000004"])
+    shutil.copytree(run, tmp_path / "two")
+    here = ["configs/pretrain.py:demo", *TINY, f"--{source}", data / source, *more]
+    for words in (
+        ["pretrain", *here, "--run", whole],
+        ["pretrain", *command, "--run", run],
+        ["launch", "pretrain", *command, "--run", tmp_path / "two", "--processes", 2],
+    ):
+        done = warm_python.run(["-m", *words], environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run", "two")]
+    runs = [[json.loads(line) for line in lines] for lines in texts]
+    want, same, two = ([{k: v for k, v in row.items() if k not in TIMES} for row in rows] for rows in runs)
+    assert [row["step"] for row in want] == [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
+    assert same == want
+    assert len({row["loss"] for row in want}) == 6
+    begun = int(saved[-1][-1])  # Dice is pooled over the samples of a rank, cross-entropy is a mean
+    assert two[begun]["ce"] == pytest.approx(want[begun]["ce"], rel=1e-5)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in want], rel=0.01)
+
+
 def test_both_sources_have_one_patch_and_know_what_they_read(data):
     alike = AlikeConfig(group=4)  # of training alone: probes see every scan
     shards = PretrainConfig(shards=data / "shards", stream=ShardStreamConfig(alike=alike))
@@ -123,6 +182,33 @@ def test_graphs_that_ranks_would_share_are_refused(tmp_path):
             check_graphs(config, 6)
     # What is not read does not count.
     check_graphs(PretrainConfig(store=tmp_path, stream=shards.stream, objective=graphs), 6)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_graphs_that_an_even_shuffle_fills_are_warned_of_once(tmp_path, caplog, monkeypatch, world):
+    """Graphs of crops of each sample, or of several samples of a brick, hold near-duplicates however samples come."""
+    image = MixtureConfig(weights=WeightsConfig(graph_matching=1.0), graph_matching=GraphMatchingConfig(group=8, k=2))
+    crops = GraphMatchingConfig(mode="sub_volume", group=8, k=2)
+    even, four = ShardStreamConfig(), ShardStreamConfig(alike=AlikeConfig(group=4))
+    said = {
+        "stream": PretrainConfig(stream=even, objective=image),
+        "scans": PretrainConfig(store=tmp_path, stream=four, objective=image),
+    }
+    silent = [
+        PretrainConfig(stream=four, objective=image),
+        PretrainConfig(stream=dataclasses.replace(even, patches=2), objective=image),
+        PretrainConfig(stream=even, objective=dataclasses.replace(image, graph_matching=crops)),
+        PretrainConfig(stream=even, objective=MixtureConfig(weights=WeightsConfig(patch_matching=1.0))),
+        PretrainConfig(stream=even),
+    ]
+    for rank in range(world):
+        monkeypatch.setattr("voxscale.dist.rank", lambda rank=rank: rank)
+        for config in (*said.values(), *silent):
+            check_graphs(config, 8)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    for name, record in zip(said, caplog.records, strict=True):
+        wanted = f"{name}.alike.group should be 8, the samples of a graph, not 1: "
+        assert record.getMessage().startswith(wanted)
 
 
 def test_without_graphs_of_samples_no_group_is_refused():

@@ -24,6 +24,6 @@ for case in cases:
     if case[0] == "remove":
         shutil.rmtree(case[1])
     else:
-        statuses.append(run(PretrainConfig, pretrain, case, "python -m pretrain"))
+        statuses.append(run(lambda: PretrainConfig, pretrain, case, "python -m pretrain"))
 stop()
 leave(max(statuses))

@@ -6,12 +6,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxscale import dist
+
 
 def teacher_probabilities(
     logits: Float[Tensor, "b k"], centre: Float[Tensor, " k"], temperature: float
 ) -> Float[Tensor, "b k"]:
     """What the student is to say: `softmax((logits - centre) / temperature)`, without gradient."""
     return ((logits.detach().float() - centre) / temperature).softmax(dim=1)
+
+
+@torch.no_grad()
+def sinkhorn(logits: Float[Tensor, "b k"], temperature: float, rounds: int = 3) -> Float[Tensor, "b k"]:
+    """What the student is to say: `softmax(logits / temperature)`, changed so that all samples together use all alike.
+
+    Sinkhorn's alternation over prototypes and samples (Caron et al. 2020, SwAV, section 3.1), over all ranks: a
+    collective call. It knows the batch alone, so it does not lag behind the teacher as a running centre does, and of
+    few samples each gets the prototypes that it likes more than the others do.
+
+    Args:
+        logits: Of the teacher.
+        temperature: Its temperature.
+        rounds: Of the alternation; the last act is on samples, so each is a distribution.
+    """
+    shares = (logits.double() / temperature).softmax(dim=1)
+    for _ in range(rounds):
+        shares = shares / dist.mean(shares.sum(dim=0)).clamp(min=1e-300)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares.float()
 
 
 def dino_loss(student: Float[Tensor, "v b k"], teacher: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, ""]:

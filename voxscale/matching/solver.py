@@ -15,6 +15,7 @@ from voxscale.matching.rounding import round_greedily
 from voxscale.matching.score import score
 from voxscale.matching.softassign import WORTH, softassign
 from voxscale.matching.two_opt import two_opt
+from voxscale.stopwatch import SOLVER
 
 REPLAY = Replay()
 
@@ -64,7 +65,7 @@ def solve(
     circle; the best of all copies and the match before is kept.
 
     On CPUs the compiled kernel does the steps up to the kicks, where it is built. On GPUs they are recorded when the
-    same shapes come for the second time, and then launched at once.
+    same shapes come for the second time, and then launched at once. The time is counted by `voxscale.stopwatch.SOLVER`.
 
     Args:
         problem: b problems.
@@ -78,7 +79,8 @@ def solve(
     nodes = problem.vertex.shape[1]
     if config.kicks and (generator is None or nodes < 4):
         raise DataError(f"kicks must have a generator and 4 or more nodes, not {generator} and {nodes}", "bad_graph")
-    with torch.autocast(problem.vertex.device.type, enabled=False):
+    where = problem.vertex.device
+    with torch.autocast(where.type, enabled=False), SOLVER.running(where):
         ready = problem.with_values(*(_rounded(part) for part in (problem.vertex, problem.edge)))
         match = compiled.solve(ready, config.steps, config.rounds, config.beta, config.exchanges)
         if match is None:

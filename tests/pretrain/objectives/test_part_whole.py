@@ -34,6 +34,7 @@ from voxscale.config import parse
 from voxscale.contract import InputContract
 from voxscale.engine.config import LoopConfig
 from voxscale.errors import ConfigError
+from voxscale.losses.koleo import koleo_loss
 from voxscale.models.build import build
 from voxscale.models.interface import Backbone
 from voxscale.models.stunet import STUNetConfig
@@ -181,8 +182,23 @@ def test_4_parts_that_do_not_tile_or_are_no_images_are_refused():
     with pytest.raises(ConfigError, match=r"^objective.part_whole.splits must be such that a part, \(2, 2, 2\)"):
         a_network(dataclasses.replace(SMALL, splits=(8, 8, 8))).plans(a_scene())
     flat = a_network(SMALL, MODEL_2D)
-    with pytest.raises(ConfigError, match=r"^objective.part_whole.parts must be at most 4 of 2 axes, not 8"):
+    with pytest.raises(
+        ConfigError, match=r"^objective.part_whole.parts must be at most 4 of .* not 8; choose from 2, 4$"
+    ):
         the_branch(flat).check(flat.backbone, (1, 16, 16))
+    branch = the_branch(a_network(SMALL))
+    with pytest.raises(ConfigError, match=r"at most 4 of a patch of \(16, 12, 16\).* choose from 2, 4$"):
+        branch.check(a_network(SMALL).backbone, (16, 12, 16))
+    with pytest.raises(ConfigError, match=r"^patch must be such that halves of it are images"):
+        branch.check(a_network(SMALL).backbone, (9, 9, 9))
+
+
+def test_axes_whose_halves_are_no_images_stay_whole():
+    network = a_network(dataclasses.replace(SMALL, parts=4))
+    scene = a_scene()
+    for patch, splits in (((16, 12, 16), (2, 1, 2)), ((16, 24, 16), (2, 2, 1))):
+        scene.patch, scene.spacing = patch, (1.0, 1.0, 1.0)
+        assert the_branch(network).splits(scene) == splits
 
 
 def test_the_longest_axes_in_mm_are_split():
@@ -277,6 +293,93 @@ def test_7_what_is_seen_is_a_function_of_step_and_sample():
     assert torch.equal(one.student, again.student)
     assert torch.equal(one.student[2:], late.student)
     assert torch.equal(one.views[2][2:], late.views[2])
+
+
+# Embeddings share a direction, which alone makes whole and parts alike.
+
+MOVED = dataclasses.replace(SMALL, inputs="standard", targets="standard", moments_momentum=0.0)
+
+
+def shared(seen, by):
+    """Add a direction that all samples share to every embedding of the teacher."""
+    for name in ("teacher_large", "teacher_small"):
+        seen[name].features[-1].data += by
+    return seen
+
+
+def test_a_direction_that_all_share_is_no_target_once_it_is_taken_out():
+    network, teacher, scene = a_network(MOVED), a_network(MOVED, seed=1), a_scene()
+    plan = network.plans(scene)["part_whole"]
+    branch, other = the_branch(network), the_branch(teacher)
+    found = branch.losses(shared(look_by_hand(network, plan), 0.0), plan, other)
+    moved = branch.losses(shared(look_by_hand(network, plan), 50.0), plan, other)
+    for term in ("localise", "compose", "decompose"):
+        assert float(moved.terms[term].detach()) == pytest.approx(float(found.terms[term].detach()), rel=1e-2)
+    plain = a_network(SMALL)
+    before, after = (
+        the_branch(plain).losses(shared(look_by_hand(plain, plan), by), plan, other).terms["compose"].detach()
+        for by in (0.0, 50.0)
+    )
+    assert abs(float(after) - float(before)) > 0.1
+
+
+def test_moments_follow_both_networks_while_training_only_and_lie_in_the_state():
+    network, teacher, scene = a_network(MOVED), a_network(MOVED, seed=1), a_scene(progress=0.0)
+    out = run(network, scene, teacher)
+    state = {k.removeprefix("branches.part_whole."): v for k, v in network.state_dict().items()}
+    for side, one in (("own", network), ("theirs", teacher)):
+        images = network.plans(scene)["part_whole"].passes["large" if side == "own" else "teacher_large"].images[:3]
+        whole = one.backbone.features(images)[-1].mean(dim=(2, 3, 4))
+        torch.testing.assert_close(state[f"{side}.mean"][0], whole.mean(dim=0), rtol=1e-4, atol=1e-5)
+    network.eval()
+    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    run(network, a_scene(progress=0.9), teacher)
+    assert all(torch.equal(value, kept[name]) for name, value in network.state_dict().items())
+    assert {"compose_gap", "decompose_gap"} <= out["watched"].keys()
+    network.initialise(torch_generator(0, "weights"))
+    assert not network.state_dict()["branches.part_whole.own.weight"].any()
+    assert not [name for name in a_network(SMALL).state_dict() if ".own." in name or ".theirs." in name]
+
+
+def test_the_term_for_spread_is_of_wholes_and_parts_and_pushes_the_encoder():
+    config = dataclasses.replace(SMALL, spread=0.1)
+    out = run(a_network(config), a_scene(), measure=True)
+    assert out["watched"]["spread_gradient"] > 0
+    assert "spread_gradient" not in run(a_network(), a_scene(), measure=True)["watched"]
+    network = a_network(config)
+    plan = network.plans(a_scene())["part_whole"]
+    found = the_branch(network).losses(look_by_hand(network, plan), plan, the_branch(a_network(config, seed=1)))
+    assert found.weights["spread"] == 0.1
+    features = network.backbone.features(plan.passes["large"].images[:3])[-1].mean(dim=(2, 3, 4))
+    parts = network.backbone.features(plan.passes["small"].images[:24])[-1].mean(dim=(2, 3, 4)).view(3, 8, -1)
+    counted = torch.ones(3, 8, dtype=torch.bool)
+    want = (koleo_loss(features[:, None], counted[:, :1]) + koleo_loss(parts, counted)) / 2
+    assert float(found.terms["spread"].detach()) == pytest.approx(float(want.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("match", ["cosine", "contrast"])
+@pytest.mark.parametrize("centring", ["mean", "sinkhorn"])
+def test_heads_learn_one_batch_by_heart_and_the_control_is_told_other_samples(match, centring):
+    """With whatever is compared; nothing of it can be got by the heads from the mean of the batch."""
+    config = dataclasses.replace(MOVED, match=match, centring=centring, teacher_temperature=(0.02, 0.02))
+    network, teacher = a_network(config), a_network(config)
+    plan = network.plans(a_scene(4))["part_whole"]
+    branch, other = the_branch(network), the_branch(teacher)
+    seen = look_by_hand(network, plan)
+    optimizer = torch.optim.Adam(branch.parameters(), lr=0.01)
+    gaps = []
+    for _ in range(40):
+        found = branch.losses(seen, plan, other)
+        optimizer.zero_grad()
+        found.total.backward(retain_graph=True)
+        optimizer.step()
+        gaps.append((float(found.watched["compose_gap"]), float(found.watched["decompose_gap"])))
+    assert min(gaps[-1]) > 0.5
+    branch.config = dataclasses.replace(config, truth="another")
+    control = branch.losses(seen, plan, other)
+    assert float(control.watched["compose_gap"]) < 0.1
+    for term in ("localise", "compose", "decompose"):
+        assert float(control.terms[term].detach()) > float(found.terms[term].detach()) + 0.1
 
 
 # Defect 8: scales and number of local views are ignored; transformers are not really supported.
@@ -516,10 +619,13 @@ def test_pictures_show_the_whole_its_parts_and_air():
         ("local_shares", (0.5, 0.1)),
         ("teacher_temperature", (0.0, 0.1)),
         ("student_temperature", 0.0),
+        ("match_temperature", 0.0),
+        ("moments_momentum", 1.1),
         ("prototypes", 1),
         ("tries", 0),
         ("least_voxels", -1.0),
         ("compose", -1.0),
+        ("spread", -1.0),
         ("local_views", -1),
         ("wider", 3),
         ("wider", -1),

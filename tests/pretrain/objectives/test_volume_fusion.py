@@ -14,6 +14,7 @@ from voxscale.batch import Patch, Views, collate
 from voxscale.config import from_dict, to_dict
 from voxscale.errors import ConfigError, DataError
 from voxscale.kernel import fusion
+from voxscale.losses.earth_mover import earth_mover_loss
 from voxscale.seed import rng
 
 SMALL = VolumeFusionConfig(block_min=2, block_max=4)
@@ -161,6 +162,17 @@ def test_loss_of_several_heads_is_weighted_by_halves() -> None:
     both = loss([logits, coarse], label)
     assert float(both.total) == pytest.approx(float(alone.total) * 2 / 3 + float(below.total) / 3, abs=1e-5)
     assert both.watched == alone.watched
+
+
+def test_ordinal_term_is_the_earth_mover_distance_of_counted_voxels_and_weighs_as_asked() -> None:
+    logits, label = logits_and_label()
+    ignored = torch.zeros(label.shape, dtype=torch.bool)
+    ignored[..., :3] = True
+    plain, found = loss(logits, label, ignored), loss(logits, label, ignored, ordinal_weight=0.5)
+    wanted = float(earth_mover_loss(logits[..., 3:], label[:, 0, ..., 3:]))
+    assert "ordinal" not in plain.terms
+    assert float(found.terms["ordinal"]) == pytest.approx(wanted, abs=1e-6)
+    assert float(found.total - plain.total) == pytest.approx(0.5 * wanted, abs=1e-5)
 
 
 def test_ignored_voxels_change_nothing() -> None:

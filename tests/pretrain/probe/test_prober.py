@@ -81,7 +81,14 @@ def test_rows_hold_every_figure_beside_untrained_network_and_controls(made):
         assert 0 < last[f"probe/{source}/landmark_mm.lattice"] <= last[f"probe/{source}/landmark_mm"] < 60
         assert last[f"probe/{source}/landmark_mm.untrained"] == found[0][f"probe/{source}/landmark_mm"]
     for name in ("levels_entropy", "levels_usage"):
-        assert 0 < found[-1][f"probe/volume_fusion/{name}"] <= 1
+        last, head = found[-1], f"probe/volume_fusion/{name}"
+        assert 0 <= last[f"{head}.low"] <= last[head] <= last[f"{head}.high"] <= 1
+        assert last[f"{head}.low"] < last[f"{head}.high"]
+        assert last[f"{head}.untrained"] == found[0][head] != last[head]
+        assert 0 < last[f"{head}.shuffled_features"] <= 1
+        assert last[f"{head}.shuffled_features"] != last[head]
+    gain = [found[-1][f"probe/volume_fusion/levels_entropy.{end}"] for end in ("gain_low", "gain", "gain_high")]
+    assert gain == sorted(gain)
     assert ["probe_wait" in row for row in rows(folder / "1-yes", False)] == [True, False, True, False]
 
 
@@ -90,7 +97,7 @@ def test_slices_and_ranks_do_not_change_what_is_found(made):
     """The untrained network is the same at all stages, so are its figures."""
     folder, _ = made
     first = [rows(folder / run, True)[0] for run in ("1-yes", "3-yes")]
-    names = [name for name in first[0] if not name.startswith("probe/volume_fusion")]  # its scene has 2 or 4 samples
+    names = [name for name in first[0] if not ("levels" in name and "shuffled" in name)]  # among 2 or 4 samples
     assert len(names) > 30
     one, two = ({name: row[name] for name in names} for row in first)
     assert one == pytest.approx(two, rel=1e-4, abs=1e-4)

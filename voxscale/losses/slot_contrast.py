@@ -1,0 +1,38 @@
+"""Whether predicted embeddings are those of their own sample, and not those of others."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from voxscale import dist
+
+
+def slot_contrast(
+    predicted: Float[Tensor, "b p d"],
+    target: Float[Tensor, "b p d"],
+    counted: Bool[Tensor, "b p"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of finding each sample's own target among those of all samples in the same slot, on all ranks.
+
+    One way, as no gradient goes to targets (van den Oord et al. 2018, Eq. 4). Guessing costs the logarithm of the
+    number of samples that count.
+
+    Args:
+        predicted: From the student.
+        target: From the teacher.
+        counted: Slots that count and compete. A collective call: ranks must have equally many samples.
+        temperature: What cosines are divided by.
+    """
+    every = dist.rows(F.normalize(target.detach().float(), dim=2))
+    rivals = dist.rows(counted.to(every)) > 0
+    logits = torch.einsum("bpd,npd->bpn", F.normalize(predicted.float(), dim=2), every) / temperature
+    here = dist.rank() * len(predicted) + torch.arange(len(predicted), device=predicted.device)
+    # A slot that does not count may not compete, but its own loss must be finite to be multiplied by 0.
+    allowed = rivals.T[None] | (here[:, None, None] == torch.arange(len(every), device=predicted.device))
+    logs = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=2)
+    own = logs.gather(2, here[:, None, None].expand(-1, logs.shape[1], 1))[:, :, 0]
+    weights = counted.to(own)
+    count = dist.mean(weights.sum()).clamp(min=1e-9)
+    return -(own * weights).sum() / count
