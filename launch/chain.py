@@ -16,7 +16,7 @@ from data_prep.pack import PackConfig
 from data_prep.phantom import PhantomConfig
 from finetune.config import FinetuneConfig
 from launch.cluster import Cluster
-from launch.fit import fit_blocks, fit_folds
+from launch.fit import fit_folds, fit_pretraining
 from launch.machine import describe
 from launch.report import ReportInputs, fine_print, result_table, sentence, write_report
 from launch.stages import Chain, Done, data_prep, ingest, plan_and_pack
@@ -149,7 +149,7 @@ def _prepare(chain: Chain, settings: DemoConfig, data: Sequence[Path], task: Pat
     finetune = fit_folds(settings.finetune, labelled.folder)
     unlabelled = ingest(chain, "ingest", data, dataclasses.replace(settings.ingest, labels="ignore"))
     plan, shards = plan_and_pack(chain, labelled, unlabelled, settings.patch_voxels, settings.pack)
-    pretrain = fit_blocks(settings.pretrain, load_json(Plan, plan.folder / "plan.json"))
+    pretrain = fit_pretraining(settings.pretrain, load_json(Plan, plan.folder / "plan.json"))
     return Prepared(labelled, unlabelled, plan, shards, pretrain, finetune)
 
 

@@ -8,6 +8,8 @@ from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.objectives.fusion_config import sides
 from voxscale.errors import DataError
+from voxscale.models.build import adapt, build
+from voxscale.parts import legal_splits
 from voxscale.patches import Plan
 from voxscale.store import open_store
 
@@ -31,6 +33,26 @@ def fit_folds(config: FinetuneConfig, task_store: Path) -> FinetuneConfig:
     if folds < config.folds:
         log.info("finetune: %d folds instead of %d, as there are %d subjects", folds, config.folds, len(subjects))
     return dataclasses.replace(config, folds=folds)
+
+
+def fit_pretraining(config: PretrainConfig, plan: Plan) -> PretrainConfig:
+    """All of a pretraining that depends on the patch."""
+    return fit_parts(fit_blocks(config, plan), plan)
+
+
+def fit_parts(config: PretrainConfig, plan: Plan) -> PretrainConfig:
+    """As many parts as are images that the network takes, at most those of the config."""
+    whole = config.objective.part_whole
+    if "part_whole" not in config.objective.active or whole.splits is not None:
+        return config
+    model = adapt(config.model, in_channels=1, classes=0, heads=0, strides=plan.strides)
+    takes = build(model, "meta").takes
+    fewer = [n for n in (8, 4, 2) if n <= whole.parts and legal_splits(plan.patch, (1.0, 1.0, 1.0), n, takes)]
+    if not fewer or fewer[0] == whole.parts:
+        return config  # none: the objective says so in its own words
+    log.info("pretrain: %d parts instead of %d, to fit the patch %s", fewer[0], whole.parts, plan.patch)
+    objective = dataclasses.replace(config.objective, part_whole=dataclasses.replace(whole, parts=fewer[0]))
+    return dataclasses.replace(config, objective=objective)
 
 
 def fit_blocks(config: PretrainConfig, plan: Plan) -> PretrainConfig:

@@ -55,26 +55,14 @@ class StageJob:
 
     def run(self) -> dict[str, Any]:
         """The same in a process whose environment and end are somebody else's care."""
-        # Imported here, so that submitting needs neither torch nor the stage's code.
-        import torch
-
-        from voxscale import dist
         from voxscale.errors import PreemptedError, VoxScaleError, missing_package_text, system_error_text
-        from voxscale.log import setup
+        from voxscale.signals import ending
 
-        torch.set_num_threads(self.threads)
-        setup()
         preempted = None
         try:
-            match self.stage:
-                case "pretrain":
-                    from pretrain.train import pretrain
-
-                    pretrain(self.config)
-                case "finetune":
-                    from finetune.train import finetune
-
-                    finetune(self.config)
+            again = signal.getsignal(signal.SIGUSR2)  # submitit's
+            with ending(self.stage, lambda number: _unheard(number, again)):
+                self._train()
         except PreemptedError as error:
             preempted = error
         except VoxScaleError as error:
@@ -87,8 +75,27 @@ class StageJob:
             logging.getLogger("voxscale").exception("%s failed", self.stage)
             return {"error": f"{self.stage} failed with {type(error).__name__}: {error}", "kind": "Exception"}
         finally:
-            dist.stop()  # threads of a group left open can abort the process at its end, answer or not
+            if (dist := sys.modules.get("voxscale.dist")) is not None:
+                dist.stop()  # threads of a group left open can abort the process at its end, answer or not
         return {} if preempted is None else _ended(preempted.signal, str(preempted))
+
+    def _train(self) -> None:
+        # Imported here, so that submitting needs neither torch nor the stage's code.
+        import torch
+
+        from voxscale.log import setup
+
+        torch.set_num_threads(self.threads)
+        setup()
+        match self.stage:
+            case "pretrain":
+                from pretrain.train import pretrain
+
+                pretrain(self.config)
+            case "finetune":
+                from finetune.train import finetune
+
+                finetune(self.config)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit before preemption or time-out: queue the same job again.
@@ -97,6 +104,16 @@ class StageJob:
         last checkpoint, and the stage goes on from it.
         """
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _unheard(number: int, again: Any) -> int:
+    """As `_ended`, in a thread beside a main thread that never returns; gives the status to leave with."""
+    try:
+        if number != signal.SIGTERM and callable(again):
+            again(signal.SIGUSR2, None)
+    except SystemExit as end:  # rank 0 is queued again
+        return int(end.code or 0)
+    return 1 if number == signal.SIGTERM else 0
 
 
 def _ended(name: str, message: str) -> dict[str, Any]:

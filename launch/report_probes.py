@@ -26,6 +26,8 @@ NAMES = {
 
 PROPERTIES = ("compose_gap", "decompose_slots", "decompose_scans", "interpolation_gap")
 
+HEADS = ("_entropy", "_usage")
+
 LEAST = 0.1
 """Share of the untrained network's rank or spread below which a network has collapsed."""
 
@@ -41,9 +43,10 @@ NOTE = (
     "Dice of voxels in crops around labelled structures, not of whole segmentations; mean over subjects,"
     " cross-validated by subject. Gain: paired difference to the untrained network. Intervals are 95 % over subjects,"
     " those of ranks and deviations over groups of crops. Shuffled: what is found where labels, or features, are"
-    " permuted, so that there is nothing to find. Intensity is the voxel's own grey value: features that do no better"
-    " are worth no more than it. Ranks and deviations below a tenth of the untrained network's count as collapsed. An"
-    " entropy near 1 is a head that cannot decide, a usage near 0 one that always says the same."
+    " permuted, so that there is nothing to find; a head is shown rows whose features come from anywhere. Intensity is"
+    " the voxel's own grey value: features that do no better are worth no more than it. Ranks and deviations below a"
+    " tenth of the untrained network's count as collapsed. An entropy near 1 is a head that cannot decide, a usage near"
+    " 0 one that always says the same; a head whose entropy is that of shuffled features does not read them together."
 )
 
 PARTS = (
@@ -161,7 +164,18 @@ def _charts(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str
         alt = ", ".join(f"{source} {values[-1]:.3g}" for source, (_, values) in lines.items())
         look = {"name": f"probe-{kind}", "title": text, "alt": f"At the end: {alt}"}
         made.append(charts.loss_curves(lines, None, **look))
-    return made
+    return made + _heads_chart(rows, [name for name in names if name.endswith(HEADS)])
+
+
+def _heads_chart(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[str]:
+    """Entropy and usage of all heads, each with its control where the run has one."""
+    lines = {title(name): _points(rows, name) for name in heads}
+    lines |= {f"{title(name)}, shuffled": _points(rows, f"{name}.shuffled_features") for name in heads}
+    lines = {name: points for name, points in lines.items() if points[0]}
+    if not lines:
+        return []
+    alt = "At the end: " + ", ".join(f"{name} {values[-1]:.2f}" for name, (_, values) in lines.items())
+    return [charts.share_curves(lines, name="probe-heads", title="Entropies of heads", alt=alt)]
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> charts.Points:

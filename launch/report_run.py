@@ -22,6 +22,7 @@ _SPEED = (
     "data_wait",
     "save_wait",
     "probe_wait",
+    "solver_share",
     "compute",
     "seconds",
 )

@@ -16,6 +16,7 @@ from voxscale import parent
 from voxscale.config import config_hash, to_dict, to_flags
 from voxscale.errors import DataError
 from voxscale.files import sha256_file, write_json
+from voxscale.ledger import LEDGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,20 @@ class Chain:
 
 
 def ingest(chain: Chain, name: str, sources: Sequence[Path], checks: IngestConfig) -> Done:
-    """A store of the scans in some folders; files that are added are all that is read later."""
+    """A store of the scans in some folders; files that are added or changed are all that is read later.
+
+    What is made of it depends on the scans that it holds, not on when their files were written.
+    """
     flags = to_flags(checks)
     files = list_files(sources)
     settings = config_hash([to_dict(checks), [str(source) for source in sources]])
-    return chain.stage(
+    store = chain.stage(
         name,
-        [settings, generation(chain.out, f"{name}-{settings}", files)],
+        [settings, generation(chain.out, f"{name}-{settings}", files.named)],
         lambda path: data_prep("ingest", *sources, path, *flags),
-        found=config_hash(files),
-    )
+        found=config_hash(list(files.dated)),
+    ).folder
+    return Done(store, config_hash([to_dict(checks), sha256_file(store / LEDGER)]))
 
 
 def plan_and_pack(

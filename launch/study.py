@@ -20,7 +20,7 @@ from finetune.config import Arm, FinetuneConfig
 from finetune.folds import split
 from launch.chain import check_folders
 from launch.cluster import Cluster
-from launch.fit import fit_blocks, fit_folds
+from launch.fit import fit_folds, fit_pretraining
 from launch.machine import describe
 from launch.runners import Runner, make_runners
 from launch.schedule import Job, Schedule
@@ -135,7 +135,7 @@ class Cells:
     def pretraining(self, one: Pretext, seed: int) -> Job:
         """Pretrain one row of the table with one seed."""
         plan = load_json(Plan, self.ready.plan.folder / "plan.json")
-        fitted = dataclasses.replace(fit_blocks(one.pretrain, plan), seed=seed)
+        fitted = dataclasses.replace(fit_pretraining(one.pretrain, plan), seed=seed)
         name = f"pretrain-{one.name}-{seed}"
 
         def work(runner: Runner) -> None:

@@ -49,9 +49,12 @@ class Worker:
             raise TrainingError("a stage must begin before its time is over")
         self._pipe, theirs = self._context.Pipe()
         # Not a daemon, as a training has processes of its own; it ends with this one.
-        self._process = self._context.Process(target=_serve, args=(theirs, self._threads, parent.current()))
-        self._process.start()
+        process = self._context.Process(target=_serve, args=(theirs, self._threads, parent.current()))
+        process.start()
+        self._process = process  # only now, as one that has not been started cannot be stopped
         theirs.close()
+        if self._stopped:  # meanwhile
+            self.stop()
 
     def stop(self) -> None:
         """End the process now, whatever it is at; what is written stays, as files are renamed when they are whole."""

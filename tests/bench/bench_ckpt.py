@@ -1,13 +1,13 @@
 """What a checkpoint costs a training of two ranks, against torch.save of the same state: `make bench ONLY=ckpt`.
 
-For each of STU-Net-B and L: real steps of a real engine (ZeRO-1, bf16, AdamW);
+For each of STU-Net-B and L: real steps of a real engine (ZeRO-1, for L ZeRO-2 to fit 24 GB; bf16, AdamW);
 saves by `voxscale.engine.saver`, each followed by as many steps as it takes
 until the checkpoint has its name, that is until it is flushed to disk. The cost
 of a save is all time from its beginning until then beyond that of as many plain
 steps, which are measured before and behind it. Against it: both ranks
 torch.save their slices at once, on the same disk, without fsync; the slices
 are views of flat buffers, which torch.save writes once and without a copy. Ratio: of the medians,
-the worse size; the first save stands apart. `SIZES="B"` measures B alone.
+the worse size; the first save stands apart. `SIZES="B"` measures B alone, `SAVES=8` so many saves.
 """
 
 import json
@@ -24,11 +24,14 @@ from pathlib import Path
 from harness import ROOT, finish
 
 GOAL = 0.1
-SIZES = {"B": (32, 1), "L": (64, 2)}
+SIZES = {"B": (32, 1, 1), "L": (64, 2, 2)}
+"""Width, depth, ZeRO stage."""
 
 
 def rank_main(size: str, folder: Path, saves: int) -> None:
     """One rank: train, save, and on rank 0 print what it took."""
+    import resource
+
     import torch
 
     from voxscale import dist
@@ -44,11 +47,11 @@ def rank_main(size: str, folder: Path, saves: int) -> None:
 
     torch.set_num_threads(1)
     dist.start()
-    width, depth = SIZES[size]
+    width, depth, stage = SIZES[size]
     model = build(STUNetConfig(width=width, depth=depth, classes=5, heads=1))
     count = sum(p.numel() for p in model.parameters())
     optim = OptimConfig(lr=1e-4)
-    engine = start_engine(model, first_weights(model, 0), EngineConfig(zero_stage=1), optim, 1)
+    engine = start_engine(model, first_weights(model, 0), EngineConfig(zero_stage=stage), optim, 1)
     images = torch.randn(1, 1, 64, 32, 32).bfloat16()
 
     def step() -> None:
@@ -103,6 +106,8 @@ def rank_main(size: str, folder: Path, saves: int) -> None:
         on_disk = sum(path.stat().st_size for path in newest.iterdir())
         row = {
             "parameters": count,
+            "zero_stage": stage,
+            "peak_gb_of_a_rank": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "step_s": round(statistics.median(steps), 3),
             "first_save_s": round(ours[0], 3),
             "extra_s": [round(t, 3) for t in ours[1:]],
@@ -145,9 +150,10 @@ def measure(size: str, saves: int) -> dict:
 
 def main() -> None:
     wanted = os.environ.get("SIZES", "B L").split()
-    rows = {size: measure(size, saves) for size, saves in (("B", 15), ("L", 4)) if size in wanted}
+    counts = {"B": 15, "L": 4}
+    rows = {size: measure(size, int(os.environ.get("SAVES", counts[size]))) for size in counts if size in wanted}
     worst = max(row["ratio"] for row in rows.values())
-    finish("ckpt", worst, GOAL, worst <= GOAL, ranks=2, zero_stage=1, sizes=rows)
+    finish("ckpt", worst, GOAL, worst <= GOAL, ranks=2, sizes=rows)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import blosc2  # after the line above, which it reads once
 import nibabel as nib
 import numpy as np
 from harness import ROOT, finish
-from ingest_memory import limit, made, watched
+from ingest_memory import cut_of, file_case, limit, made, watched
 from nnunet_preprocess import Preprocess
 
 from data_prep.config import IngestConfig
@@ -104,7 +104,8 @@ def memory(files: list[Path]) -> dict[str, dict[str, float]]:
             scans[name] = Path(folder) / f"{name}.nii"
             made(scans[name], shape, dtype, spacing)
         for name, file in scans.items():
-            told = run_isolated(watched, (str(file), f"{folder}/{name}"), 600.0, 16.0)
+            cut = cut_of(file, Path(folder) / f"{name}_small.nii")
+            told = run_isolated(watched, (file_case(file), file_case(cut), f"{folder}/{name}"), 600.0, 16.0)
             raw, most = decoded(file), told["peak"] - told["idle"]
             out[name] = {
                 "raw_mb": round(raw / 1e6, 1),

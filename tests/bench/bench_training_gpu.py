@@ -1,9 +1,10 @@
 """Training from shards on one GPU: `make bench ONLY=training_gpu`; anywhere small: add `--small`.
 
 STU-Net-B and -L at 128^3, batch 2, bf16, by `python -m pretrain` from the shards that BENCH_SHARDS names: samples/s,
-the share of time that steps wait for data, MFU and memory, as the run's own metrics say them. Three objectives together
-(Volume Fusion, graphs of crops, graphs of patches), then masked reconstruction and part-whole alone. `ratio` is the
-larger wait of the two mixtures over its goal of 0.03. BENCH_CELLS chooses cells by the start of their names.
+the shares of time that steps wait for data and that graph matching's solver takes, MFU and memory, as the run's own
+metrics say them. Three objectives together (Volume Fusion, graphs of crops, graphs of patches), then masked
+reconstruction and part-whole alone. `ratio` is the larger wait of the two mixtures over its goal of 0.03. BENCH_CELLS
+chooses cells by the start of their names.
 """
 
 import json
@@ -83,7 +84,7 @@ def training(preset: str, options: str, batch: int, lines: int = 4) -> dict[str,
         if len(rows) < 2:
             return {"failed": (Path(folder) / "log").read_text()[-1200:] or "time"}
     kept = rows[1:] if len(rows) < 4 else rows[2:]
-    names = ("samples_per_s", "data_wait", "compute", "tflops", "mfu", "gpu_gb", "rss_gb", "loss")
+    names = ("samples_per_s", "data_wait", "solver_share", "compute", "tflops", "mfu", "gpu_gb", "rss_gb", "loss")
     found = {name: round(statistics.median(row[name] for row in kept), 4) for name in names if name in kept[0]}
     return found | {"batch": batch, "lines": len(rows), "first_line_s": rows[0]["seconds"]}
 

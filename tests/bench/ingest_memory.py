@@ -2,8 +2,9 @@
 
 import ctypes
 import gc
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,11 @@ from voxscale.store_root import create_store
 def limit(raw: int, wide: bool) -> float:
     """The most bytes that docs/design.md states; `wide` are numbers of more than 16 bits."""
     return max(4 * raw, 3 * raw + 32e6 if wide else 2 * raw + 22e6)
+
+
+def limit_2d(pixels: int, colour: bool) -> float:
+    """The most bytes for a 2D image, with a mask or without."""
+    return (52 if colour else 20) * pixels + 22e6
 
 
 def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[float, float, float]) -> None:
@@ -31,6 +37,19 @@ def made(path: Path, shape: tuple[int, int, int], dtype: str, spacing: tuple[flo
     nib.save(nib.Nifti1Image(voxels.T, np.diag([*spacing[::-1], 1.0])), path)
 
 
+def cut_of(file: Path, small: Path) -> Path:
+    """Write 64 x 64 x 64 voxels, or as many as there are, of a NIfTI scan to a file of their own."""
+    image = nib.load(file)
+    voxels = np.asarray(image.dataobj[tuple(slice(n // 4, n // 4 + 64) for n in image.shape)])
+    nib.save(nib.Nifti1Image(voxels, image.affine), small)
+    return small
+
+
+def file_case(file: Path) -> dict[str, Any]:
+    """Fields of the `Job` of one file."""
+    return {"files": [str(file)]}
+
+
 def _ends(dtype: np.dtype) -> tuple[int, int]:
     return np.iinfo(dtype).min, np.iinfo(dtype).max
 
@@ -41,54 +60,53 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def watched(file: str, folder: str) -> dict[str, int]:
+def watched(case: Mapping[str, Any], small: Mapping[str, Any], folder: str) -> dict[str, int]:
     """Take in one scan.
 
     Args:
-        file: The scan.
+        case: Fields of its `Job`: at least `files`, as texts.
+        small: The same of a small scan of its kind, which is taken in before.
         folder: A folder to be made, for a store.
 
     Returns:
         Resident bytes before, and the most there were.
     """
-    root, settings = Path(folder), IngestConfig()
+    root = Path(folder)
     root.mkdir()
     create_store(root / "store", {})
     (root / "store" / ".scratch").mkdir()
-    job = Job(
-        key="0" * 16,
-        files=(Path(file),),
-        dicom=False,
-        part=0,
-        several=False,
-        label=(),
-        label_format="file",
-        label_values={},
-        dataset="main",
-        modality=None,
-        identity=Identity("s", None, None, None),
-        image_class=None,
-        classes={},
-        read=settings.read,
-        rules=settings.rules,
-        privacy=settings.privacy,
-        store=root / "store",
-        scratch=root / "store" / ".scratch",
-    )
-    take_in(_small(job, root))  # what is imported or built once is not the volume's
+    jobs = [_job(root, "1" * 16, small), _job(root, "0" * 16, case)]
+    for job in jobs[:1]:  # what is imported or built once is not the volume's
+        told = take_in(job)
+        assert "entry" in told, told
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the most so far starts anew
     idle = _status("VmRSS")
-    told = take_in(job)
+    told = take_in(jobs[1])
     assert "entry" in told, told
     return {"idle": idle, "peak": _status("VmHWM")}
 
 
-def _small(job: Job, root: Path) -> Job:
-    """The same for a cut of 64 x 64 x 64 voxels of the scan."""
-    image = nib.load(job.files[0])
-    voxels = np.asarray(image.dataobj[tuple(slice(n // 4, n // 4 + 64) for n in image.shape)])
-    (root / "small").mkdir()
-    nib.save(nib.Nifti1Image(voxels, image.affine), root / "small" / "small.nii")
-    return replace(job, key="1" * 16, files=(root / "small" / "small.nii",))
+def _job(root: Path, key: str, case: Mapping[str, Any]) -> Job:
+    settings = IngestConfig()
+    plain = {
+        "dicom": False,
+        "part": 0,
+        "several": False,
+        "label": (),
+        "label_format": "file",
+        "label_values": {},
+        "dataset": "main",
+        "modality": None,
+        "identity": Identity("s", None, None, None),
+        "image_class": None,
+        "classes": {},
+        "read": settings.read,
+        "rules": settings.rules,
+        "privacy": settings.privacy,
+        "store": root / "store",
+        "scratch": root / "store" / ".scratch",
+    }
+    paths = {name: tuple(map(Path, case[name])) for name in ("files", "label") if name in case}
+    return Job(**(plain | dict(case) | paths | {"key": key}))

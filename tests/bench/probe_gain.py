@@ -4,7 +4,8 @@ python tests/bench/probe_gain.py SHARDS STORE OUT [PRESET ...]: trains presets o
 where that is not done, and prints tables for the last step at which all runs of a preset were probed.
 
 `masked_shuffled` is the preset `masked` with what is to be told taken from another sample of the batch: all the same
-steps, with nothing to learn from.
+steps, with nothing to learn from. So are `part_whole_shuffled` and `part_whole_contrast_shuffled`. Each preset is
+compared with its own such control and with that of `masked`, where those were trained.
 """
 
 import json
@@ -21,7 +22,22 @@ PRESETS = ("volume_fusion", "masked", "part_whole", "graph_matching", "patch_mat
 SEEDS = (0, 1, 2)
 SHUFFLED = "_shuffled"
 CONTROL = f"masked{SHUFFLED}"
+TRUTHS = {"masked": "masked-reconstruction", "part_whole": "part-whole", "part_whole_contrast": "part-whole"}
+"""Presets whose objective can be told another sample's truth, and what it is called on the command line."""
+
 SOURCES = ("decoder", "encoder", "intensity")
+OTHERS = (
+    "encoder/landmark_mm",
+    "decoder/landmark_mm",
+    "encoder/effective_rank",
+    "decoder/effective_rank",
+    "embedding/effective_rank",
+    "embedding/std",
+    "embedding/compose_gap",
+    "embedding/decompose_slots",
+    "embedding/decompose_scans",
+    "embedding/interpolation_gap",
+)
 
 
 def train(preset: str, seed: int, shards: Path, store: Path, run: Path) -> None:
@@ -29,7 +45,7 @@ def train(preset: str, seed: int, shards: Path, store: Path, run: Path) -> None:
     flags = ["--shards", shards, "--probe.labelled", store, "--run", run, "--seed", seed]
     if preset.endswith(SHUFFLED):
         preset = preset.removesuffix(SHUFFLED)
-        flags += ["--objective.masked-reconstruction.truth", "another"]
+        flags += [f"--objective.{TRUTHS[preset]}.truth", "another"]
     command = [sys.executable, "-m", "pretrain", f"configs/probe.py:{preset}", *map(str, flags)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
@@ -68,6 +84,26 @@ def table(preset: str, runs: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def others(preset: str, runs: list[Path]) -> str:
+    """Signs of collapse, landmarks and properties of embeddings; intervals are Student's over seeds."""
+    found = [read(run) for run in runs]
+    step = max(set.intersection(*(set(rows) for rows in found)))
+    lines = [
+        f"`{preset}`, step {step}, {len(runs)} seeds",
+        "",
+        "| | untrained | trained | change |",
+        "|---|---|---|---|",
+    ]
+    for name in (name for name in OTHERS if all(f"probe/{name}" in rows[step] for rows in found)):
+        before, after = ([rows[step][f"probe/{name}{what}"] for rows in found] for what in (".untrained", ""))
+        change = [b - a for a, b in zip(before, after, strict=True)]
+        reach = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change) if len(change) > 1 else float("nan")
+        mean = fmean(change)
+        ends = f"{mean:+.3f} ({mean - reach:+.3f} to {mean + reach:+.3f})"
+        lines.append(f"| {name.replace('/', ', ')} | {fmean(before):.3f} | {fmean(after):.3f} | {ends} |")
+    return "\n".join(lines) + "\n"
+
+
 def against(preset: str, runs: list[Path], control: list[Path]) -> str:
     """What a preset gains over the control of the same seeds, at the last step of both; Student's over seeds."""
     pairs = [(read(run), read(other)) for run, other in zip(runs, control, strict=True)]
@@ -92,9 +128,11 @@ def main() -> None:
             if not (run / "preview.npz").is_file():
                 train(preset, seed, shards, store, run)
         print(table(preset, runs))
-        control = [out / f"{CONTROL}-{seed}" for seed in SEEDS]
-        if preset not in (CONTROL, "volume_fusion") and all((run / "preview.npz").is_file() for run in control):
-            print(against(preset, runs, control))
+        print(others(preset, runs))
+        for name in dict.fromkeys((f"{preset}{SHUFFLED}", CONTROL)):
+            control = [out / f"{name}-{seed}" for seed in SEEDS]
+            if preset not in (name, "volume_fusion") and all((run / "preview.npz").is_file() for run in control):
+                print(against(preset, runs, control))
 
 
 if __name__ == "__main__":

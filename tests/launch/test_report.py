@@ -660,7 +660,9 @@ def probe_rows() -> list[dict[str, float]]:
             "probe/embedding/compose_gap": 0.6,
             "probe/embedding/compose_gap.shuffled_features": 0.04,
         }
-        rows.append(row | {"probe/volume_fusion/levels_entropy": 0.5})
+        head = "probe/volume_fusion/levels_entropy"
+        row |= {f"{head}.shuffled_features": 0.87, f"{head}.low": 0.42, f"{head}.high": 0.58}
+        rows.append(row | {head: 0.5, f"{head}.untrained": 0.99, "probe/volume_fusion/levels_usage": 0.9})
     return rows
 
 
@@ -677,7 +679,11 @@ def test_probes_are_drawn_with_a_sentence_for_each_and_left_out_where_there_are_
     assert "Encoder, landmark error (mm): getting better." in section.html
     assert "Embedding, compose gap: flat since step 0." in section.html
     assert "places shuffled 13" in section.html
-    assert section.html.count("<svg") == 5
+    assert section.html.count("<svg") == 6
+    heads = "levels entropy 0.50, volume fusion, levels usage 0.90, volume fusion, levels entropy, shuffled 0.87"
+    assert heads in section.html  # of the usage this run has no control
+    assert "0.420 to 0.580" in section.html
+    assert "0.990" in section.html
     assert "0.500 to 0.700" in section.html
     assert "+0.400" in section.html
     assert what_it_does(probe_rows()[:2], "decoder/linear_dice").kind == "unknown"

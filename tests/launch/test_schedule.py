@@ -1,9 +1,11 @@
+import signal
 import threading
 import time
 
 import pytest
 
 from launch.schedule import LATE, Job, Schedule
+from launch.workers import Worker
 from voxscale.errors import TrainingError
 
 
@@ -67,3 +69,19 @@ def test_a_defect_stops_the_schedule_and_is_raised():
     with pytest.raises(ZeroDivisionError):
         made.run()
     assert made.missing["b"] == LATE
+
+
+def test_a_worker_that_is_stopped_while_its_process_starts_ends(tmp_path, monkeypatch):
+    worker = Worker(1)
+    process = worker._context.Process
+    start, started = process.start, []
+
+    def stopped_meanwhile(self):
+        worker.stop()
+        start(self)
+        started.append(self)
+
+    monkeypatch.setattr(process, "start", stopped_meanwhile)
+    with pytest.raises(TrainingError):
+        worker.run("pretrain", None, tmp_path)
+    assert [one.exitcode for one in started] == [-signal.SIGKILL]

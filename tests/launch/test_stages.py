@@ -25,6 +25,8 @@ from tests_stores import make_store
 from configs.pretrain import demo as pretrain_preset
 from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
+from finetune.folds import split
+from finetune.results import fold_folder
 from voxscale.config import from_dict, save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_buffers, load_weights, manifest_text, stored
@@ -32,6 +34,7 @@ from voxscale.files import sha256_file
 from voxscale.models.released.load import FORMS
 from voxscale.shards import ShardIndex, index_name, open_manifest
 from voxscale.shards import manifest_text as shards_text
+from voxscale.store import open_store
 from voxscale.store_root import stamp_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +95,24 @@ def finetune(world, run, *more, expect=0, **replaced):
     return launch("finetune", "configs/finetune.py:demo", "--processes", "2", *flags, *TUNE, *more, expect=expect)
 
 
+def asked(world, run, number, there, rank):
+    """Pretrain with two ranks and send one of them a signal, twice, when a file is there."""
+    arguments = ["-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
+    arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "60", *TINY]
+    arguments += ["--loop.checkpoint-every", "1000"]
+    with run.with_name("said").open("w") as out:
+        started = warm_python.start(arguments, os.environ | {"OMP_NUM_THREADS": "1"}, out, out)
+    deadline = time.monotonic() + 200
+    while not there.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    every = [p for p in psutil.Process(started.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline()]
+    assert len(every) == 2
+    os.kill(every[rank].pid, number)  # one rank is enough, and a second signal changes nothing
+    os.kill(every[rank].pid, number)
+    started.wait(timeout=250)
+    return run.with_name("said").read_text(), started
+
+
 def weights(run, step):
     return dict(load_weights(run / "checkpoints" / f"step-{step:08d}"))
 
@@ -136,23 +157,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(world, tmp_path):
     assert rows == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_signal_before_the_first_step_has_a_run_queued_again(world, tmp_path, number, back, rank):
+    run = tmp_path / "run"
+    said, started = asked(world, run, number, run / "config.json", rank)
+    if back:
+        assert started.returncode == 0, said
+        rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert rows == list(range(1, 61))
+    else:
+        assert started.returncode == 1
+        assert "pretrain was ended by SIGTERM" in said
+        assert "start it again to go on" in said
+
+
 @pytest.mark.parametrize(("number", "back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_signal_has_a_run_saved_and_queued_again(world, tmp_path, number, back):
     run = tmp_path / "run"
-    arguments = ["-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
-    arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "60", *TINY]
-    arguments += ["--loop.checkpoint-every", "1000"]
-    with (tmp_path / "said").open("w") as out:
-        started = warm_python.start(arguments, os.environ | {"OMP_NUM_THREADS": "1"}, out, out)
-    deadline = time.monotonic() + 200
-    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    every = [p for p in psutil.Process(started.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline()]
-    assert len(every) == 2
-    os.kill(every[1].pid, number)  # one rank is enough, and a second signal changes nothing
-    os.kill(every[1].pid, number)
-    started.wait(timeout=250)
-    said = (tmp_path / "said").read_text()
+    said, started = asked(world, run, number, run / "metrics.jsonl", 1)
     rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     if back:
         assert started.returncode == 0, said
@@ -198,16 +221,16 @@ def test_two_objectives_are_trained_at_once_and_finetuning_takes_the_backbone(wo
     assert not [name for name in report["loaded"] + report["unused"] if "branches." in name]
 
 
-def test_two_objectives_in_slices_give_the_same_losses_and_cannot_be_balanced(world, tmp_path):
-    losses = []
+def test_two_objectives_in_slices_give_the_same_losses_and_balance(world, tmp_path):
+    found = []
     for stage in ("1", "3"):
-        mix(world, tmp_path / stage, "--engine.zero-stage", stage, "--engine.precision", "fp32", "--loop.steps", "2")
-        rows = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(row)["loss"] for row in rows])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    more = ["--engine.zero-stage", "3", "--objective.balance", "gradients"]
-    said = mix(world, tmp_path / "refused", *more, expect=1)
-    assert "objective.balance must be 'none' at ZeRO stage 3" in said
+        more = ["--engine.zero-stage", stage, "--engine.precision", "fp32", "--loop.steps", "3"]
+        mix(world, tmp_path / stage, *more, "--objective.balance", "gradients")
+        rows = [json.loads(row) for row in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
+        found.append([[row[name] for row in rows] for name in ("loss", "volume_fusion/balance")])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+    assert found[0][1][-1] != found[0][1][0]
 
 
 def part_whole(world, run, processes):
@@ -349,6 +372,28 @@ def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tuned)
     finetune(world, run)
     assert json.loads((run / "results.json").read_text()) == found
     assert done.stat().st_mtime_ns == stamp
+
+
+def test_a_damaged_case_is_replaced_where_it_is_learnt_from_and_refused_where_it_is_tested(world, tmp_path):
+    task, run = shutil.copytree(world / "task", tmp_path / "task"), tmp_path / "run"
+    subjects = {key: entry.subject for key, entry in open_store(task).entries.items()}
+    case = split(subjects, 2)[1][0]
+    chunk = task / case / "0" / "c" / "0" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    said = finetune(world, run, "--arms", "scratch", store=task, expect=1)
+    wanted = f"error: scan {case} must have intact chunks; remove its folder from the store and ingest again"
+    assert said.count("error:") == said.count(wanted) == 1
+    assert (fold_folder(run, "scratch", 0, 0) / "cases.json").exists()
+    assert not (run / "results.json").exists()
+    told = [path.read_text().splitlines() for path in fold_folder(run, "scratch", 0, 0).glob("incidents-rank*.jsonl")]
+    rows = [json.loads(line) for lines in told for line in lines]
+    assert {(row["kind"], row["reason"], row["volume"]) for row in rows} == {("replaced", "corrupt", case)}
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)  # as ingest does
+    finetune(world, run, "--arms", "scratch", store=task)
+    assert len(json.loads((run / "results.json").read_text())["cases"]) == 4
 
 
 def test_finished_trainings_keep_their_weights_only(tuned):
