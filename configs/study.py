@@ -101,15 +101,23 @@ def hippocampus_small() -> StudyConfig:
 
 
 def hippocampus_parts() -> StudyConfig:
-    """Part-whole, the mixture and the control of `hippocampus_small`, with 4 and 16 subjects."""
-    base = hippocampus_small()
-    few = tuple(one for one in base.pretexts if one.name in ("nothing", "part_whole", "mixture"))
-    return dataclasses.replace(base, pretexts=few, subjects=(16, 4))
+    """Part-whole, the mixture and the control of `hippocampus_small`."""
+    return _parts(hippocampus_small(), (4, 16, 2, 8))
 
 
 def vertebrae_small() -> StudyConfig:
     """The same at 3 mm on patches of up to 32^3 voxels, for 2 and 4 labelled subjects."""
     return dataclasses.replace(_controlled((4, 2)), patch_voxels=32**3, spacing=(3.0, 3.0, 3.0))
+
+
+def vertebrae_parts() -> StudyConfig:
+    """Part-whole, the mixture and the control of `vertebrae_small`."""
+    return _parts(vertebrae_small(), (4, 2))
+
+
+def _parts(base: StudyConfig, subjects: tuple[int, ...]) -> StudyConfig:
+    few = tuple(one for one in base.pretexts if one.name in ("nothing", "part_whole", "mixture"))
+    return dataclasses.replace(base, pretexts=few, subjects=subjects)
 
 
 def _gpu(pretraining: int, finetuning: int) -> StudyConfig:
