@@ -24,9 +24,12 @@ _SPEED = (
     "probe_wait",
     "solver_share",
     "compute",
+    "forward_share",
     "seconds",
 )
-NOT_LOSSES = frozenset(("step", "lr", "grad_norm", "skipped", *_SPEED, "rss_gb", "gpu_gb"))
+_OF_RANKS = ("data_wait", "save_wait", "forward_share", "rss_gb", "gpu_gb")
+_WORST = tuple(f"{name}_{what}" for name in _OF_RANKS for what in ("max", "rank"))
+NOT_LOSSES = frozenset(("step", "lr", "grad_norm", "skipped", *_SPEED, "rss_gb", "gpu_gb", *_WORST))
 """Keys of a metrics line that are neither the loss, one of its terms nor watched."""
 
 WATCHED = "pretext_"

@@ -148,6 +148,11 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def from_all(values: list[float]) -> list[list[float]]:
+    """Every rank's values, in rank order, on every rank; all must have equally many."""
+    return rows(torch.tensor([values], dtype=torch.float64, device=device())).tolist()
+
+
 def mean(tensor: torch.Tensor) -> torch.Tensor:
     """Mean of a tensor over all ranks, on its device and without gradient."""
     value = tensor.detach().clone()

@@ -1,12 +1,17 @@
 """What a metrics line says, computed by hand with a clock that the test sets."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from launch.report_run import NOT_LOSSES
 from voxscale.engine import meter
-from voxscale.engine.meter import Meter, peak_tflops
+from voxscale.engine.meter import Meter, over_ranks, peak_tflops
+
+WORKER = Path(__file__).parent / "worker_meter.py"
 
 
 class Clock:
@@ -28,17 +33,21 @@ def test_a_line_is_what_was_counted_over_the_time_that_passed(clock):
     found.add({"loss": torch.tensor(1.0)}, samples=4, voxels=1000)
     found.add({"loss": torch.tensor(2.0)}, samples=4, voxels=3000)
     found.waited, found.saved = 0.5, 1.0
-    clock.now += 4
+    with found.forward(torch.device("cpu")):
+        clock.now += 1
+    clock.now += 3
     row = found.line(2, 0.1, 3.0)
     assert "probe_wait" not in row
     assert row["loss"] == pytest.approx(1.5)
     assert row["samples_per_s"] == pytest.approx(2.0)
     assert row["voxels_per_s"] == pytest.approx(1000.0)
     assert (row["data_wait"], row["save_wait"], row["compute"]) == pytest.approx((0.125, 0.25, 0.625))
+    assert row["forward_share"] == pytest.approx(0.25)
     assert row["tflops"] == pytest.approx(4.0)  # 8 samples of 2 TFLOP in 4 s
     assert row["mfu"] == pytest.approx(0.08)
     assert row["seconds"] == pytest.approx(4.0)
     assert row["rss_gb"] > 0.01
+    assert not [name for name in row if name.endswith(("_max", "_rank"))]  # of one rank there is nothing to tell
     assert (row["step"], row["lr"], row["grad_norm"]) == (2, 0.1, 3.0)
 
 
@@ -61,6 +70,32 @@ def test_nothing_is_claimed_where_nothing_is_known(clock):
     clock_row = Meter().line(1, 0.1, 1.0)
     assert not {"tflops", "mfu", "loss"} & clock_row.keys()
     assert clock_row["samples_per_s"] == 0
+
+
+def test_the_rank_that_all_wait_for_stands_in_the_line_and_costs_no_message(ranks, tmp_path):
+    outputs = ranks(WORKER, 2, str(tmp_path))
+    for output in outputs:  # of two lines; each is one exchange of numbers
+        assert json.loads(next(line for line in output.splitlines() if line.startswith("{")))["calls"] == [1, 1]
+    for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        seconds = 8 * 2 / row["samples_per_s"]  # of two steps
+        assert row["data_wait_rank"] == 1
+        assert row["data_wait_max"] * seconds > 0.39
+        assert row["data_wait"] < 0.75 * row["data_wait_max"]
+        assert row["forward_share_rank"] == 0
+        assert row["forward_share_max"] * seconds > 0.19
+        assert row["rss_gb_rank"] == 1
+        assert row["rss_gb_max"] < row["rss_gb"] < 2 * row["rss_gb_max"] - 0.4
+        assert row.keys() - NOT_LOSSES == {"loss", "mse"}  # the report draws what is left
+
+
+def test_memory_of_gpus_is_that_of_the_fullest():
+    row = over_ranks({"gpu_gb": [1.0, 3.0, 2.0], "rss_gb": [5.0, 1.0, 2.0], "data_wait": [0.0, 0.1, 0.5]})
+    assert (row["gpu_gb"], row["gpu_gb_rank"]) == (3.0, 1)
+    assert (row["rss_gb"], row["rss_gb_max"], row["rss_gb_rank"]) == (8.0, 5.0, 0)
+    assert (row["data_wait"], row["data_wait_max"], row["data_wait_rank"]) == (pytest.approx(0.2), 0.5, 2)
+    assert "gpu_gb_max" not in row
+    assert row.keys() <= NOT_LOSSES
+    assert over_ranks({"gpu_gb": [1.5], "data_wait": [0.25]}) == {"gpu_gb": 1.5, "data_wait": 0.25}
 
 
 @pytest.mark.parametrize(

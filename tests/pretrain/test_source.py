@@ -31,6 +31,7 @@ TINY = ["--model.width", "2", "--objective.volume-fusion.block-min", "2", "--obj
 TINY += ["--loop.batch", "2", "--loop.steps", "2", "--loop.log-every", "1", "--tracker.no-wandb"]
 TINY += ["--engine.precision", "fp32"]
 TIMES = {"samples_per_s", "voxels_per_s", "data_wait", "save_wait", "compute", "seconds", "rss_gb", "tflops"}
+TIMES |= {"forward_share"}
 
 
 @pytest.fixture(scope="module")

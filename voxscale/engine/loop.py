@@ -201,8 +201,9 @@ def forward_and_backward(
         meter.waited += time.monotonic() - began
         watch.at("forward", step, batch.indices)
         engine.set_gradient_accumulation_boundary(part == count - 1)  # only then stages 0 and 1 reduce gradients
-        losses, voxels = objective(engine, batch)
-        total = losses.total
+        with meter.forward(engine.device):
+            losses, voxels = objective(engine, batch)
+            total = losses.total
         watch.at("backward")
         engine.backward(total)
         values = {"loss": total, **losses.terms, **losses.watched}

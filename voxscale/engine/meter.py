@@ -1,10 +1,15 @@
-"""What a run costs: losses averaged over steps and ranks, samples and operations per second, waiting, memory."""
+"""What a run costs: losses averaged over steps and ranks, samples and operations per second, waiting, memory.
+
+All ranks wait for the slowest, and the fullest runs out of memory first, so of
+what may differ between ranks the largest value is told too, and whose it is.
+"""
 
 import math
 import re
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +83,7 @@ class Meter:
         waited: Seconds spent waiting for data since the last line.
         saved: Seconds spent on checkpoints since the last line.
         probed: Seconds spent on looking at the network since the last line.
+        passed: Seconds spent in forward passes since the last line, those on a GPU left out until it is made.
     """
 
     def __init__(self, flops: float = 0.0, peak: float = 0.0) -> None:
@@ -86,8 +92,29 @@ class Meter:
         self._count = 0
         self._samples = self._voxels = 0
         self._since = self._began = time.monotonic()
-        self.waited = self.saved = self.probed = 0.0
+        self.waited = self.saved = self.probed = self.passed = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         SOLVER.take()  # what was solved before the run
+
+    @contextmanager
+    def forward(self, device: torch.device) -> Generator[None]:
+        """Time a forward pass: the only part of a step in which no rank waits for another (but at ZeRO stage 3).
+
+        A GPU's own clock times it there, which holds nothing up. Read the loss before the next line is made.
+
+        Args:
+            device: Where the pass runs.
+        """
+        if device.type == "cuda":
+            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            pair[0].record()
+            yield
+            pair[1].record()
+            self._events.append(pair)
+        else:
+            began = time.monotonic()
+            yield
+            self.passed += time.monotonic() - began
 
     def add(self, losses: Mapping[str, Tensor], samples: int, voxels: int) -> None:
         """Count one micro-batch of this rank; the losses stay on their device until the next line."""
@@ -105,9 +132,11 @@ class Meter:
         names = sorted(self._sums)  # the same on all ranks, as steps are skipped by all or none
         seconds = max(time.monotonic() - self._since, 1e-9)
         local = [float(self._sums[n]) for n in names]
-        local += [self._count, self._samples, self._voxels, self.waited, self.saved, self.probed]
-        local += [SOLVER.take(), peak_rss_gb()]
-        *sums, count, samples, voxels, waited, saved, probed, solved, rss = dist.total([float(v) for v in local])
+        local += [self._count, self._samples, self._voxels, self.probed, SOLVER.take()]
+        own = self._own(seconds)
+        ranks = dist.from_all([float(v) for v in (*local, *own.values())])
+        *sums, count, samples, voxels, probed, solved = map(sum, list(zip(*ranks, strict=True))[: len(local)])
+        each = {name: [values[len(local) + n] for values in ranks] for n, name in enumerate(own)}
         row: dict[str, Any] = {"step": step}
         row |= {name: value / count for name, value in zip(names, sums, strict=True)}
         shared = seconds * dist.world_size()
@@ -116,12 +145,10 @@ class Meter:
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,  # of a skipped step it may be anything
             "samples_per_s": samples / seconds,
             "voxels_per_s": voxels / seconds,
-            "data_wait": waited / shared,
-            "save_wait": saved / shared,
-            "compute": 1 - (waited + saved + probed) / shared,
             "seconds": time.monotonic() - self._began,
-            "rss_gb": rss,
         }
+        row |= over_ranks(each)
+        row["compute"] = 1 - row["data_wait"] - row["save_wait"] - probed / shared
         if probed:
             row["probe_wait"] = probed / shared
         if solved:
@@ -130,9 +157,42 @@ class Meter:
             row["tflops"] = self._flops * samples / shared / 1e12
             if self._peak:
                 row["mfu"] = row["tflops"] / self._peak
-        if torch.cuda.is_available():
-            row["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._sums, self._count, self._samples, self._voxels = {}, 0, 0, 0
-        self.waited = self.saved = self.probed = 0.0
+        self.waited = self.saved = self.probed = self.passed = 0.0
         self._since = time.monotonic()
         return row
+
+    def _own(self, seconds: float) -> dict[str, float]:
+        """This rank's figures that may be another rank's very different ones: shares of the time, and GB."""
+        events, self._events = self._events, []
+        self.passed += sum(begin.elapsed_time(end) for begin, end in events) / 1000
+        own = {
+            "data_wait": self.waited / seconds,
+            "save_wait": self.saved / seconds,
+            "forward_share": self.passed / seconds,
+            "rss_gb": peak_rss_gb(),
+        }
+        if torch.cuda.is_available():
+            own["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return own
+
+
+def over_ranks(each: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Figures of all ranks in one line: the mean of shares, the sum of host memory, the largest of GPU memory.
+
+    Of several ranks also the largest, `<name>_max`, and whose it is, `<name>_rank`; of GPU memory the rank alone.
+
+    Args:
+        each: Values by name, in rank order.
+    """
+    row: dict[str, float] = {}
+    for name, values in each.items():
+        most = max(values)
+        if name == "gpu_gb":  # every GPU has a limit of its own
+            row[name] = most
+        else:
+            row[name] = sum(values) / (1 if name == "rss_gb" else len(values))
+        if len(values) > 1:
+            row |= {} if name == "gpu_gb" else {f"{name}_max": most}
+            row[f"{name}_rank"] = values.index(most)
+    return row
