@@ -19,6 +19,7 @@ from voxscale.engine import layout
 from voxscale.engine.again import again
 from voxscale.engine.meter import BACKWARD
 from voxscale.models.interface import Backbone
+from voxscale.samples import OWN, Samples
 
 SLOWNESS = 0.9
 """Share of the old balance that a measurement leaves."""
@@ -41,6 +42,7 @@ class Job:
         measure: Whether the branches' gradients are measured.
         balance: Whether the measurements change the weights.
         channels_last: Memory layout of the images.
+        over: Whose samples losses are taken over; the same as those of the plans' scene.
     """
 
     plans: Mapping[str, Plan]
@@ -49,6 +51,7 @@ class Job:
     measure: bool = False
     balance: bool = False
     channels_last: bool = False
+    over: Samples = OWN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +201,7 @@ class Pretraining(nn.Module):
             plan = job.plans[name]
             own = {key: seen[_key(one)] for key, one in plan.passes.items()}
             teacher = None if job.teacher is None else job.teacher.objectives()[name]
-            found[name] = branch.losses(own, plan, teacher)
+            found[name] = branch.losses(own, plan, teacher, job.over)
         if job.measure:
             self._measure(found, list(seen.values()), job)
         return self._gather(found, job)

@@ -15,6 +15,7 @@ from pretrain.views import ViewsConfig, change_intensity, invert, make_views
 from voxscale.augment.resample import resample
 from voxscale.batch import Batch, Views
 from voxscale.config import require
+from voxscale.samples import OWN, Samples
 from voxscale.seed import rng
 
 Size = tuple[int, int, int]
@@ -62,6 +63,7 @@ class Scene:
         spacing: (z, y, x) of the patch's voxels in mm, before zoom.
         progress: Share of the run that is done.
         labelled: Labelled samples, if an objective learns from any.
+        over: Whose samples are the batch: those of all ranks in training, where each rank's scene is its share.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class Scene:
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         progress: float = 0.0,
         labelled: Labelled | None = None,
+        over: Samples = OWN,
     ) -> None:
-        self.labelled = labelled
+        self.labelled, self.over = labelled, over
         self.batch, self.patch, self.config, self.spacing, self.progress = batch, patch, config, spacing, progress
         self._crops = crops
         self._cut = [_rows(batch, crops, number) for number in range(crops)]

@@ -40,6 +40,7 @@ from voxscale.files import write_arrays
 from voxscale.incidents import Incidents
 from voxscale.loader import load
 from voxscale.models.build import ModelConfig, adapt, build
+from voxscale.samples import OWN, Samples, all_samples
 from voxscale.stream import rank_indices, shuffle_quality
 from voxscale.stream.quality import describe
 
@@ -113,16 +114,16 @@ def _pretrain(config: PretrainConfig, starting: RanksWatch) -> None:
         if labelled is not None and labels_only is None:
             more = LabelledBatches(labelled, indices(), config.loader, pin, incidents)
 
-        def see(batch: Batch, beside: Labelled | None) -> Scene:  # on its device
+        def see(batch: Batch, beside: Labelled | None, over: Samples = OWN) -> Scene:  # on its device
             progress = batch.indices[0] // config.loop.batch / config.loop.steps
             if labels_only is not None:
                 beside = of_batch(labels_only, batch)
-            return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside)
+            return Scene(batch, patch, crops, config.views, source.contract.spacing, progress, beside, over)
 
         def objective(engine: Engine, batch: Batch) -> tuple[Losses, int]:
             step, within = divmod(batch.indices[0], config.loop.batch)
             first = within < micro * dist.world_size()  # of the micro-batches of a step
-            scene = see(batch, None if more is None else more.beside(batch))
+            scene = see(batch, None if more is None else more.beside(batch), all_samples())
             return losses(engine, network, scene, settled, teacher, first and due(config, step))
 
         def show(indices: Sequence[int]) -> Shown:
@@ -221,6 +222,7 @@ def losses(
         measure=measure and several,
         balance=mixture.balance == "gradients",
         channels_last=config.engine.channels_last == "on",
+        over=scene.over,
     )
     out = engine(job)
     voxels = sum(one.images.numel() for twin in (False, True) for one in wanted(job.plans, teacher=twin).values())

@@ -162,6 +162,26 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def added(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks, on its device and without gradient."""
+    value = tensor.detach().clone()
+    if td.is_initialized():
+        td.all_reduce(value)
+    return value
+
+
+def from_rank_before(tensor: torch.Tensor) -> torch.Tensor:
+    """What the rank before this one gave, of the last one on rank 0, without gradient; all must have equal shapes."""
+    sent = tensor.detach().contiguous()
+    if not td.is_initialized() or world_size() == 1:
+        return sent
+    value = torch.empty_like(sent)
+    after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    for wait in td.batch_isend_irecv([td.P2POp(td.isend, sent, after), td.P2POp(td.irecv, value, before)]):
+        wait.wait()
+    return value
+
+
 def rows(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks, in rank order, on every rank and without gradient; all must have equally many."""
     value = tensor.detach().contiguous()

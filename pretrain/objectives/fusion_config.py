@@ -16,7 +16,7 @@ class VolumeFusionConfig:
         layout: `grid`: a share of the cells of one regular grid per sample (2024 and later);
             `boxes`: boxes of random size and place, later ones painted over earlier ones (2023).
         pairing: `within`: two crops of one scan (2024 and later); `across`: the sample before in the batch
-            is the foreground of each sample (2023), so that what is seen depends on the local batch.
+            is the foreground of each sample (2023), that of all ranks: the first one's comes from the rank before.
         levels: K; class k is blended with coefficient k / K, class 0 is pure background.
         ratio: Share of the grid's whole cells that are blended (`grid` only).
         block_min: Least side of a block in voxels, one number or one per axis (z, y, x).

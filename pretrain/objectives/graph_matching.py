@@ -22,6 +22,7 @@ from voxscale.batch import Losses
 from voxscale.config import require
 from voxscale.matching.true_match import Nodes, cells, choose_nodes, places, true_match
 from voxscale.models.interface import Backbone
+from voxscale.samples import OWN, Samples
 from voxscale.seed import rng, torch_generator
 
 SIDES = ("s", "t")
@@ -126,7 +127,13 @@ class GraphMatching(Objective):
         s, t = (places(cells(view.mm, size, grid), grid) for view in pair)
         return Targets([pair], generators, nodes=nodes, tokens_mm=(s, t))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+    def losses(
+        self,
+        seen: Mapping[str, Seen],
+        plan: Plan,
+        teacher: Objective | None,  # noqa: ARG002
+        over: Samples = OWN,  # noqa: ARG002
+    ) -> Losses:
         """See `graph_matching` and `patch_matching`."""
         targets: Targets = plan.targets
         if targets.nodes is not None and targets.tokens_mm is not None:

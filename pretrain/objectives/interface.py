@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.scene import Scene
 from voxscale.batch import Losses
 from voxscale.models.interface import Backbone
+from voxscale.samples import OWN, Samples
 
 Size = tuple[int, int, int]
 
@@ -116,13 +117,15 @@ class Objective(nn.Module, ABC):
         """Choose views, draw targets; called without gradients."""
 
     @abstractmethod
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: "Objective | None") -> Losses:
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: "Objective | None", over: Samples = OWN) -> Losses:
         """Compute the loss.
 
         Args:
             seen: What became of each pass of the plan.
             plan: What `plan` returned.
             teacher: The same branch of the teacher, if there is one.
+            over: Whose samples are the batch. The mean over ranks of values and gradients must be that of one rank
+                with all samples, and all ranks must say the same to each other whatever they hold.
         """
 
     def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:  # noqa: ARG002

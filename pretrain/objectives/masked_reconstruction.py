@@ -22,6 +22,7 @@ from voxscale.models.layers import initialise_layers
 from voxscale.models.light_decoder import MaskTokens, cell, light_decoder
 from voxscale.models.pointwise import Pointwise3d
 from voxscale.models.sparse import spread
+from voxscale.samples import OWN, Samples
 from voxscale.seed import rng
 
 Size = tuple[int, int, int]
@@ -125,7 +126,13 @@ class MaskedReconstruction(Objective):
             images, inside = images.roll(1, 0), inside.roll(1, 0)
         return Plan({"visible": one}, (images, inside, shown, visible))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+    def losses(
+        self,
+        seen: Mapping[str, Seen],
+        plan: Plan,
+        teacher: Objective | None,  # noqa: ARG002
+        over: Samples = OWN,  # noqa: ARG002
+    ) -> Losses:
         """Error of hidden voxels; watched is the share of their variance that is explained."""
         images, inside, shown, visible = plan.targets
         counted = inside & ~shown

@@ -30,6 +30,7 @@ from voxscale.losses.slot_contrast import slot_contrast
 from voxscale.losses.slot_cosine import slot_cosine, slot_gap
 from voxscale.models.interface import Backbone
 from voxscale.parts import Splits, join, legal_splits, part_size, slot_means
+from voxscale.samples import OWN, Samples
 from voxscale.volume import Triple
 
 NAME = "objective.part_whole"
@@ -163,7 +164,7 @@ class PartWhole(Objective):
         parts = parts.gather(1, order[:, :, None].expand_as(parts))
         return Embedded(whole, parts, torch.cat([wide[count:], rest]).unflatten(0, (-1, count)))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None, over: Samples = OWN) -> Losses:  # noqa: ARG002
         """All three terms; centre and moments follow while training.
 
         Watched are `embedding_std` (of unit vectors, 1 if they point everywhere, 0 if all are one), `head_entropy`

@@ -25,6 +25,7 @@ from voxscale.losses.marginal import marginal_logits, marginal_target
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.models.pointwise import Pointwise3d
+from voxscale.samples import OWN, Samples
 from voxscale.seed import rng
 from voxscale.stream import CaseStreamConfig
 from voxscale.stream.labelled import LabelledSets, read_sets
@@ -147,7 +148,13 @@ class Supervised(Objective):
         annotated = [self.sets.annotated[number] for number in scene.labelled.sets]
         return Plan({"labelled": Pass(images, decoder=True)}, (images, label[:, 0], annotated))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+    def losses(
+        self,
+        seen: Mapping[str, Seen],
+        plan: Plan,
+        teacher: Objective | None,  # noqa: ARG002
+        over: Samples = OWN,  # noqa: ARG002
+    ) -> Losses:
         """See `partial_loss`."""
         _, label, annotated = plan.targets
         decoded = seen["labelled"].decoded

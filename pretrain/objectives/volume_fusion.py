@@ -34,6 +34,7 @@ from voxscale.losses.earth_mover import earth_mover_loss
 from voxscale.models.interface import Backbone
 from voxscale.models.layers import initialise_layers
 from voxscale.models.pointwise import Pointwise3d
+from voxscale.samples import OWN, Samples
 from voxscale.seed import rng
 
 Network = Callable[[Tensor], Tensor | Sequence[Tensor]]
@@ -94,6 +95,7 @@ def loss(
     label: UInt8[Tensor, "b 1 z y x"],
     ignored: Bool[Tensor, "b 1 z y x"] | None = None,
     ordinal_weight: float = 0.0,
+    over: Samples = OWN,
 ) -> Losses:
     """Half soft Dice, pooled over the batch with class 0 included, half cross-entropy.
 
@@ -102,6 +104,7 @@ def loss(
         label: Class of each voxel.
         ignored: True where a voxel does not count.
         ordinal_weight: Weight of the squared earth mover's distance; with 0 it is not computed.
+        over: Whose samples are the batch.
 
     Returns:
         Terms `dice`, `ce` and, if it counts, `ordinal`; watched are `pretext_dice`, the Dice of the most likely
@@ -109,11 +112,12 @@ def loss(
     """
     heads = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     target = (label if ignored is None else label.masked_fill(ignored, IGNORED)).squeeze(1)
-    dice, ce = deep_supervision(_dice_and_ce, heads, target)
+    dice, ce = deep_supervision(functools.partial(_dice_and_ce, over=over), heads, target)
     terms, weights = {"dice": dice, "ce": ce}, {"dice": 0.5, "ce": 0.5}
     if ordinal_weight > 0:
-        terms["ordinal"], weights["ordinal"] = deep_supervision(_ordinal, heads, target), ordinal_weight
-    return Losses(terms=terms, weights=weights, watched=_watch(heads[0].detach(), target))
+        terms["ordinal"] = deep_supervision(functools.partial(_ordinal, over=over), heads, target)
+        weights["ordinal"] = ordinal_weight
+    return Losses(terms=terms, weights=weights, watched=_watch(heads[0].detach(), target, over))
 
 
 def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], Bool[Tensor, "b z y x"]]:
@@ -122,24 +126,26 @@ def _split(target: UInt8[Tensor, "b z y x"]) -> tuple[UInt8[Tensor, "b z y x"], 
     return target * counted, counted
 
 
-def _dice_and_ce(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, "2"]:
+def _dice_and_ce(
+    logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"], over: Samples
+) -> Float[Tensor, "2"]:
     labels, counted = _split(target)
-    return torch.stack(dice_and_cross_entropy(logits, labels, pooled=True, background=True, mask=counted))
+    return torch.stack(dice_and_cross_entropy(logits, labels, pooled=True, background=True, mask=counted, over=over))
 
 
-def _ordinal(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> Float[Tensor, ""]:
+def _ordinal(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"], over: Samples) -> Float[Tensor, ""]:
     labels, counted = _split(target)
-    return earth_mover_loss(logits, labels, mask=counted)
+    return earth_mover_loss(logits, labels, mask=counted, over=over)
 
 
 @torch.no_grad()
-def _watch(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"]) -> dict[str, Tensor]:
+def _watch(logits: Float[Tensor, "b k z y x"], target: UInt8[Tensor, "b z y x"], over: Samples) -> dict[str, Tensor]:
     """Dice (mean of the classes that are true or predicted somewhere) and accuracy of the likeliest class."""
     labels, counted = _split(target)
     classes = logits.shape[1]
     pairs = (labels.long() * classes + likeliest(logits)).flatten()
     confusion = torch.zeros(classes**2, dtype=torch.long, device=logits.device)
-    confusion = confusion.scatter_add(0, pairs, counted.flatten().long()).view(classes, classes)
+    (confusion,) = over.total(confusion.scatter_add(0, pairs, counted.flatten().long()).view(classes, classes))
     hits, size = confusion.diagonal(), confusion.sum(dim=0) + confusion.sum(dim=1)
     dice = (2 * hits / size.clamp(min=1)).sum() / (size > 0).sum().clamp(min=1)
     return {"pretext_dice": dice, "pretext_accuracy": hits.sum() / confusion.sum().clamp(min=1)}
@@ -155,11 +161,16 @@ def likeliest(logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
 
 
 def fuse_views(
-    views: Views, config: VolumeFusionConfig
+    views: Views, config: VolumeFusionConfig, over: Samples = OWN
 ) -> tuple[
     Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"], UInt8[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]
 ]:
     """Pair the crops, draw a label for each pair, and blend.
+
+    Args:
+        views: The crops of this process.
+        config: Layout and pairing.
+        over: Among whose samples the pairs are.
 
     Returns:
         Background, foreground, label and fused image, each (b, 1, z, y, x).
@@ -173,15 +184,17 @@ def fuse_views(
         raise DataError(f"views must hold {config.views_per_sample} crops per sample, not {crops}", "bad_batch")
     if config.pairing == "across":
         require(samples > 1, "objective.pairing", "'within' for a batch of one sample", config.pairing)
-    background, foreground = _pair(views.images)
+    background, foreground = _pair(views.images, over)
     label, fused = draw_and_fuse(background, foreground, views.seeds, config)
     return background, foreground, label, fused
 
 
-def _pair(crops: Shaped[Tensor, "b v 1 z y x"]) -> tuple[Shaped[Tensor, "b 1 z y x"], Shaped[Tensor, "b 1 z y x"]]:
+def _pair(
+    crops: Shaped[Tensor, "b v 1 z y x"], over: Samples
+) -> tuple[Shaped[Tensor, "b 1 z y x"], Shaped[Tensor, "b 1 z y x"]]:
     """Each sample's own two crops, or its only crop and that of the sample before it."""
     first = crops[:, 0]
-    return first, crops[:, 1] if crops.shape[1] == 2 else first.roll(1, dims=0)
+    return first, crops[:, 1] if crops.shape[1] == 2 else over.rolled(first)
 
 
 def volume_fusion(network: Network, views: Views, config: VolumeFusionConfig) -> Losses:
@@ -207,21 +220,22 @@ def uncounted(
     foreground: Float[Tensor, "b 1 z y x"],
     label: UInt8[Tensor, "b 1 z y x"],
     config: VolumeFusionConfig,
+    over: Samples = OWN,
 ) -> Bool[Tensor, "b 1 z y x"]:
     """Voxels that do not count, see `_nowhere` and `VolumeFusionConfig.least_difference`."""
-    found = _nowhere(views, label, config.levels)
+    found = _nowhere(views, label, config.levels, over)
     if config.least_difference > 0:
         found = found | ((foreground - background).abs() < config.least_difference)
     return found
 
 
-def _nowhere(views: Views, label: UInt8[Tensor, "b 1 z y x"], levels: int) -> Bool[Tensor, "b 1 z y x"]:
+def _nowhere(views: Views, label: UInt8[Tensor, "b 1 z y x"], levels: int, over: Samples) -> Bool[Tensor, "b 1 z y x"]:
     """Voxels at which a crop shows what lies outside of its scan or was blanked; they do not count.
 
     Where only one of the crops shows, at class 0 or K, the other may be anything. The published versions never see
     such voxels: they crop inside.
     """
-    background, foreground = _pair(views.inside)
+    background, foreground = _pair(views.inside, over)
     return (~background & (label < levels)) | (~foreground & (label > 0))
 
 
@@ -245,15 +259,21 @@ class VolumeFusion(Objective):
     def plan(self, scene: Scene) -> Plan:
         """Fuse the crops."""
         views = scene.all_crops(self.views_per_sample)
-        parts = fuse_views(views, self.config)
+        parts = fuse_views(views, self.config, scene.over)
         background, foreground, label, fused = parts
-        ignored = uncounted(views, background, foreground, label, self.config)
+        ignored = uncounted(views, background, foreground, label, self.config, scene.over)
         return Plan({"fused": Pass(fused, decoder=True)}, (*parts, ignored))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:  # noqa: ARG002
+    def losses(
+        self,
+        seen: Mapping[str, Seen],
+        plan: Plan,
+        teacher: Objective | None,  # noqa: ARG002
+        over: Samples = OWN,
+    ) -> Losses:
         """See `loss`."""
         *_, label, _, ignored = plan.targets
-        return loss(self.head(seen["fused"].decoded[0]), label, ignored, self.config.ordinal_weight)
+        return loss(self.head(seen["fused"].decoded[0]), label, ignored, self.config.ordinal_weight, over)
 
     def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:
         """Levels of a voxel in eight, outside of the scan left out."""

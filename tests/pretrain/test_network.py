@@ -26,6 +26,7 @@ from voxscale.engine.optim import build_optimizer
 from voxscale.errors import ConfigError
 from voxscale.models.build import build
 from voxscale.models.stunet import STUNetConfig
+from voxscale.samples import OWN, Samples
 from voxscale.seed import torch_generator
 
 PATCH = (16, 16, 16)
@@ -51,7 +52,7 @@ class Brightness(Objective):
         images = scene.crop(0).images
         return Plan({"crop": Pass(images)}, images.mean((1, 2, 3, 4)))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None, over: Samples = OWN) -> Losses:
         """Squared error."""
         guess = self.head(seen["crop"].features[-1].mean((2, 3, 4)))[:, 0]
         return Losses({"error": self.scale * (guess - plan.targets).square().mean()}, {"error": 1.0}, {})
@@ -170,7 +171,7 @@ class Follower(Brightness):
         images = scene.crop(0).images
         return Plan({"own": Pass(images), "other": Pass(images, teacher=True)}, None)
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None) -> Losses:
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None, over: Samples = OWN) -> Losses:
         """Squared difference; also of the heads' weights, to see that the teacher's branch is given."""
         assert isinstance(teacher, Follower)
         own, other = seen["own"].features[-1], seen["other"].features[-1]

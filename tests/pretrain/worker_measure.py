@@ -42,7 +42,16 @@ def run(stage: int, recomputed: tuple[int, ...]) -> dict[str, Any]:
         teacher.refresh()
         plans = network.plans(scene)
         measured = step != 1  # a step between, without
-        out = engine(Job(plans, dict.fromkeys(plans, 1.0), teacher=teacher.module, measure=measured, balance=True))
+        out = engine(
+            Job(
+                plans,
+                dict.fromkeys(plans, 1.0),
+                teacher=teacher.module,
+                measure=measured,
+                balance=True,
+                over=scene.over,
+            )
+        )
         losses = Losses(out["terms"], out["weights"], out["watched"])
         engine.backward(losses.total)
         engine.step()

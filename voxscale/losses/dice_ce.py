@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from voxscale.errors import DataError
+from voxscale.samples import OWN, Samples
 
 _CACHED = 1 << 18
 """Logits per thread that are worked on at a time on CPUs: as float32 they stay in the cache between two operations."""
@@ -27,6 +28,7 @@ def dice_and_cross_entropy(
     background: bool,
     eps: float = 1e-5,
     mask: Bool[Tensor, "b z y x"] | None = None,
+    over: Samples = OWN,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """What `soft_dice_loss` and `cross_entropy` give, with their gradients, in less time and memory.
 
@@ -41,6 +43,8 @@ def dice_and_cross_entropy(
         background: Whether class 0 counts for the Dice; it always does for the cross-entropy.
         eps: Added to numerator and denominator of the Dice, in voxels.
         mask: True where a voxel counts; all of them if None. An empty mask gives a cross-entropy of 0.
+        over: Whose voxels the cross-entropy is the mean of and a pooled Dice is summed over. A Dice per sample is a
+            mean over the samples at hand.
 
     Returns:
         One minus the mean soft Dice; the mean cross-entropy in nats.
@@ -57,7 +61,7 @@ def dice_and_cross_entropy(
         raise DataError("logits must have 2 or more classes when the background does not count, not 1", "grid")
     if not logits.is_contiguous() and not logits.movedim(1, -1).is_contiguous():
         logits = logits.contiguous()
-    result: Any = _DiceCE.apply(logits, target, mask, pooled, background, eps)
+    result: Any = _DiceCE.apply(logits, target, mask, pooled, background, eps, over)
     return result
 
 
@@ -71,7 +75,14 @@ class _DiceCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, mask: Tensor | None, pooled: bool, background: bool, eps: float
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        pooled: bool,
+        background: bool,
+        eps: float,
+        over: Samples,
     ) -> tuple[Tensor, Tensor]:
         shape = (logits.shape[0], logits.shape[1])
         overlap, size = torch.zeros(2, *shape, dtype=torch.float64, device=logits.device)
@@ -89,16 +100,19 @@ class _DiceCE(torch.autograd.Function):
             overlap[sample].index_add_(0, labels, hits.double())
             true = torch.ones_like(hits) if counted is None else counted
             size[sample].index_add_(0, labels, true.double())
-        voxels = target.numel() if mask is None else mask.sum().clamp(min=1)
+        voxels = torch.tensor(target.numel(), device=logits.device) if mask is None else mask.sum()
+        surprise, voxels = over.total(surprise, voxels)
+        voxels = voxels.clamp(min=1)
         if pooled:
-            overlap, size = overlap.sum(0, keepdim=True), size.sum(0, keepdim=True)
+            overlap, size = over.total(overlap.sum(0, keepdim=True), size.sum(0, keepdim=True))
         dice = (2 * overlap + eps) / (size + eps)
         share = torch.full_like(dice, 1 / (dice.numel() if background else dice[:, 1:].numel()))
         if not background:
             share[:, 0] = 0
         # Derivatives by the probabilities' sums: those over the whole grid, and those over the class's own voxels.
-        ctx.whole, ctx.own = share * dice / (size + eps), -2 * share / (size + eps)
-        ctx.voxels = voxels
+        times = over.ranks if pooled else 1  # see `voxscale.samples`
+        ctx.whole, ctx.own = times * share * dice / (size + eps), -2 * times * share / (size + eps)
+        ctx.voxels = voxels / over.ranks
         ctx.save_for_backward(logits, target, mask)
         kind = _wide(logits.dtype)
         return (1 - (dice * share).sum()).to(kind), (surprise / voxels).to(kind)
@@ -123,7 +137,7 @@ class _DiceCE(torch.autograd.Function):
             if counted is not None:
                 values *= counted.unsqueeze(axis)
             to.copy_(values)
-        return out, None, None, None, None, None
+        return out, None, None, None, None, None, None
 
 
 def _wide(kind: torch.dtype) -> torch.dtype:

@@ -5,12 +5,14 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from voxscale.errors import DataError
+from voxscale.samples import OWN, Samples
 
 
 def earth_mover_loss(
     logits: Float[Tensor, "b k z y x"],
     target: UInt8[Tensor, "b z y x"],
     mask: Bool[Tensor, "b z y x"] | None = None,
+    over: Samples = OWN,
 ) -> Float[Tensor, ""]:
     """Mean squared difference of the cumulated probabilities (Hou et al. 2016, arXiv 1611.05916, Eq. 7).
 
@@ -20,6 +22,7 @@ def earth_mover_loss(
         logits: Class scores before the softmax; computed in float32 whatever their type.
         target: Class of each voxel, below k.
         mask: True where a voxel counts; all of them if None. An empty mask gives 0.
+        over: Whose voxels the mean is over.
 
     Returns:
         From 0 to 1: mean over voxels and over the k - 1 borders between neighbouring classes.
@@ -41,4 +44,6 @@ def earth_mover_loss(
         below = below + probabilities[:, border]
         off = off + (below - (target <= border).float()).square()
     off = off / (classes - 1)
-    return off.mean() if mask is None else (off * mask).sum() / mask.sum().clamp(min=1)
+    counted = torch.ones_like(off, dtype=torch.bool) if mask is None else mask
+    total, count = over.total((off * counted).sum(), counted.sum())
+    return total / count.clamp(min=1)
