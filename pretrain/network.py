@@ -246,8 +246,10 @@ class Pretraining(nn.Module):
     def _shares(self, branch: str, losses: Losses) -> dict[str, Tensor]:
         """Gradient of each term of a branch that is weighed, and its share of their weighted sum."""
         terms = {term: self.term_norms[at] for at, (name, term) in enumerate(self.weighed) if name == branch}
+        if not terms:
+            return {}
         parts = {term: losses.weights.get(term, 0.0) * norm for term, norm in terms.items()}
-        whole = sum(parts.values(), torch.zeros(())).clamp(min=1e-30) if parts else None
+        whole = torch.stack(list(parts.values())).sum().clamp(min=1e-30)
         out = {f"{term}_gradient": norm.clone() for term, norm in terms.items()}
         return out | {f"{term}_share": part / whole for term, part in parts.items()}
 
@@ -255,8 +257,9 @@ class Pretraining(nn.Module):
         """Norm of each branch's gradient with respect to the encoder's features, equal on all ranks."""
         features = [f for one in seen for f in one.features if f.requires_grad]
         terms = [found[name].terms.get(term) for name, term in self.weighed]
+        measured: list[Tensor | None] = [losses.total for losses in found.values()]
         squares: list[float] = []
-        for loss in [*(losses.total for losses in found.values()), *terms]:
+        for loss in measured + terms:
             with again(self):
                 grads = (
                     () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)

@@ -117,7 +117,8 @@ class GraphMatching(Objective):
         """Choose nodes; every sample's from its own seed."""
         size = scene.patch
         grid = self._grid(size)
-        truth = true_match(*(cells(view.place, size, grid) for view in pair), (grid, grid))
+        source, target = (cells(view.place, size, grid) for view in pair)
+        truth = true_match(source, target, (grid, grid))
         count = math.prod(grid)
         keys = [
             torch.tensor([rng(seed, "tokens", side).random(count).tolist() for seed in scene.seeds]).to(pair[0].place)
