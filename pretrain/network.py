@@ -257,14 +257,14 @@ class Pretraining(nn.Module):
         """Norm of each branch's gradient with respect to the encoder's features, equal on all ranks."""
         features = [f for one in seen for f in one.features if f.requires_grad]
         terms = [found[name].terms.get(term) for name, term in self.weighed]
-        measured: list[Tensor | None] = [losses.total for losses in found.values()]
         squares: list[float] = []
-        for loss in measured + terms:
+        for loss in [*(losses.total for losses in found.values()), *terms]:
             with again(self):
                 grads = (
                     () if loss is None else torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
                 )
-            squares.append(float(sum(g.float().square().sum() for g in grads if g is not None)))
+            used: list[Any] = [g for g in grads if g is not None]  # pyright: ignore[reportUnnecessaryComparison]
+            squares.append(float(sum(g.float().square().sum() for g in used)))
         # The loss of a step is the mean over ranks, so this is its gradient, whatever their number.
         mean = [value / dist.world_size() ** 2 for value in dist.total(squares)]
         every = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
