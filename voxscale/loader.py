@@ -256,6 +256,22 @@ class _Pool:
         worker.index = -1
         self._deaths = 0
 
+    def _hear_out(self, worker: _Worker) -> None:
+        """Take what is left in the pipe of a process that has ended or closed it."""
+        failed = False
+        while wait([worker.pipe], timeout=0):
+            try:
+                told, memory = receive(worker.pipe)
+            except OSError:
+                # What it had not read yet is told as an error, once and before all that it had written.
+                if failed:
+                    return
+                failed = True
+                continue
+            if told is None:
+                return
+            self._hear(worker, told, memory)
+
     def _watch(self) -> None:
         """Replace workers that ended without a word or show no sign of life; name those that may come to that."""
         for worker in list(self._workers):
@@ -270,8 +286,9 @@ class _Pool:
                 self._record(Event("worker_slow", worker.index, worker.number, f"for {self._config.slow_s:g} s now"))
 
     def _how(self, worker: _Worker) -> str:
-        """How a process ended."""
+        """How a process ended, after what it said last: the sample that it was at is told before it is begun."""
         worker.process.join(timeout=5)
+        self._hear_out(worker)
         code = worker.process.exitcode
         if code is None:
             return "it closed its pipe"
