@@ -43,7 +43,7 @@ def arm(point: str, count: int) -> None:
     """Have this process killed at the `count`-th time it comes to a point."""
     import torch
 
-    from voxscale.engine import pieces, saver
+    from voxscale.engine import pieces, saver, writing
 
     left = [count]
 
@@ -84,13 +84,13 @@ def arm(point: str, count: int) -> None:
         case "file":
             around(pieces, "write_past_cache", before=False)
         case "note":
-            around(saver._Writing, "_write_own", before=False)
+            around(writing.Writing, "_write_own", before=False)
         case "state":
-            around(saver, "write_text", before=False, only="state.json")
+            around(writing, "write_text", before=False, only="state.json")
         case "manifest":
-            around(saver, "write_text", before=False, only="manifest.json")
+            around(writing, "write_text", before=False, only="manifest.json")
         case "rename":
-            around(saver, "_moved_away", before=False)
+            around(writing, "is_there", before=False)
         case "renamed":
             around(saver.Saver, "_prune", before=True)
 
@@ -181,6 +181,7 @@ def kill_and_go_on(whole: Path, run: Path, stage: str, number: int, world: int =
     again = launch(run, world, stage, {})
     same = again and losses(run) == losses(whole) and len(losses(run)) == STEPS
     same = same and (run / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
+    same = same and not list((run / "checkpoints").glob(".*"))  # nothing is left of the killed save
     if same:
         shutil.rmtree(run)
     return {"point": point, "count": count, "rank": victim, "killed": not ended, "found": found, "same": same}

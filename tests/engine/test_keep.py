@@ -40,6 +40,17 @@ def test_a_folder_that_may_not_be_written_is_named_as_such_and_the_run_goes_on(t
     assert values["opened"] == ["step-00000006", "step-00000009"]
 
 
+def test_old_checkpoint_that_cannot_be_removed_is_told_apart_from_a_save_that_failed(told):
+    values, out = told
+    assert values["stuck_wrong"] == values["freed_wrong"] == ""
+    *left, before, newest = values["stuck"]
+    assert (before, newest) == ("step-00000009", "step-00000012")
+    assert [re.sub(r"[0-9a-f]{8}-old", "X", name) for name in left] == [".step-00000003.X.tmp"]
+    assert "older checkpoints could not be removed and take room: Permission denied; give this user" in out
+    assert "checkpoint at step 12 could not" not in out
+    assert values["freed"] == ["step-00000012", "step-00000015"]
+
+
 @pytest.mark.parametrize(
     ("number", "help_"),
     [

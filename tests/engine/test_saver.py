@@ -1,5 +1,6 @@
 """A save: a snapshot of its step, written while training goes on, named only when all of it is flushed."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ from voxscale.engine.checkpoint import Position, folder_of, latest, stored
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.pieces import Piece
 from voxscale.engine.saver import Saver
+
+WORKER = Path(__file__).parent / "worker_full.py"
 
 
 class OneRank:
@@ -87,3 +90,44 @@ def test_everything_is_flushed_before_the_folder_gets_its_name(engine, tmp_path,
     # The folder itself after its last file, and the one that holds its name after that.
     assert flushed[:when].index(inodes["manifest.json"]) < when - 1 - flushed[:when][::-1].index(inodes[target.name])
     assert target.parent.stat().st_ino in flushed[when:]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_failed_save_is_told_and_leaves_nothing_while_training_goes_on(ranks, tmp_path, who):
+    out = ranks(WORKER, 2, str(tmp_path), str(who), expect=None)
+    told = json.loads(next(line for line in out[0].splitlines() if line.startswith("{")))
+    assert told["before"] == told["failed"] == ["step-00000001"]
+    assert [name.split(".")[1] for name in told["seen"]] == ["step-00000002"]  # it had been begun
+    assert told["after"] == ["step-00000001", "step-00000003"]
+    assert out[0].count("checkpoint at step 2 could not be written: File too large; ") == 1
+    assert "could not be written" not in out[1]
+
+
+def test_next_start_removes_what_is_left_of_saves_and_nothing_else(engine, tmp_path):
+    with start(tmp_path, engine) as made:
+        made.save(Position(1, 1))
+        made.finish()
+    folder, other = tmp_path / "checkpoints", tmp_path / "other" / "checkpoints"
+    for left in (
+        folder / ".step-00000002.12ab34cd-2.tmp",
+        folder / ".step-00000003.12ab34cd-old.tmp",
+        other / ".step-1.tmp",
+    ):
+        left.mkdir(parents=True)
+        (left / "state-00000-of-00001.safetensors").write_bytes(b"half")
+    for stays in ("damaged-step-00000002-1", "notes"):
+        (folder / stays).mkdir()
+    with start(tmp_path, engine):
+        assert sorted(path.name for path in folder.iterdir()) == ["damaged-step-00000002-1", "notes", "step-00000001"]
+        assert (other / ".step-1.tmp").is_dir()
+
+
+def test_whole_checkpoint_of_the_same_step_stays(engine, tmp_path):
+    target = folder_of(tmp_path, 1)
+    for value in (1.0, 2.0):
+        with start(tmp_path, engine) as made:
+            engine.weights.fill_(value)
+            made.save(Position(1, 1))
+            made.finish()
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
+        assert torch.equal(stored(target, "weights")["a"], torch.ones(5000))

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,8 +35,8 @@ def obey_permissions() -> None:
     assert libc.capset(header, sets) == 0
 
 
-def go(run: Path, loop: LoopConfig, close_at: int = -1) -> str:
-    """Train on from the newest checkpoint; from a step on nothing may be written beside it. Returns what went wrong."""
+def go(run: Path, loop: LoopConfig, close_at: int = -1, what: str = "") -> str:
+    """Train on from the newest checkpoint; from a step on a folder of the run's is closed. Returns what went wrong."""
     net = make("tiny")
     found = checkpoint.latest(run)
     first = {key: p.detach().clone() for key, p in net.named_parameters()}
@@ -48,7 +49,7 @@ def go(run: Path, loop: LoopConfig, close_at: int = -1) -> str:
         if left[0] == 0:
             while not (run / "checkpoints" / "step-00000003").is_dir():  # it is written while training goes on
                 time.sleep(0.01)
-            (run / "checkpoints").chmod(0o555)
+            (run / "checkpoints" / what).chmod(0o555)
         left[0] -= 1
         return objective(engine, batch)
 
@@ -78,6 +79,13 @@ loop = LoopConfig(steps=9, batch=8, checkpoint_every=3)
 told |= {"closed_wrong": go(closed, loop, close_at=4), "closed": names(closed)}
 (closed / "checkpoints").chmod(0o755)
 told |= {"opened_wrong": go(closed, loop), "opened": names(closed)}
+
+stuck, old = folder / "stuck", "step-00000003"
+again = LoopConfig(steps=12, batch=8, checkpoint_every=3, keep=2)
+told |= {"stuck_wrong": go(stuck, again, close_at=4, what=old), "stuck": names(stuck)}
+for left in (stuck / "checkpoints").glob(f".{old}*"):
+    left.chmod(0o755)
+told |= {"freed_wrong": go(stuck, replace(again, steps=15)), "freed": names(stuck)}
 print(json.dumps(told))
 dist.stop()
 leave(0)

@@ -3,18 +3,16 @@
 Each rank copies its slices of the state into host memory, and a thread of its
 own writes, flushes and hashes that as one file beside the checkpoints, in
 `.step-00000100.<run>.tmp`. When a file is on disk, its rank leaves a note
-`<file>.done` there. Rank 0's thread waits for the notes of all ranks, then
-writes `state.json` and last `manifest.json`, flushes, and renames the folder.
+`<file>.done` there, or `<file>.failed`. Rank 0's thread waits for the notes of all
+ranks, then writes `state.json` and last `manifest.json`, flushes, and renames the
+folder; of a save that failed it removes it, so that a full disk has room again.
 The threads speak through these files only: collectives belong to training,
 and the main threads use them between two steps to agree on how a save went.
 """
 
-import json
 import logging
-import os
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -28,25 +26,22 @@ from voxscale.engine.checkpoint import (
     SCHEMA,
     Position,
     folder_of,
-    manifest_text,
     step_of,
     steps,
     superseded,
     suspected,
-    verify,
 )
 from voxscale.engine.config import LoopConfig, OptimConfig
 from voxscale.engine.optim import moment_names
 from voxscale.engine.pieces import Image, Piece
 from voxscale.engine.state import buffer_pieces, pieces, updates
 from voxscale.engine.types import Engine
-from voxscale.errors import CheckpointError, TrainingError, remedy
-from voxscale.files import remove_tree, sha256_file, sync, write_text
+from voxscale.engine.writing import Writing, told
+from voxscale.errors import TrainingError
+from voxscale.files import remove_tree
 
 log = logging.getLogger("voxscale")
 
-POLL_S = 0.2
-"""Longest pause between two looks for other ranks' files: each costs training some time."""
 PATIENCE_S = 60.0
 """How long rank 0 waits, after its own file, for other ranks' files when training has already failed."""
 
@@ -84,7 +79,7 @@ class Saver:
         self._count = 0
         self._image = Image()
         self._sets: list[Callable[[], Iterable[Piece]]] = []
-        self._writing: _Writing | None = None
+        self._writing: Writing | None = None
         self._problem = ""
         self._passed = {path.name for path in steps(run) if step_of(path) > start.step}
         self.waited = 0.0
@@ -142,7 +137,7 @@ class Saver:
         if torch.cuda.is_available():
             ready = torch.cuda.Event()
             ready.record()
-        self._writing = _Writing(self._image, ready, beside, target, says | self._about, self._prune)
+        self._writing = Writing(self._image, ready, beside, target, says | self._about, self._prune)
         self._writing.start()
         self.waited += time.monotonic() - began
 
@@ -184,129 +179,10 @@ class Saver:
         """Delete what is neither new nor to be kept for good; passed-over ones are not counted or touched."""
         self._passed.discard(newest.name)
         mine = [path for path in steps(self._run) if path.name not in self._passed]
-        for old in superseded(mine, self._loop.keep, self._loop.keep_every):
-            remove_tree(old)
-
-
-class _Writing(threading.Thread):
-    """One save of one rank, from the snapshot to the disk.
-
-    Attributes:
-        problem: What went wrong, or empty; for rank 0 after the thread's end, for others once their file is written.
-    """
-
-    def __init__(
-        self,
-        image: Image,
-        ready: torch.cuda.Event | None,
-        beside: Path,
-        target: Path,
-        state: dict[str, Any],
-        prune: Callable[[Path], None],
-    ) -> None:
-        super().__init__(name=f"write {target.name}", daemon=True)
-        self._image, self._ready, self._state, self._prune = image, ready, state, prune
-        self.beside, self.target = beside, target
-        self._written = threading.Event()
-        self._until = float("inf")
-        self.problem = ""
-        self._warned = False
-
-    def wait_for_own(self) -> str:
-        """Wait for this rank's own file, which nothing holds up now; returns what went wrong."""
-        self._image.hurry()
-        self._written.wait()
-        return self.problem
-
-    def give_up_in(self, seconds: float) -> None:
-        """Have rank 0 wait no longer than this for other ranks' files."""
-        self._until = time.monotonic() + seconds
-
-    def run(self) -> None:
-        """Write this rank's file and, on rank 0, publish the checkpoint; every failure ends in `problem`."""
         try:
-            self._write_own()
-            self._written.set()
-            if dist.rank() == 0:
-                self._publish(self._collect())
-        except Exception as error:  # whatever it is, training goes on and the next save tries again
-            self.problem = _told(error)
-            if dist.rank() == 0 and time.monotonic() < self._until:  # else another rank's trouble, which is told later
-                self.warn(self.problem)
-        finally:
-            self._written.set()
-
-    def warn(self, problem: str) -> None:
-        """Say once that this save failed."""
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "checkpoint at step %d could not be written: %s; training goes on, older checkpoints stay, "
-                "the next save tries again",
-                step_of(self.target),
-                problem,
-            )
-
-    def _write_own(self) -> None:
-        self.beside.mkdir(parents=True, exist_ok=True)
-        if self._ready is not None:
-            self._ready.synchronize()
-        name = f"state-{dist.rank():05d}-of-{dist.world_size():05d}.safetensors"
-        note = {"name": name, **self._image.write(self.beside / name)}
-        sync(self.beside)
-        half = self.beside / f"{name}.note"
-        half.write_text(json.dumps(note))
-        half.rename(self.beside / f"{name}.done")
-
-    def _collect(self) -> dict[str, dict[str, Any]]:
-        """Wait for every rank's note; returns size and hash of every file."""
-        pause = 0.01
-        while len(notes := sorted(self.beside.glob("state-*.done"))) < dist.world_size():
-            if time.monotonic() > self._until:
-                raise CheckpointError(f"only {len(notes)} of {dist.world_size()} ranks wrote their part")
-            time.sleep(pause)
-            pause = min(2 * pause, POLL_S)
-        files = {note.pop("name"): note for note in (json.loads(path.read_text()) for path in notes)}
-        for name, known in files.items():
-            if (self.beside / name).stat().st_size != known["bytes"]:
-                raise CheckpointError(f"{name} has another size than its rank wrote")
-        for path in notes:
-            path.unlink()
-        return files
-
-    def _publish(self, files: dict[str, dict[str, Any]]) -> None:
-        """Write the manifest last, rename the folder, forget what is not to be kept."""
-        state = self.beside / "state.json"
-        write_text(state, json.dumps(self._state, indent=1) + "\n")
-        files[state.name] = {"bytes": state.stat().st_size, "sha256": sha256_file(state)}
-        write_text(self.beside / "manifest.json", manifest_text(files))
-        old = _moved_away(self.target)
-        os.rename(self.beside, self.target)
-        sync(self.target.parent)
-        if old is not None:
-            remove_tree(old)
-        self._prune(self.target)
-
-
-def _told(error: Exception) -> str:
-    """What went wrong and what helps."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}; {remedy(error)}"
-    return f"{error}" if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-
-
-def _moved_away(target: Path) -> Path | None:
-    """Make room for a checkpoint whose step was saved before.
-
-    Returns:
-        The older one if it may be deleted once the new one is there; a damaged one is only renamed, never deleted.
-    """
-    if not target.exists():
-        return None
-    try:
-        verify(target)
-    except CheckpointError:
-        number = len(list(target.parent.glob(f"damaged-{target.name}-*"))) + 1
-        target.rename(target.with_name(f"damaged-{target.name}-{number}"))
-        return None
-    return target.rename(target.with_name(f".{target.name}.{os.getpid()}.tmp"))
+            for old in superseded(mine, self._loop.keep, self._loop.keep_every):
+                gone = old.with_name(f".{old.name}.{self._token}-old.tmp")  # no part of it ever has a checkpoint's name
+                old.rename(gone)
+                remove_tree(gone)
+        except OSError as error:
+            log.warning("older checkpoints could not be removed and take room: %s", told(error))
