@@ -133,19 +133,17 @@ class GraphMatching(Objective):
         seen: Mapping[str, Seen],
         plan: Plan,
         teacher: Objective | None,  # noqa: ARG002
-        over: Samples = OWN,  # noqa: ARG002
+        over: Samples = OWN,
     ) -> Losses:
         """See `graph_matching` and `patch_matching`."""
         targets: Targets = plan.targets
         if targets.nodes is not None and targets.tokens_mm is not None:
             maps = [self._features(seen[f"{side}0"]) for side in SIDES]
-            return patch_matching(
-                (maps[0], maps[1]), targets.tokens_mm, targets.nodes, self.heads, self.config, targets.generators
-            )
+            both, tokens = (maps[0], maps[1]), targets.tokens_mm
+            return patch_matching(both, tokens, targets.nodes, self.heads, self.config, targets.generators, over)
         maps, spots = self._nodes(seen, targets)
-        return graph_matching(
-            maps[0], maps[1], (spots[0], spots[1]), self.heads, self.config, targets.generators, targets.scans
-        )
+        where, draws = (spots[0], spots[1]), targets.generators
+        return graph_matching(maps[0], maps[1], where, self.heads, self.config, draws, targets.scans, over)
 
     def _nodes(self, seen: Mapping[str, Seen], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps of all nodes of both views, crops of a sample together, and their places in mm."""

@@ -123,7 +123,7 @@ class MaskedReconstruction(Objective):
         if self.config.truth == "another":
             name = "objective.masked_reconstruction.truth"
             require(len(images) > 1, name, "'own' where a rank has one sample at a time", self.config.truth)
-            images, inside = images.roll(1, 0), inside.roll(1, 0)
+            images, inside = scene.over.rolled(images), scene.over.rolled(inside)
         return Plan({"visible": one}, (images, inside, shown, visible))
 
     def losses(
@@ -131,7 +131,7 @@ class MaskedReconstruction(Objective):
         seen: Mapping[str, Seen],
         plan: Plan,
         teacher: Objective | None,  # noqa: ARG002
-        over: Samples = OWN,  # noqa: ARG002
+        over: Samples = OWN,
     ) -> Losses:
         """Error of hidden voxels; watched is the share of their variance that is explained."""
         images, inside, shown, visible = plan.targets
@@ -139,7 +139,7 @@ class MaskedReconstruction(Objective):
         truth = normalise_blocks(images, inside, self.block)[0] if self.config.normalise else images.float()
         guess = self._guess(seen["visible"], visible)
         error = masked_error(guess, truth, counted, self.config.loss)
-        return Losses({"error": error}, {"error": 1.0}, {"explained": explained(guess.detach(), truth, counted)})
+        return Losses({"error": error}, {"error": 1.0}, {"explained": explained(guess.detach(), truth, counted, over)})
 
     def _guess(self, seen: Seen, visible: Bool[Tensor, "b z y x"]) -> Float[Tensor, "b 1 z y x"]:
         if self.decoder is not None:
@@ -162,11 +162,14 @@ class MaskedReconstruction(Objective):
 
 @torch.no_grad()
 def explained(
-    guess: Float[Tensor, "b 1 z y x"], truth: Float[Tensor, "b 1 z y x"], counted: Bool[Tensor, "b 1 z y x"]
+    guess: Float[Tensor, "b 1 z y x"],
+    truth: Float[Tensor, "b 1 z y x"],
+    counted: Bool[Tensor, "b 1 z y x"],
+    over: Samples = OWN,
 ) -> Float[Tensor, ""]:
     """1 less the squared error as a share of the counted voxels' variance: 0 for their mean, 1 for the truth."""
-    count = counted.sum().clamp(min=1)
-    mean = torch.where(counted, truth, 0.0).sum() / count
-    variance = torch.where(counted, (truth - mean).square(), 0.0).sum()
-    error = torch.where(counted, (guess.float() - truth).square(), 0.0).sum()
+    total, count = over.total(torch.where(counted, truth, 0.0).sum(), counted.sum())
+    mean = total / count.clamp(min=1)
+    squares = torch.where(counted, (truth - mean).square(), 0.0).sum()
+    error, variance = over.total(torch.where(counted, (guess.float() - truth).square(), 0.0).sum(), squares)
     return 1 - error / variance.clamp(min=1e-12)

@@ -28,6 +28,7 @@ from voxscale.losses.koleo import koleo_loss
 from voxscale.losses.moments import How, Moments
 from voxscale.losses.slot_contrast import slot_contrast
 from voxscale.losses.slot_cosine import slot_cosine, slot_gap
+from voxscale.losses.variance import variances
 from voxscale.models.interface import Backbone
 from voxscale.parts import Splits, join, legal_splits, part_size, slot_means
 from voxscale.samples import OWN, Samples
@@ -164,13 +165,13 @@ class PartWhole(Objective):
         parts = parts.gather(1, order[:, :, None].expand_as(parts))
         return Embedded(whole, parts, torch.cat([wide[count:], rest]).unflatten(0, (-1, count)))
 
-    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None, over: Samples = OWN) -> Losses:  # noqa: ARG002
+    def losses(self, seen: Mapping[str, Seen], plan: Plan, teacher: Objective | None, over: Samples = OWN) -> Losses:
         """All three terms; centre and moments follow while training.
 
         Watched are `embedding_std` (of unit vectors, 1 if they point everywhere, 0 if all are one), `head_entropy`
         and `usage_entropy` (see `entropies`), `air_parts` (share of parts that do not count), `level`,
         `whole_mm` (the wholes' mean side), the cosines `compose_cosine` and `decompose_cosine`, and by how much they
-        are above those with other samples of this rank, `compose_gap` and `decompose_gap`: 0 if nothing is told apart.
+        are above those with other samples, `compose_gap` and `decompose_gap`: 0 if nothing is told apart.
         """
         assert isinstance(teacher, PartWhole)
         targets: Targets = plan.targets
@@ -181,8 +182,8 @@ class PartWhole(Objective):
             theirs = self._embed(large, seen["teacher_small"].features[-1], targets)
             theirs = dataclasses.replace(theirs, views=_mean(large)[None])
         if self.training:  # before they are used: then not even the first step knows less than its own batch
-            self._take_in(own, theirs, counted)
-        wanted, aims, there = self._told(teacher, theirs, targets)
+            self._take_in(own, theirs, counted, over)
+        wanted, aims, there = self._told(teacher, theirs, targets, over)
         moves = targets.progress >= config.frozen
         given = own.less(self.own, config.inputs)
         said = self.head(given.views.flatten(0, 1), moves).unflatten(0, given.views.shape[:2])
@@ -193,50 +194,53 @@ class PartWhole(Objective):
             "decompose": (self.decomposer(given.whole), aims.parts, there),
         }
         terms = {"localise": dino_loss(said, wanted, config.student_temperature)}
-        terms |= {name: self._compare(*pair) for name, pair in pairs.items()}
+        terms |= {name: self._compare(*pair, over) for name, pair in pairs.items()}
         if config.spread:
-            terms["spread"] = self._spread(own, counted)
+            terms["spread"] = self._spread(own, counted, over)
         weights = config.weights(targets.progress)
-        watched = self._watch(pairs, own, wanted, targets)
+        watched = self._watch(pairs, own, wanted, targets, over)
         return Losses({name: terms[name] for name in weights}, weights, watched)
 
-    def _take_in(self, own: Embedded, theirs: Embedded, counted: Tensor) -> None:
+    def _take_in(self, own: Embedded, theirs: Embedded, counted: Tensor, over: Samples) -> None:
         """Let both networks' moments follow; air is left out."""
         some = torch.ones(len(counted), 1, dtype=torch.bool, device=counted.device)
         for moments, found in ((self.own, own), (self.theirs, theirs)):
             if moments is not None:
-                moments.update(found.slots(), torch.cat([some, counted, some.expand(-1, len(found.views))], dim=1))
+                every = torch.cat([some, counted, some.expand(-1, len(found.views))], dim=1)
+                moments.update(found.slots(), every, over)
 
     @torch.no_grad()
-    def _told(self, teacher: "PartWhole", theirs: Embedded, targets: Targets) -> tuple[Tensor, Embedded, Tensor]:
+    def _told(
+        self, teacher: "PartWhole", theirs: Embedded, targets: Targets, over: Samples
+    ) -> tuple[Tensor, Embedded, Tensor]:
         """Prototypes and embeddings that are to be told, and which of these count; the centre follows."""
         config, counted = self.config, targets.wholes.counted
         logits = teacher.head(theirs.less(self.theirs, config.inputs).views[0]).float()
-        wanted, aims = self._wanted(logits, targets.progress), theirs.less(self.theirs, config.targets)
+        wanted, aims = self._wanted(logits, targets.progress, over), theirs.less(self.theirs, config.targets)
         if self.training:
-            self.centre.update(logits)
+            self.centre.update(logits, over)
         if config.truth == "own":
             return wanted, aims, counted
-        aims = Embedded(aims.whole.roll(1, 0), aims.parts.roll(1, 0), aims.views)
-        return wanted.roll(1, 0), aims, counted & counted.roll(1, 0)
+        aims = Embedded(over.rolled(aims.whole), over.rolled(aims.parts), aims.views)
+        return over.rolled(wanted), aims, counted & over.rolled(counted)
 
-    def _wanted(self, logits: Tensor, progress: float) -> Tensor:
+    def _wanted(self, logits: Tensor, progress: float, over: Samples) -> Tensor:
         """The teacher's distribution over prototypes."""
         config = self.config
         now = teacher_temperature(*config.teacher_temperature, config.temperature_warmup, progress)
         if config.centring == "sinkhorn":
-            return sinkhorn(logits, now)
+            return sinkhorn(logits, now, over=over)
         return teacher_probabilities(logits, self.centre.value, now)
 
-    def _compare(self, predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    def _compare(self, predicted: Tensor, target: Tensor, counted: Tensor, over: Samples) -> Tensor:
         if self.config.match == "contrast":
-            return slot_contrast(predicted, target, counted, self.config.match_temperature)
-        return slot_cosine(predicted, target, counted)
+            return slot_contrast(predicted, target, counted, self.config.match_temperature, over)
+        return slot_cosine(predicted, target, counted, over)
 
-    def _spread(self, own: Embedded, counted: Tensor) -> Tensor:
-        """How close embeddings lie to those of the rank's other samples in the same slot; the whole is a slot, too."""
-        wholes = koleo_loss(own.whole[:, None], torch.ones_like(counted[:, :1]))
-        return (wholes + koleo_loss(own.parts, counted)) / 2
+    def _spread(self, own: Embedded, counted: Tensor, over: Samples) -> Tensor:
+        """How close embeddings lie to those of other samples in the same slot; the whole is a slot, too."""
+        wholes = koleo_loss(own.whole[:, None], torch.ones_like(counted[:, :1]), over=over)
+        return (wholes + koleo_loss(own.parts, counted, over=over)) / 2
 
     def heads_see(self, seen: Mapping[str, Seen], plan: Plan) -> dict[str, HeadRows]:
         """Prototypes as the student says them of all views, at its temperature."""
@@ -252,19 +256,24 @@ class PartWhole(Objective):
 
     @torch.no_grad()
     def _watch(
-        self, pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], own: Embedded, wanted: Tensor, targets: Targets
+        self,
+        pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]],
+        own: Embedded,
+        wanted: Tensor,
+        targets: Targets,
+        over: Samples,
     ) -> dict[str, Tensor]:
         unit = F.normalize(own.whole.detach().float(), dim=1)
-        entropy, usage = entropies(wanted)
+        entropy, usage = entropies(wanted, over)
         return {
-            "embedding_std": unit.std(dim=0, unbiased=False).square().sum().sqrt(),
+            "embedding_std": variances(unit, over, unbiased=False).sum().sqrt(),
             "head_entropy": entropy,
             "usage_entropy": usage,
             "air_parts": 1 - targets.wholes.counted.float().mean(),
             "level": torch.tensor(targets.wholes.levels, device=unit.device).float().mean(),
             "whole_mm": targets.wholes.sides.mean(),
-            **{f"{name}_cosine": 1 - slot_cosine(*pair) / 2 for name, pair in pairs.items()},
-            **{f"{name}_gap": slot_gap(*pair) for name, pair in pairs.items()},
+            **{f"{name}_cosine": 1 - slot_cosine(*pair, over) / 2 for name, pair in pairs.items()},
+            **{f"{name}_gap": slot_gap(*pair, over) for name, pair in pairs.items()},
         }
 
     @torch.no_grad()

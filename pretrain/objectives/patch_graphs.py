@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pretrain.objectives.graph_config import GraphMatchingConfig
 from pretrain.objectives.graph_heads import GraphMatchingHeads
 from voxscale.batch import Losses
-from voxscale.losses.variance import variance_loss
+from voxscale.losses.variance import variance_loss, variances
 from voxscale.matching.dustbin import UNMATCHED, complete, partial, with_dustbins
 from voxscale.matching.edge_affinity import edge_affinity
 from voxscale.matching.neighbours import ends, nearest_places
@@ -21,6 +21,7 @@ from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.true_match import Nodes
 from voxscale.matching.vertex_affinity import cosines
+from voxscale.samples import OWN, Samples
 from voxscale.seed import torch_generator
 
 NEVER = -100.0
@@ -37,6 +38,7 @@ def patch_matching(
     heads: GraphMatchingHeads,
     config: GraphMatchingConfig,
     generator: Generators,
+    over: Samples = OWN,
 ) -> Losses:
     """Match tokens of two views.
 
@@ -46,8 +48,8 @@ def patch_matching(
         nodes: Which tokens are nodes, and their true match.
         heads: Projector, graph layers and price of a node that stays unmatched.
         config: What the graphs are.
-        generator: Of noise, one for all graphs or one for each, on the device of the features; kicks are the
-            first one's.
+        generator: Of noise and kicks, one for all graphs or one for each, on the device of the features.
+        over: Whose samples' pairs and deviations the terms are taken over.
 
     Returns:
         Terms `matching`, `variance`, `info_nce`, those whose weight is not 0; watched are `match_accuracy` (with
@@ -59,20 +61,21 @@ def patch_matching(
     alike = cosines(z[0], z[1]).masked_fill(~nodes.target_real.unsqueeze(1), -torch.inf)
     paired = nodes.match != UNMATCHED
     hits = (alike.argmax(dim=2) == nodes.match) & paired
+    found, pairs = over.total(hits.sum(), paired.sum())
     watched = {
-        "retrieval": hits.sum() / paired.sum().clamp(min=1),
+        "retrieval": found / pairs.clamp(min=1),
         "paired": paired.float().mean(),
-        "embedding_std": z[0].detach().flatten(0, 1).std(dim=0).mean(),
+        "embedding_std": variances(z[0].detach().flatten(0, 1), over).sqrt().mean(),
     }
     terms: dict[str, Tensor] = {}
     if heads.dustbin is not None:
         problem = build_problem(z, [_take(p, at) for p, at in zip(places, chosen, strict=True)], nodes, heads, config)
-        terms["matching"], accuracies = _match(problem, nodes, heads.dustbin, config, generator)
+        terms["matching"], accuracies = _match(problem, nodes, heads.dustbin, config, generator, over)
         watched |= accuracies | {"dustbin": heads.dustbin.detach().float()[0].clone()}  # not as it is after the step
     if config.variance_weight > 0:
-        terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1)) for part in z]).mean()
+        terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1), over=over) for part in z]).mean()
     if config.info_nce_weight > 0:
-        terms["info_nce"] = _contrast(cosines(z[0], z[1]) / config.temperature, nodes)
+        terms["info_nce"] = _contrast(cosines(z[0], z[1]) / config.temperature, nodes, over)
     return Losses(terms=terms, weights={name: getattr(config, f"{name}_weight") for name in terms}, watched=watched)
 
 
@@ -137,7 +140,7 @@ def _pairs(nodes: Nodes) -> Bool[Tensor, "b n n"]:
 
 
 def _match(
-    problem: Problem, nodes: Nodes, price: Tensor, config: GraphMatchingConfig, generator: Generators
+    problem: Problem, nodes: Nodes, price: Tensor, config: GraphMatchingConfig, generator: Generators, over: Samples
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The matching term, and how often the match is true."""
     shape = problem.vertex.shape[:2]
@@ -148,28 +151,27 @@ def _match(
     draws = [gumbel_copies(shape, config.num_samples, generator) for _ in range(2)]
     to_bins = [config.gumbel_scale * one for one in draws]
 
-    first = generator if isinstance(generator, torch.Generator) else generator[0]
-
     def solver(case: Problem) -> Tensor:
         known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
-        return solve(case, config.solver, first, known)
+        return solve(case, config.solver, generator, known)
 
     binned_noise = with_dustbins(noise, to_bins[0], to_bins[1])
     found = perturbed_loss(binned, truth, binned_noise, solver, margin=config.margin, lambda_=config.lambda_)
-    watched = {"match_accuracy": _right(found.match.flatten(0, 1), nodes)}
+    watched = {"match_accuracy": _right(found.match.flatten(0, 1), nodes, over)}
     if config.watch_map:
-        watched["map_accuracy"] = _right(solver(binned), nodes)
+        watched["map_accuracy"] = _right(solver(binned), nodes, over)
     return found.loss.mean() / shape[1], watched
 
 
-def _right(match: Tensor, nodes: Nodes) -> Tensor:
+def _right(match: Tensor, nodes: Nodes, over: Samples) -> Tensor:
     """Share of the real source nodes whose match is true, be it that they have none."""
     times = len(match) // len(nodes.match)
     right = (partial(match) == nodes.match.repeat(times, 1)) & nodes.source_real.repeat(times, 1)
-    return right.sum() / (times * nodes.source_real.sum()).clamp(min=1)
+    found, real = over.total(right.sum(), times * nodes.source_real.sum())
+    return found / real.clamp(min=1)
 
 
-def _contrast(logits: Float[Tensor, "b n n"], nodes: Nodes) -> Float[Tensor, ""]:
+def _contrast(logits: Float[Tensor, "b n n"], nodes: Nodes, over: Samples) -> Float[Tensor, ""]:
     """InfoNCE both ways over the nodes that have a partner, among the nodes that are there."""
     back = torch.full_like(nodes.match, UNMATCHED)
     paired = nodes.match != UNMATCHED
@@ -180,4 +182,5 @@ def _contrast(logits: Float[Tensor, "b n n"], nodes: Nodes) -> Float[Tensor, ""]
     for case, match, real in ((logits, nodes.match, nodes.target_real), (logits.mT, back, nodes.source_real)):
         masked = case.masked_fill(~real.unsqueeze(1), NEVER)
         sums.append(F.cross_entropy(masked.flatten(0, 1), match.flatten(), ignore_index=UNMATCHED, reduction="sum"))
-    return torch.stack(sums).mean() / paired.sum().clamp(min=1)
+    total, count = over.total(torch.stack(sums).mean(), paired.sum())
+    return total / count.clamp(min=1)

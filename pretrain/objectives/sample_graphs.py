@@ -12,7 +12,7 @@ from pretrain.objectives.graph_heads import GraphMatchingHeads
 from voxscale.batch import Losses
 from voxscale.errors import DataError
 from voxscale.losses.info_nce import info_nce
-from voxscale.losses.variance import variance_loss
+from voxscale.losses.variance import variance_loss, variances
 from voxscale.matching.edge_affinity import edge_affinity, offset_affinity
 from voxscale.matching.local_affinity import local_affinity
 from voxscale.matching.neighbours import nearest
@@ -20,6 +20,7 @@ from voxscale.matching.perturbed import Generators, draw_noise, perturbed_loss
 from voxscale.matching.problem import Problem
 from voxscale.matching.solver import solve
 from voxscale.matching.vertex_affinity import cosines, vertex_affinity
+from voxscale.samples import OWN, Samples
 from voxscale.seed import torch_generator
 
 
@@ -31,6 +32,7 @@ def graph_matching(
     config: GraphMatchingConfig,
     generator: Generators,
     scans: Int64[Tensor, " s"] | None = None,
+    over: Samples = OWN,
 ) -> Losses:
     """Match the graphs of two views.
 
@@ -40,9 +42,9 @@ def graph_matching(
         positions: Place of each feature vector in its scan in mm, of both views.
         heads: Projector and graph layers.
         config: What the graphs are.
-        generator: Of noise, one for all graphs or one for each, on the device of the features; kicks are the
-            first one's.
+        generator: Of noise and kicks, one for all graphs or one for each, on the device of the features.
         scans: Which scan each sample was cut from (`sub_volume` only).
+        over: Whose samples deviations are taken over. All else is a mean over graphs, of which ranks have equally many.
 
     Returns:
         Terms `matching`, `variance`, `info_nce`, those whose weight is not 0; watched are `match_accuracy` (with
@@ -58,13 +60,16 @@ def graph_matching(
     terms: dict[str, Tensor] = {}
     alike = cosines(*(part.detach() for part in z)).argmax(dim=2)
     truth = torch.arange(config.group, device=alike.device).expand_as(alike)
-    watched = {"retrieval": share(alike, truth), "embedding_std": z[0].detach().flatten(0, 1).std(dim=0).mean()}
+    watched = {
+        "retrieval": share(alike, truth),
+        "embedding_std": variances(z[0].detach().flatten(0, 1), over).sqrt().mean(),
+    }
     if "matching" in weights:
         problem = build_problem(z, (features_s, features_t), positions, heads, config, scans)
         terms["matching"], accuracies = _match(problem, truth, config, generator)
         watched |= accuracies
     if "variance" in weights:
-        terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1)) for part in z]).mean()
+        terms["variance"] = torch.stack([variance_loss(part.flatten(0, 1), over=over) for part in z]).mean()
     if "info_nce" in weights:
         terms["info_nce"] = info_nce(z[0], z[1], config.temperature)
     return Losses(terms=terms, weights=weights, watched=watched)
@@ -98,11 +103,9 @@ def _match(
     """The matching term, and how often the match is true."""
     noise = draw_noise(problem, config.num_samples, config.gumbel_scale, generator)
 
-    first = generator if isinstance(generator, torch.Generator) else generator[0]
-
     def solver(case: Problem) -> Tensor:
         known = truth.repeat(len(case.vertex) // len(truth), 1) if config.truth_candidate else None
-        return solve(case, config.solver, first, known)
+        return solve(case, config.solver, generator, known)
 
     found = perturbed_loss(problem, truth, noise, solver, margin=config.margin, lambda_=config.lambda_)
     watched = {"match_accuracy": share(found.match, truth)}

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxscale import dist
+from voxscale.samples import OWN, Samples
 
 
 class Centre(nn.Module):
@@ -25,6 +25,12 @@ class Centre(nn.Module):
         self.register_buffer("value", torch.zeros(width))
 
     @torch.no_grad()
-    def update(self, outputs: Float[Tensor, "b k"]) -> None:
-        """Take in a batch; a collective call. The ranks' batches must be of equal size."""
-        self.value.lerp_(dist.mean(outputs.float().mean(dim=0)).to(self.value), 1 - self.momentum)
+    def update(self, outputs: Float[Tensor, "b k"], over: Samples = OWN) -> None:
+        """Take in a batch.
+
+        Args:
+            outputs: Of the teacher.
+            over: Whose samples the batch has; ranks must have equally many.
+        """
+        (total,) = over.total(outputs.float().mean(dim=0))
+        self.value.lerp_((total / over.ranks).to(self.value), 1 - self.momentum)

@@ -100,7 +100,7 @@ class _DiceCE(torch.autograd.Function):
             overlap[sample].index_add_(0, labels, hits.double())
             true = torch.ones_like(hits) if counted is None else counted
             size[sample].index_add_(0, labels, true.double())
-        voxels = torch.tensor(target.numel(), device=logits.device) if mask is None else mask.sum()
+        voxels = torch.full((), target.numel(), device=logits.device) if mask is None else mask.sum()
         surprise, voxels = over.total(surprise, voxels)
         voxels = voxels.clamp(min=1)
         if pooled:

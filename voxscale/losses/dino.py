@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voxscale import dist
+from voxscale.samples import OWN, Samples
 
 
 def teacher_probabilities(
@@ -17,21 +17,25 @@ def teacher_probabilities(
 
 
 @torch.no_grad()
-def sinkhorn(logits: Float[Tensor, "b k"], temperature: float, rounds: int = 3) -> Float[Tensor, "b k"]:
+def sinkhorn(
+    logits: Float[Tensor, "b k"], temperature: float, rounds: int = 3, over: Samples = OWN
+) -> Float[Tensor, "b k"]:
     """What the student is to say: `softmax(logits / temperature)`, changed so that all samples together use all alike.
 
-    Sinkhorn's alternation over prototypes and samples (Caron et al. 2020, SwAV, section 3.1), over all ranks: a
-    collective call. It knows the batch alone, so it does not lag behind the teacher as a running centre does, and of
-    few samples each gets the prototypes that it likes more than the others do.
+    Sinkhorn's alternation over prototypes and samples (Caron et al. 2020, SwAV, section 3.1). It knows the batch alone,
+    so it does not lag behind the teacher as a running centre does, and of few samples each gets the prototypes that it
+    likes more than the others do.
 
     Args:
         logits: Of the teacher.
         temperature: Its temperature.
         rounds: Of the alternation; the last act is on samples, so each is a distribution.
+        over: Whose samples use all prototypes alike.
     """
     shares = (logits.double() / temperature).softmax(dim=1)
     for _ in range(rounds):
-        shares = shares / dist.mean(shares.sum(dim=0)).clamp(min=1e-300)
+        (used,) = over.total(shares.sum(dim=0))
+        shares = shares / used.clamp(min=1e-300)
         shares = shares / shares.sum(dim=1, keepdim=True)
     return shares.float()
 
@@ -48,8 +52,12 @@ def dino_loss(student: Float[Tensor, "v b k"], teacher: Float[Tensor, "b k"], te
 
 
 @torch.no_grad()
-def entropies(probabilities: Float[Tensor, "b k"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def entropies(probabilities: Float[Tensor, "b k"], over: Samples = OWN) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Signs of collapse, both as a share of the greatest entropy, ln k.
+
+    Args:
+        probabilities: Of each sample.
+        over: Whose samples are the batch; ranks must have equally many.
 
     Returns:
         Mean entropy of each sample's distribution (1: the teacher says nothing) and entropy of the batch's mean
@@ -59,7 +67,8 @@ def entropies(probabilities: Float[Tensor, "b k"]) -> tuple[Float[Tensor, ""], F
     def entropy(p: Tensor) -> Tensor:
         return torch.special.entr(p).sum(dim=-1) / math.log(p.shape[-1])
 
-    return entropy(probabilities).mean(), entropy(probabilities.mean(dim=0))
+    each, mean = over.total(entropy(probabilities).mean(), probabilities.mean(dim=0))
+    return each / over.ranks, entropy(mean / over.ranks)
 
 
 def teacher_temperature(start: float, end: float, warmup: float, progress: float) -> float:

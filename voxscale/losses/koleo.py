@@ -5,19 +5,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from voxscale.samples import OWN, Samples
 
-def koleo_loss(embedded: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"], eps: float = 1e-4) -> Float[Tensor, ""]:
+
+def koleo_loss(
+    embedded: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"], eps: float = 1e-4, over: Samples = OWN
+) -> Float[Tensor, ""]:
     """Mean of -log of the distance to the nearest other sample in the same slot, of unit vectors.
 
-    The Kozachenko-Leonenko estimate of entropy but for constants (Sablayrolles et al. 2019, Eq. 2), of the samples of
-    this rank.
+    The Kozachenko-Leonenko estimate of entropy but for constants (Sablayrolles et al. 2019, Eq. 2).
 
     Args:
         embedded: Of each sample and slot.
         counted: What counts and is a neighbour. Where there are no two in any slot, the loss is 0.
         eps: Added to distances: samples that are the same cost -log(eps).
+        over: Among whose samples neighbours are.
     """
-    units = F.normalize(embedded.float(), dim=2).transpose(0, 1)
+    embedded, counted = over.rows(embedded.float()), over.rows(counted)
+    units = F.normalize(embedded, dim=2).transpose(0, 1)
     apart = counted.T[:, :, None] & counted.T[:, None, :]
     apart = apart & ~torch.eye(len(embedded), dtype=torch.bool, device=apart.device)
     cosines = (units @ units.mT).detach().masked_fill(~apart, -torch.inf)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from voxscale import dist
+from voxscale.samples import OWN, Samples
 
 How = Literal["plain", "centred", "standard"]
 """Embeddings as they are; less their mean; divided by their deviation, feature by feature, too."""
@@ -47,18 +47,19 @@ class Moments(nn.Module):
         self.weight.zero_()
 
     @torch.no_grad()
-    def update(self, values: Float[Tensor, "b s d"], counted: Bool[Tensor, "b s"]) -> None:
-        """Take in a batch; a collective call. A slot of which none counts on any rank stays as it is.
+    def update(self, values: Float[Tensor, "b s d"], counted: Bool[Tensor, "b s"], over: Samples = OWN) -> None:
+        """Take in a batch. A slot of which none counts stays as it is.
 
         Args:
             values: Of each sample and slot.
             counted: Those that count.
+            over: Whose samples the batch has.
         """
         x, weights = values.detach().float(), counted.float()
-        count = dist.mean(weights.sum(dim=0))
+        (count,) = over.total(weights.sum(dim=0))
         share = weights[:, :, None] / count.clamp(min=1e-9)[None, :, None]
-        mean = dist.mean((x * share).sum(dim=0))
-        variance = dist.mean(((x - mean).square() * share).sum(dim=0))
+        (mean,) = over.total((x * share).sum(dim=0))
+        (variance,) = over.total(((x - mean).square() * share).sum(dim=0))
         weight = self.momentum * self.weight.float() + 1 - self.momentum
         some = count > 0
         rate = torch.where(some, (1 - self.momentum) / weight, 0.0)[:, None]

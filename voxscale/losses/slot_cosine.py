@@ -5,13 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from voxscale import dist
+from voxscale.samples import OWN, Samples
 
 
 def slot_cosine(
-    predicted: Float[Tensor, "b p d"], target: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"]
+    predicted: Float[Tensor, "b p d"], target: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"], over: Samples = OWN
 ) -> Float[Tensor, ""]:
-    """Mean of `2 - 2 cos` over the slots that count, on all ranks together; no gradient goes to the target.
+    """Mean of `2 - 2 cos` over the slots that count; no gradient goes to the target.
 
     Each slot is normalised by itself, so 0 can be reached. This is the squared distance of unit
     vectors summed over features; their mean over features, as the released code of Adam-v2 takes it,
@@ -20,18 +20,18 @@ def slot_cosine(
     Args:
         predicted: From the student.
         target: From the teacher.
-        counted: Slots that count. If none does on any rank, the loss is 0. A collective call.
+        counted: Slots that count. If none does, the loss is 0.
+        over: Whose samples the mean is over.
     """
     cosines = F.cosine_similarity(predicted.float(), target.detach().float(), dim=2)
     weights = counted.to(cosines)
-    # The ranks' losses are averaged, but not all have the same number of slots that count.
-    count = dist.mean(weights.sum()).clamp(min=1e-9)
-    return ((2 - 2 * cosines) * weights).sum() / count
+    total, count = over.total(((2 - 2 * cosines) * weights).sum(), weights.sum())
+    return total / count.clamp(min=1e-9)
 
 
 @torch.no_grad()
 def slot_gap(
-    predicted: Float[Tensor, "b p d"], target: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"]
+    predicted: Float[Tensor, "b p d"], target: Float[Tensor, "b p d"], counted: Bool[Tensor, "b p"], over: Samples = OWN
 ) -> Float[Tensor, ""]:
     """Mean cosine with one's own target, less that with other samples' in the same slot: 0 if nothing is told apart.
 
@@ -39,11 +39,12 @@ def slot_gap(
         predicted: From the student.
         target: From the teacher.
         counted: Slots that count, of both. Where there are no two samples to compare, the gap is 0.
+        over: Whose samples are compared.
     """
-    alike = torch.einsum("bpd,npd->pbn", F.normalize(predicted.float(), dim=2), F.normalize(target.float(), dim=2))
-    both = counted.T[:, :, None] & counted.T[:, None, :]
-    same = torch.eye(len(predicted), dtype=torch.bool, device=both.device)
-    own, other = both & same, both & ~same
-    if not other.any():
-        return alike.new_zeros(())
-    return alike[own].mean() - alike[other].mean()
+    weights = counted.double()
+    guess, truth = (F.normalize(part.double(), dim=2) * weights[:, :, None] for part in (predicted, target))
+    # Cosines of all pairs of a slot sum to the product of the sums, so no rank needs what others hold.
+    own, count, asked, there = over.total((guess * truth).sum(), weights.sum(0), guess.sum(0), truth.sum(0))
+    pairs = (count * (count - 1)).sum()
+    gap = own / count.sum().clamp(min=1) - ((asked * there).sum() - own) / pairs.clamp(min=1)
+    return torch.where(pairs > 0, gap, 0.0).float()

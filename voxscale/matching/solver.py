@@ -9,6 +9,7 @@ from torch import Tensor
 from voxscale.config import config, require
 from voxscale.errors import DataError
 from voxscale.matching import compiled
+from voxscale.matching.perturbed import Generators
 from voxscale.matching.problem import Problem
 from voxscale.matching.replay import Replay
 from voxscale.matching.rounding import round_greedily
@@ -53,7 +54,7 @@ class SolverConfig:
 def solve(
     problem: Problem,
     config: SolverConfig,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     candidate: Int64[Tensor, "b N"] | None = None,
 ) -> Int64[Tensor, "b N"]:
     """A good match of each problem, whatever the precision of training.
@@ -70,7 +71,8 @@ def solve(
     Args:
         problem: b problems.
         config: How hard to try.
-        generator: Of the kicks, on the device of the problems.
+        generator: Of the kicks, on the device of the problems; with one for each problem, of which there may be several
+            copies one after another, what is drawn for it does not depend on those beside it.
         candidate: A match that is returned where what was found is not better.
 
     Raises:
@@ -114,11 +116,14 @@ def better(problem: Problem, matches: Int64[Tensor, "c b N"]) -> Int64[Tensor, "
 
 
 def _kick(
-    problem: Problem, copies: Problem, match: Int64[Tensor, "b N"], config: SolverConfig, generator: torch.Generator
+    problem: Problem, copies: Problem, match: Int64[Tensor, "b N"], config: SolverConfig, generator: Generators
 ) -> Int64[Tensor, "b N"]:
     """The best of the match and of changed copies of it that were improved."""
     batch, nodes = match.shape
-    keys = torch.rand(config.kicks * batch, nodes, generator=generator, device=match.device)
+    each = [generator] if isinstance(generator, torch.Generator) else generator
+    count = config.kicks * batch // len(each)
+    drawn = [torch.rand(count, nodes, generator=one, device=match.device) for one in each]
+    keys = torch.stack(drawn, dim=1).flatten(0, 1)
     chosen = keys.topk(4, dim=1).indices
     changed = match.repeat(config.kicks, 1)
     changed = changed.scatter(1, chosen, changed.gather(1, chosen.roll(1, dims=1)))
