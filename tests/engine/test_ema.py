@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from engine.small import make, plain
+from forked_ranks import together
 
 from voxscale.engine.config import EmaConfig
 from voxscale.engine.ema import momentum
 from voxscale.errors import ConfigError
 
-WORKER = Path(__file__).parent / "worker_ema.py"
+WORKER, BUFFERS = (Path(__file__).parent / f"worker_{name}.py" for name in ("ema", "ema_buffers"))
+RUNNING = ("running_mean", "running_var")
 STEPS, SKIPPED, EMA = 8, 4, EmaConfig(start=0.5, end=0.9)
 FP32 = ["0-fp32-none-1", "1-fp32-none-4", "2-fp32-none-1", "3-fp32-none-1", "3-fp32-none-4", "3-fp32-all-1"]
 BF16 = ["1-bf16-none-4", "2-bf16-none-1", "3-bf16-none-1"]
@@ -77,6 +79,24 @@ def test_the_teacher_of_a_short_run_looks_back_a_share_of_it_and_that_of_a_long_
 def test_momenta_that_are_none_are_refused(start, end, name):
     with pytest.raises(ConfigError, match=f"ema.{name} must be in"):
         EmaConfig(start=start, end=end)
+
+
+def test_running_statistics_of_a_teacher_are_the_same_on_all_ranks_the_mean_of_those_of_the_trained_network(tmp_path):
+    """Which are each rank's own (defect 6 in `part_whole.md`: the released teacher had those of its own batches)."""
+    together(BUFFERS, 2, [str(tmp_path / "told.pt")], tmp_path / "out")
+    told = torch.load(tmp_path / "told.pt", weights_only=True)
+    assert len(told) == 2 * 3
+    before = [torch.zeros(6), torch.ones(6)]
+    for students, teachers in zip(told[::2], told[1::2], strict=True):
+        assert teachers[0].keys() == students[0].keys() == {f"1.{n}" for n in (*RUNNING, "num_batches_tracked")}
+        for name, was in zip(RUNNING, before, strict=True):
+            one, two = (rank[f"1.{name}"] for rank in students)
+            assert (one - two).abs().max() > 1e-3  # other samples
+            assert (one - was).abs().max() > 1e-3
+            for rank in teachers:
+                torch.testing.assert_close(rank[f"1.{name}"], (one + two) / 2, rtol=1e-6, atol=1e-7)
+            assert torch.equal(*(rank[f"1.{name}"] for rank in teachers))
+        before = [students[0][f"1.{name}"] for name in RUNNING]
 
 
 @pytest.mark.slow

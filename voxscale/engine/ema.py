@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from voxscale import dist
 from voxscale.engine.checkpoint import stored
 from voxscale.engine.config import EmaConfig
 from voxscale.engine.memory import explained_states
-from voxscale.engine.norm import mend_batch_norms
+from voxscale.engine.norm import mend_batch_norms, running_statistics
 from voxscale.engine.pieces import Piece
 from voxscale.engine.pooling import mend_pools
 from voxscale.engine.state import Slice, master_slices
@@ -87,13 +88,20 @@ class Teacher:
     def refresh(self) -> None:
         """Set the module to the averages, one tensor at a time; a collective call.
 
-        Buffers, such as running statistics, become those of this rank's trained model.
+        Buffers become those of the trained model. Each rank has running statistics of its own there, of the samples
+        that it saw; the teacher's are their mean over ranks, so it says the same everywhere. They are not averaged over
+        steps once more: of the zeros and ones that they start with such an average would keep a share for long.
         """
         own = dict(self.module.named_parameters())
         for name, whole in self.averages():
             own[name].copy_(whole)
         for ours, theirs in zip(self.module.buffers(), self._engine.module.buffers(), strict=True):
             ours.copy_(theirs)
+        running = running_statistics(self.module)
+        if running and self._engine.dp_world_size > 1:
+            mean = dist.mean(torch.cat([value.float().flatten() for value in running]))
+            for value, own in zip(running, mean.split([value.numel() for value in running]), strict=True):
+                value.copy_(own.view_as(value))
 
     def averages(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole fp32 average); a collective call: every rank must iterate to the end."""

@@ -8,6 +8,12 @@ from torch.nn import functional as F
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances of all batch norms, in the order of modules."""
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    return [value for m in norms for value in (m.running_mean, m.running_var) if value is not None]
+
+
 def mend_batch_norms(model: nn.Module) -> int:
     """Have batch norms of mixed number types compute with scale and shift in fp32, in place.
 
