@@ -32,6 +32,19 @@ FLAT = ["--loop.batch", "8", "--loop.steps", "2", "--objective.masked-reconstruc
 FLAT += ["--objective.volume-fusion.block-min", "1", "3", "3", "--objective.volume-fusion.block-max", "1", "6", "6"]
 FLAT += ["--objective.graph-matching.group", "4", "--objective.graph-matching.k", "2", "--stream.alike.group", "4"]
 
+BOTH = ["--objective.weights.volume-fusion", "0", "--objective.weights.part-whole", "1"]
+BOTH += ["--objective.weights.supervised", "1", "--objective.supervised.heads", "2"]
+BOTH += [
+    "--objective.part-whole.local-views",
+    "2",
+    "--objective.part-whole.parts",
+    "4",
+    "--objective.part-whole.least-voxels",
+    "0",
+]
+BOTH += ["--objective.part-whole.prototypes", "64", "--objective.part-whole.hidden", "32"]
+BOTH += ["--optim.kind", "sgd", "--optim.lr", "1e-3", "--loop.batch", "4"]
+
 pytestmark = pytest.mark.slow()
 
 
@@ -170,6 +183,40 @@ def check_flat(run: Path) -> None:
         assert all(row[f"{branch.split('/')[0]}/gradient"] > 0 for row in rows[:1])
     with np.load(run / "preview.npz") as pictures:
         assert {pictures[name].shape for name in ("fused", "prediction", "masked_told")} == {(1, 16, 16)}
+
+
+def test_part_whole_and_supervised_go_the_same_way_in_two_dimensions_as_in_three(
+    data: Path, ranks, tmp_path: Path
+) -> None:
+    """One objective, two models and patches; at two ranks the numbers of one, in both."""
+    sets = ["--objective.supervised.sets", str(data / "one"), str(data / "two")]
+    none = ["--objective.weights.graph-matching", "0", "--objective.weights.masked-reconstruction", "0"]
+    for world in (1, 2):
+        cases: list[list[str]] = []
+        for preset, shards in (("demo", "shards"), ("demo_2d", "slices")):
+            where = ["--shards", str(data / shards), "--run", str(tmp_path / f"{preset}-{world}")]
+            more = [*sets, *none, "--engine.zero-stage", str(world)]
+            cases.append([f"configs/pretrain.py:{preset}", *COMMON, *BOTH, *where, *more])
+        file = tmp_path / f"cases-{world}.json"
+        file.write_text(json.dumps(cases))
+        ranks(WORKER, world, str(file))
+    terms = {f"part_whole/{term}" for term in ("localise", "compose", "decompose")}
+    terms |= {"supervised/dice", "supervised/cross_entropy"}
+    for preset, size in (("demo", (14, 16, 16)), ("demo_2d", (1, 16, 16))):
+        one, two = (lines(tmp_path / f"{preset}-{world}") for world in (1, 2))
+        assert [row["step"] for row in one] == [1, 2, 3, 4]
+        assert one[0].keys() >= terms | {"part_whole/compose_share", "supervised/label_dice"}
+        assert all(one[0][f"{branch}/gradient"] > 0 for branch in ("part_whole", "supervised"))
+        for row, other in zip(one, two, strict=True):
+            for key in ("loss", *terms):
+                assert other[key] == pytest.approx(row[key], rel=1e-4), (preset, row["step"], key)
+        learnt = load_weights(tmp_path / f"{preset}-1" / "checkpoints" / "step-00000004")
+        kernels = {value.ndim for name, value in learnt.items() if name.startswith("backbone") and value.ndim > 1}
+        assert kernels == {2 + sum(n > 1 for n in size)}
+        with np.load(tmp_path / f"{preset}-1" / "preview.npz") as pictures:
+            shown = ("part_whole_whole", "part_whole_parts", "supervised_label", "supervised_prediction")
+            assert {pictures[name].shape for name in shown} == {size}
+            assert pictures["supervised_label"].max() > 0
 
 
 @pytest.mark.parametrize(
