@@ -1,6 +1,7 @@
 """A run folder: its config, its lock, and where it goes on."""
 
 import json
+import logging
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,16 @@ from voxscale.errors import CheckpointError, ConfigError, DataError, system_erro
 from voxscale.files import locked, write_json
 from voxscale.seed import torch_generator
 
+log = logging.getLogger("voxscale")
+
+HOW = (
+    *("engine.zero_stage", "engine.offload", "engine.accumulate", "loader", "tracker"),
+    *("loop.watch", "loop.profile", "loop.peak_tflops"),
+    *("loop.log_every", "loop.checkpoint_every", "loop.keep", "loop.keep_every"),
+)
+"""Settings of how a run is computed and what it leaves behind, not of what it computes: as the number of ranks, they
+may differ when it goes on, on another machine or because memory ran out."""
+
 
 @contextmanager
 def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[None]:
@@ -25,7 +36,8 @@ def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[
 
     Args:
         run: The run folder.
-        config: The stage's config; its paths may differ when the run goes on, as folders may be moved.
+        config: The stage's config; its paths may differ when the run goes on, as folders may be moved, and so may
+            what `HOW` names. The folder keeps the first one; each checkpoint says which it was saved under.
         inputs: Hash of each thing that the run reads, which may not differ.
 
     Raises:
@@ -54,8 +66,11 @@ def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
         return ""
     have = json.loads((run / "config.json").read_text()) | {"inputs": json.loads((run / "inputs.json").read_text())}
     want = to_dict(config) | {"inputs": dict(inputs)}
-    wrong = sorted(where for where in _differences(have, want) if not _is_path(_value(config, where)))
+    other = sorted(where for where in _differences(have, want) if not _is_path(_value(config, where)))
+    wrong = [where for where in other if not f"{where}.".startswith(tuple(f"{name}." for name in HOW))]
     if not wrong:
+        if other:
+            log.info("the run goes on as it began but for %s", ", ".join(other))
         return ""
     return f"run must be a folder of its own for each config; this one differs in {', '.join(wrong)}; choose another"
 
