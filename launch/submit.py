@@ -2,26 +2,35 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 
 from launch.cluster import Cluster
 from launch.job import Stage, StageJob
 from voxscale import parent
-from voxscale.errors import TrainingError
+from voxscale.errors import PreemptedError, TrainingError
+from voxscale.signals import StopRequest, listening, name_of
 
 log = logging.getLogger("voxscale")
 
 POLL_S = 0.2
+PASS_S = 5.0
+"""Seconds after which a signal is passed on again: a process that only just starts drops it."""
 
 
 def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
     """Run a stage to its end, showing what rank 0 prints; a Slurm job is only submitted unless asked to wait.
+
+    A signal that asks this process to end is passed on to local ranks, which save, and their end is waited for.
 
     Args:
         stage: Which stage.
@@ -30,6 +39,7 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
         logs: Folder for submitit's files and every rank's output.
 
     Raises:
+        PreemptedError: If a signal ended local ranks.
         TrainingError: If the job fails; with the stage's own message where it had one.
     """
     local = cluster.cluster == "local"
@@ -47,12 +57,45 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
     if not local and not cluster.wait:
         log.info("%s: submitted as job %s; its output goes to the logs folder of the run", stage, job.job_id)
         return
+    if local:
+        _follow_local(stage, job)
+        return
     try:
         follow(job)
     except BaseException:
         job.cancel()
         raise
     check(stage, job)
+
+
+def _follow_local(stage: Stage, job: submitit.Job[Any]) -> None:
+    """The same for ranks of this machine, which no scheduler speaks to."""
+    with listening() as request:
+        try:
+            follow(job, _passing_on(job, request))
+        except BaseException:
+            job.cancel()
+            raise
+        try:
+            check(stage, job)
+        except TrainingError as error:
+            if not request.number:
+                raise
+            raise PreemptedError(str(error), name_of(request.number)) from None
+
+
+def _passing_on(job: submitit.Job[Any], request: StopRequest) -> Callable[[], None]:
+    """What sends a signal that came to the process of a local job, which sends it to each rank."""
+    due = 0.0
+
+    def pass_on() -> None:
+        nonlocal due
+        if request.number and time.monotonic() >= due:
+            due = time.monotonic() + PASS_S
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
+
+    return pass_on
 
 
 def executor_of(cluster: Cluster, logs: Path, timeouts: int = 3) -> submitit.Executor:
@@ -88,10 +131,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def follow(job: submitit.Job[Any]) -> None:
-    """Copy what rank 0 writes to standard error until the job has ended."""
+def follow(job: submitit.Job[Any], meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Copy what rank 0 writes to standard error until the job has ended; `meanwhile` is called again and again."""
     position = 0
     while True:
+        meanwhile()
         over = job.done(force_check=True) if job.job_id else True
         text, position = shown(job.task(0), position)
         sys.stderr.write(text)
@@ -119,7 +163,7 @@ def check(stage: str, job: submitit.Job[Any]) -> None:
     for task in range(job.num_tasks):
         try:
             answer = job.task(task).result()
-        except submitit.core.utils.UncompletedJobError:
+        except UncompletedJobError:
             problems.append(f"rank {task} ended without an answer (killed, or out of memory)")
         else:
             if answer.get("kind", "Exception") != "Exception":

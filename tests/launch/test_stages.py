@@ -27,6 +27,7 @@ from data_prep.pack import PackConfig, pack
 from data_prep.plan import plan_task
 from finetune.folds import split
 from finetune.results import fold_folder
+from voxscale.cli import AGAIN
 from voxscale.config import save_json
 from voxscale.contract import InputContract
 from voxscale.engine.checkpoint import load_buffers, load_weights, manifest_text, stored
@@ -96,7 +97,7 @@ def finetune(world, run, *more, expect=0, **replaced):
 
 
 def asked(world, run, number, there, rank):
-    """Pretrain with two ranks and send one of them a signal, twice, when a file is there."""
+    """Pretrain with two ranks and send one of them a signal, or the launcher for None, twice, when a file is there."""
     arguments = ["-m", "launch", "pretrain", "configs/pretrain.py:demo", "--processes", "2"]
     arguments += ["--shards", world / "shards", "--run", run, "--loop.steps", "60", *TINY]
     arguments += ["--loop.checkpoint-every", "1000"]
@@ -107,8 +108,9 @@ def asked(world, run, number, there, rank):
         time.sleep(0.01)
     every = [p for p in psutil.Process(started.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline()]
     assert len(every) == 2
-    os.kill(every[rank].pid, number)  # one rank is enough, and a second signal changes nothing
-    os.kill(every[rank].pid, number)
+    victim = started.pid if rank is None else every[rank].pid
+    os.kill(victim, number)  # one rank is enough, and a second signal changes nothing
+    os.kill(victim, number)
     started.wait(timeout=250)
     return run.with_name("said").read_text(), started
 
@@ -187,6 +189,23 @@ def test_a_signal_has_a_run_saved_and_queued_again(world, tmp_path, number, back
         assert started.returncode == 1
         assert f"pretrain was ended by SIGTERM after step {rows[-1]}: step {rows[-1]} is saved" in said
         assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{rows[-1]:08d}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_has_its_ranks_save_and_is_waited_for(world, tmp_path, number):
+    run = tmp_path / "run"
+    said, started = asked(world, run, number, run / "metrics.jsonl", None)
+    rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert started.returncode == AGAIN, said
+    assert f"ended: pretrain was ended by SIGTERM after step {rows[-1]}: step {rows[-1]} is saved" in said
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{rows[-1]:08d}"]
+
+
+def test_a_signal_to_the_launcher_while_ranks_start_ends_them(world, tmp_path):
+    run = tmp_path / "run"
+    said, started = asked(world, run, signal.SIGTERM, run / ".lock", None)
+    assert started.returncode == AGAIN, said
+    assert said.count("ended:") == 1
 
 
 def test_another_number_of_processes_reads_the_same_samples(world, tmp_path):
