@@ -39,6 +39,23 @@ def part_whole() -> PretrainConfig:
     return _under(part_whole=1.0)
 
 
+def part_whole_contrast() -> PretrainConfig:
+    """Part-whole with terms that no constant solves: targets told apart among samples, embeddings kept apart."""
+    base = part_whole()
+    terms = dataclasses.replace(
+        base.objective.part_whole,
+        inputs="standard",
+        targets="standard",
+        moments_momentum=0.0,
+        match="contrast",
+        centring="sinkhorn",
+        prototypes=128,
+        spread=0.1,
+    )
+    objective = dataclasses.replace(base.objective, part_whole=terms)
+    return dataclasses.replace(base, objective=objective)
+
+
 def graph_matching() -> PretrainConfig:
     """The same under graph matching of samples, 8 to a graph."""
     return _under(graph_matching=1.0)
