@@ -17,14 +17,14 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
 
-from data_prep.ids import load_key
+from data_prep.ids import load_key, lost_key
 from data_prep.results import PARTS
 from data_prep.sweep import THUMBNAILS
 from voxscale.config import require
@@ -60,7 +60,7 @@ class Home(Protocol):
         """Have everything there that earlier runs left."""
         ...
 
-    def held(self) -> Generator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Hold the store against other runs that gather."""
         ...
 
@@ -180,12 +180,21 @@ class RemoteHome:
     def _fetch_key(self) -> None:
         """The key of the store; of several workers that make it at once one does, and all take that one's."""
         (known,) = self._secret.read_some([KEY])
+        if known is None and self._begun():
+            (known,) = self._secret.read_some([KEY])  # another run may have begun since
+            if known is None:
+                raise lost_key(self.private.name)
         if known is None:
             load_key(self.private)
             self._secret.create(KEY, (self.private / KEY).read_bytes())
             known = self._secret.read(KEY)
         (self.private / KEY).write_bytes(known)
         (self.private / KEY).chmod(0o600)
+
+    def _begun(self) -> bool:
+        """Whether the store holds what is made with a key."""
+        logs = RemoteFolder(f"{self._url}/{PARTS}").stamps()
+        return self._folder.size(LEDGER) is not None or any(_is_log(name) for name, _ in logs)
 
     def _fetch_logs(self, folder: RemoteFolder, here: Path) -> None:
         listed = dict(RemoteFolder(f"{folder.url}/{PARTS}").stamps())

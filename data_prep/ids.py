@@ -6,7 +6,7 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from data_prep.files import read_csv
 from voxscale.config import require
 from voxscale.errors import DataError
 from voxscale.files import sha256_file, sync, temporary
+from voxscale.folder import open_folder
+from voxscale.store_root import read_root, write_root
 
 ID_DIGITS = 16
 KEY_BYTES = 32
@@ -53,18 +55,25 @@ def private_folder(store: Path) -> Path:
     return private
 
 
-def load_key(private: Path) -> bytes:
+def load_key(private: Path, begun: Callable[[], bool] = lambda: False) -> bytes:
     """The store's secret key; made on first use, readable by its owner alone.
 
     Of several processes that make it at once, one does: a finished file is
     linked to the name, which fails where it is taken.
 
+    Args:
+        private: Folder of the key.
+        begun: Whether the store holds anything that was made with a key. It is asked only where there is none.
+
     Raises:
-        DataError: If the file is there but holds no key.
+        DataError: If the file is there but holds no key, or is gone.
     """
     path = private / "key"
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
+        # Whoever began had a key by then, so one that is made between the two looks is seen by the second.
+        if begun() and not path.exists():
+            raise lost_key(private.name)
         beside = temporary(path)
         beside.unlink(missing_ok=True)
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -83,6 +92,40 @@ def load_key(private: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise DataError(f"{private.name}/key must hold {KEY_BYTES} bytes in hexadecimal digits", "corrupt")
     return key
+
+
+def lost_key(private: str) -> DataError:
+    """What is told where a store has scans but no key: another one would rename all of its subjects."""
+    return DataError(
+        f"{private}/key must be there, as names of subjects are made with it; bring it back from a copy, or ingest "
+        "into a new store",
+        "no_key",
+    )
+
+
+def check_key(place: Path, key: bytes) -> None:
+    """Refuse a key that is not the one that a store was made with.
+
+    Raises:
+        DataError: With reason `other_key`.
+    """
+    if open_folder(place).size("zarr.json") is not None and read_root(place).get("key", _mark(key)) != _mark(key):
+        raise DataError(
+            f"{place.name}.private/key must be the key that the store was made with, not another one; bring it back "
+            "from a copy, or ingest into a new store",
+            "other_key",
+        )
+
+
+def stamp_key(place: Path, key: bytes) -> None:
+    """Write into a store which key it was made with; nobody can tell the key by it."""
+    root = read_root(place)
+    if root.get("key") != _mark(key):
+        write_root(place, root | {"key": _mark(key)})
+
+
+def _mark(key: bytes) -> str:
+    return keyed_hash(key, "\0the key itself")  # no file and no folder has such a name
 
 
 def keyed_hash(key: bytes, name: str) -> str:

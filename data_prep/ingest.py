@@ -21,14 +21,14 @@ from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
 from data_prep.home import Home, open_home
-from data_prep.ids import keyed_hash, load_key, load_subjects
+from data_prep.ids import check_key, keyed_hash, load_key, load_subjects, stamp_key
 from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
 from data_prep.lookup import key_of
 from data_prep.mirror import LostError, Mirrors
 from data_prep.part import Part, parse_part
 from data_prep.reading import LOST, Reading, Taken
-from data_prep.results import Results
+from data_prep.results import PARTS, Results
 from data_prep.steps import Outcome, verdict
 from data_prep.structures import load_table
 from data_prep.sweep import check_own, clear_left_over, sweep
@@ -38,6 +38,7 @@ from voxscale.folder import open_folder, url_of
 from voxscale.index import INDEX
 from voxscale.index_write import is_whole, label_values, publish_index, take_away, write_parts
 from voxscale.io.isolate import FULL
+from voxscale.ledger import LEDGER
 from voxscale.progress import Progress
 from voxscale.store_root import create_store, read_root, with_classes
 
@@ -149,7 +150,10 @@ class _Ingest:
     ) -> None:
         home.open()
         store, private = home.store, home.private
-        key, names = load_key(private), load_table(settings.structures)
+        # A ledger or a log of a worker: what a store holds of names that are made with a key.
+        key = load_key(private, lambda: (store / LEDGER).exists() or any((store / PARTS).glob("*/*.jsonl")))
+        check_key(home.place, key)
+        names = load_table(settings.structures)
         self.home, self.place, self.settings, self.found, self.key = home, home.place, settings, found, key
         known = with_classes(self.place, found.classes, found.image_classes)["classes"]
         self.values = structure_values(found, {int(value): name for value, name in known.items()}, key, names)
@@ -170,6 +174,7 @@ class _Ingest:
         """Settle every source that is not settled, in the order of discovery."""
         create_store(self.place, self.found.classes, self.found.image_classes)
         create_store(self.place, {value: name for name, value in self.values.items()})
+        stamp_key(self.place, self.key)
         clear_left_over(self.home.store)
         sources = self.found.sources
         todo = [source for source in sources if not self.reading.settled(source)]

@@ -1,0 +1,86 @@
+"""The secret key of a store: lost or exchanged it is missed, as names of subjects depend on it."""
+
+import shutil
+
+import pytest
+from ingested import SMALL, bytes_of, nifti
+from object_store import inside
+
+from data_prep.ingest import ingest, ingest_part
+from data_prep.part import Part
+from voxscale.errors import DataError
+from voxscale.store_root import read_root
+
+
+@pytest.fixture
+def source(tmp_path):
+    for number in range(2):
+        nifti(tmp_path / "in" / f"good{number}.nii.gz", number)
+    return tmp_path / "in"
+
+
+def test_a_lost_key_is_missed_and_brought_back(source, tmp_path):
+    store, key = tmp_path / "store", tmp_path / "store.private" / "key"
+    ingest([source], store, SMALL)
+    before, held = bytes_of(store), key.read_bytes()
+    nifti(source / "good2.nii.gz", 2)
+    for lose in (key.unlink, lambda: shutil.rmtree(key.parent)):
+        lose()
+        for run in (ingest, lambda *all_: ingest_part(*all_, Part(1, 2))):
+            with pytest.raises(
+                DataError, match=r"store.private/key must be there, .*bring it back from a copy"
+            ) as told:
+                run([source], store, SMALL)
+            assert told.value.reason == "no_key"
+            assert not key.exists()
+        assert bytes_of(store) == before
+    key.write_bytes(held)
+    assert ingest([source], store, SMALL).accepted == 3
+    plain = tmp_path / "plain"
+    key.parent.rename(tmp_path / "plain.private")
+    (tmp_path / "plain.private" / "sources.jsonl").unlink()
+    ingest([source], plain, SMALL)
+    assert bytes_of(plain) == bytes_of(store)
+
+
+def test_a_key_lost_before_anything_is_gathered_is_missed_too(source, tmp_path):
+    ingest_part([source], tmp_path / "store", SMALL, Part(1, 1))
+    (tmp_path / "store.private" / "key").unlink()
+    with pytest.raises(DataError, match="store.private/key must be there"):
+        ingest([source], tmp_path / "store", SMALL)
+
+
+def test_another_stores_key_is_refused(source, tmp_path):
+    for name in ("store", "other"):
+        ingest([source], tmp_path / name, SMALL)
+    roots = [read_root(tmp_path / name)["key"] for name in ("store", "other")]
+    assert roots[0] != roots[1]
+    keys = [(tmp_path / f"{name}.private" / "key").read_text().strip() for name in ("store", "other")]
+    assert all(mark not in key and len(mark) == 16 for mark in roots for key in keys)
+    shutil.copy(tmp_path / "other.private" / "key", tmp_path / "store.private" / "key")
+    with pytest.raises(DataError, match=r"store.private/key must be the key that the store was made with") as told:
+        ingest([source], tmp_path / "store", SMALL)
+    assert told.value.reason == "other_key"
+
+
+def test_a_store_of_an_earlier_version_gets_the_mark_of_its_key(source, tmp_path):
+    ingest([source], tmp_path / "store", SMALL)
+    file = tmp_path / "store" / "zarr.json"
+    whole = file.read_text()
+    mark = read_root(tmp_path / "store")["key"]
+    file.write_text(whole.replace(f',\n   "key": "{mark}"', ""))
+    assert "key" not in read_root(tmp_path / "store")
+    ingest([source], tmp_path / "store", SMALL)
+    assert file.read_text() == whole
+
+
+def test_a_lost_key_behind_a_url_is_missed(source, tmp_path, s3):
+    store = s3.folder()
+    ingest([source], store, SMALL, tmp_path / "work")
+    before = s3.objects(store)
+    s3.file_system().rm(f"{inside(store)}.private/key")
+    with pytest.raises(DataError, match=r"private/key must be there") as told:
+        ingest([source], store, SMALL, tmp_path / "work")
+    assert told.value.reason == "no_key"
+    assert s3.objects(store) == before
+    assert not s3.file_system().exists(f"{inside(store)}.private/key")
