@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from ingested import SMALL, bytes_of, nifti, sources
+from ingested import SMALL, bytes_of, nifti, sources, with_key_of
 from object_store import inside, requests
 
 from data_prep import home, reading
@@ -116,8 +116,7 @@ def test_a_changed_setting_leaves_no_object_of_before(s3, calm, tmp_path, monkey
     other = dataclasses.replace(SMALL, labels="ignore", volumes=3, dataset="other")
     ingest([calm / "in"], url, SMALL, tmp_path / "work")
     ingest([calm / "in"], url, other, tmp_path / "work")
-    ingest([calm / "in"], calm / "second", SMALL)
-    (calm / "second.private" / "key").write_bytes((calm / "store.private" / "key").read_bytes())
+    ingest([calm / "in"], with_key_of(calm / "store", calm / "second"), SMALL)
     counts = ingest([calm / "in"], calm / "second", other)
     assert counts.accepted
     names = {name for name in s3.objects(url) if name[:16].isalnum()}
