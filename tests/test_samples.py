@@ -21,6 +21,9 @@ def test_three_ranks_share_rows_in_their_order_and_gradients_as_one_rank_has_the
             torch.testing.assert_close(rank[name], want[name])
         assert rank["numbers"].tolist() == [3, 6, 9]
         assert rank["rows"].dtype == rank["marks"].dtype == torch.bool
+    # What is not finite is seen by the rank that has it alone.
+    harmed = [[3.0, 2.0, 2.0], [3.0, torch.nan, 2.0], [3.0, 2.0, torch.inf]]
+    torch.testing.assert_close(torch.stack([rank["harmed"] for rank in told]), torch.tensor(harmed), equal_nan=True)
     # By hand: each row's place is taken by the one before it.
     before = torch.cat([rank["before"] for rank in told])
     assert torch.equal(before, torch.stack([every[row - 1] for row in range(len(every))]))

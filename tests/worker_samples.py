@@ -32,9 +32,12 @@ def look(mine: Tensor, over: Samples) -> dict[str, Tensor]:
     (gradient,) = torch.autograd.grad(loss, mine)
     sums, numbers = over.total(mine.sum(dim=0), torch.arange(3) + over.rank)
     assert not numbers.is_floating_point()
+    bad = torch.tensor([1.0, torch.nan if over.rank == 1 else 1.0, torch.inf if over.rank == 2 else 1.0])
+    (harmed,) = over.total(bad)
     before, marks = over.rolled(mine), over.rolled(mine[:, 0] > 0)
     assert not before.requires_grad
     found = {"loss": loss, "sums": sums, "numbers": numbers, "rows": over.rows(mine > 0), "marks": marks}
+    found["harmed"] = harmed
     return {name: value.detach() for name, value in found.items()} | {"before": before, "gradient": gradient}
 
 

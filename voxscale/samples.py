@@ -47,7 +47,10 @@ class AllRanks(Samples):
         self.ranks, self.rank = dist.world_size(), dist.rank()
 
     def total(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """See `Samples.total`; in one message, in float64."""
+        """See `Samples.total`; in one message, in float64. What is not finite stays with the rank that has it.
+
+        The step is dropped on all ranks anyway, and whoever asks for the cause sees whose samples it came from.
+        """
         found: Any = _Total.apply(self.ranks, *parts)
         return found
 
@@ -77,9 +80,11 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ranks: int, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.ranks = ranks
-        whole = dist.added(torch.cat([part.double().flatten() for part in parts]))
+        own = torch.cat([part.double().flatten() for part in parts])
+        sent = own.nan_to_num(0.0, 0.0, 0.0)
+        whole = dist.added(sent) + (own - sent)
         split = whole.split([part.numel() for part in parts])
-        found = tuple(own.view(part.shape).to(part.dtype) for own, part in zip(split, parts, strict=True))
+        found = tuple(one.view(part.shape).to(part.dtype) for one, part in zip(split, parts, strict=True))
         ctx.mark_non_differentiable(*(part for part in found if not part.is_floating_point()))
         return found
 

@@ -97,6 +97,23 @@ def test_edges_worth_nothing_leave_linear_matching() -> None:
     torch.testing.assert_close(score(linear, found), score(linear, best))
 
 
+def test_kicks_of_a_problem_are_those_of_its_own_generator_whatever_stands_beside_it() -> None:
+    """Of a solver so weak that kicks decide; of two copies of all problems, as noise makes them."""
+    whole, weak = random_problem(4, 16, 3, seed=7), SolverConfig(steps=1, rounds=1, exchanges=1, kicks=3)
+
+    def found(rows: slice, one_for_all: bool = False) -> Tensor:
+        parts = (whole.vertex, whole.edge, whole.source, whole.target)
+        part = Problem(**dict(zip(("vertex", "edge", "source", "target"), (p[rows] for p in parts), strict=True)))
+        draws = [torch_generator(row, "kicks") for row in range(4)[rows]]
+        return solve(part.repeat(2), weak, draws[0] if one_for_all else draws).view(2, -1, 16)
+
+    everything = found(slice(0, 4))
+    assert torch.equal(everything[:, :2], found(slice(0, 2)))
+    assert torch.equal(everything[:, 2:], found(slice(2, 4)))
+    assert not torch.equal(everything[0], everything[1])  # copies are kicked apart
+    assert not torch.equal(found(slice(0, 4), one_for_all=True)[:, 2:], found(slice(2, 4), one_for_all=True))
+
+
 @given(seed=st.integers(0, 10**6), nodes=st.integers(4, 12))
 def test_soft_match_and_gains_follow_the_names_of_nodes(seed: int, nodes: int) -> None:
     problem = random_problem(2, nodes, 3, seed=seed)
