@@ -16,13 +16,14 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.ids import load_key, lost_key
 from data_prep.results import PARTS
@@ -66,6 +67,10 @@ class Home(Protocol):
 
     def has(self, key: str) -> bool:
         """Whether a scan is in the store."""
+        ...
+
+    def shows(self, key: str) -> bool:
+        """Whether the picture of a scan is in the store."""
         ...
 
     def take(self, key: str) -> None:
@@ -112,6 +117,10 @@ class LocalHome:
         """Whether a scan's folder is there."""
         return (self.store / key / WHOLE).exists()
 
+    def shows(self, key: str) -> bool:
+        """Whether its file is there."""
+        return (self.store / THUMBNAILS / f"{key}.png").exists()
+
     def take(self, key: str) -> None:
         """They are where they belong."""
 
@@ -146,8 +155,8 @@ class RemoteHome:
         name = url.rpartition("/")[2]
         self.store, self.private = self._run / name, self._run / f"{name}.private"
         self._folder, self._secret = RemoteFolder(url), RemoteFolder(f"{url}.private")
-        self._there = np.zeros(0, dtype=np.uint64)
-        self._new, self._lock = set[int](), threading.Lock()
+        self._there = self._shown = np.zeros(0, dtype=np.uint64)
+        self._new, self._new_shown, self._lock = set[int](), set[int](), threading.Lock()
         self._logs: dict[tuple[str, str], Stamp] = {}
         self._segments: dict[Path, _Segment] = {}
         self._before: dict[str, Stamp | None] = {}
@@ -174,8 +183,9 @@ class RemoteHome:
             self._before[name] = _fetch(folder, name, here / name)
         for folder, here in ((self._folder, self.store), (self._secret, self.private)):
             self._fetch_logs(folder, here)
-        ids = (name for name in self._folder.folders() if len(name) == 16 and not set(name) - set("0123456789abcdef"))
-        self._there = np.sort(np.fromiter((int(name, 16) for name in ids), dtype=np.uint64))
+        self._there = _ids(self._folder.folders())
+        pictures = RemoteFolder(f"{self._url}/{THUMBNAILS}").names()
+        self._shown = _ids(name.removesuffix(".png") for name in pictures if name.endswith(".png"))
 
     def _fetch_key(self) -> None:
         """The key of the store; of several workers that make it at once one does, and all take that one's."""
@@ -214,15 +224,19 @@ class RemoteHome:
 
     def has(self, key: str) -> bool:
         """Whether objects of a scan are there; that they are all there stands in a log or the ledger."""
-        number = int(key, 16)
-        place = int(np.searchsorted(self._there, np.uint64(number)))
-        return number in self._new or (place < len(self._there) and int(self._there[place]) == number)
+        return int(key, 16) in self._new or _among(self._there, int(key, 16))
+
+    def shows(self, key: str) -> bool:
+        """Whether its object is there."""
+        return int(key, 16) in self._new_shown or _among(self._shown, int(key, 16))
 
     def take(self, key: str) -> None:
         """Upload a scan and its picture, the object that says that it is whole last; then the local files go."""
         folder, picture = self.store / key, self.store / THUMBNAILS / f"{key}.png"
         if picture.is_file():
             self._folder.put(picture, f"{THUMBNAILS}/{key}.png")
+            with self._lock:
+                self._new_shown.add(int(key, 16))
         if not folder.is_dir():
             return
         remote = RemoteFolder(f"{self._url}/{key}")
@@ -329,6 +343,17 @@ def work_folder(place: Path, work: Path | None = None) -> Path:
     if work is None and base.stat().st_uid != os.getuid():
         raise ConfigError("work must be a folder of your own; the temporary one belongs to someone else")
     return folder
+
+
+def _ids(names: Iterable[str]) -> NDArray[np.uint64]:
+    """Those of some names that are ids, as sorted numbers of 8 bytes."""
+    ids = (name for name in names if len(name) == 16 and not set(name) - set("0123456789abcdef"))
+    return np.sort(np.fromiter((int(name, 16) for name in ids), dtype=np.uint64))
+
+
+def _among(numbers: NDArray[np.uint64], number: int) -> bool:
+    place = int(np.searchsorted(numbers, np.uint64(number)))
+    return place < len(numbers) and int(numbers[place]) == number
 
 
 def _is_log(name: str) -> bool:

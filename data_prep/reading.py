@@ -63,8 +63,8 @@ class Reading:
     def settled(self, source: Source) -> bool:
         """Whether the rows of an input need no second look.
 
-        They do if it or what decided them changed, if a scan's folder is gone
-        from the store, or if they were decided without reading, which is done again.
+        They do if it or what decided them changed, if a scan's folder or picture is
+        gone from the store, or if they were decided without reading, which is done again.
         """
         told = self.ledger.told(source)
         if not told or source.problem is not None or not _same_state(source, told[0]) or told[0]["content"] is None:
@@ -86,7 +86,8 @@ class Reading:
 
     def _intact(self, job: Job, now: Mapping[str, str], writes: bool, status: str) -> bool:
         """Whether the files of a volume are there, and nobody may have written others over them."""
-        there = status != "accepted" or self._home.has(job.key)
+        # What writes anything writes a picture.
+        there = (status != "accepted" or self._home.has(job.key)) and (not writes or self._home.shows(job.key))
         return there and not (writes and self.results.mixed(job.key, made_of(now)))
 
     def volumes(self, source: Source, key: str) -> Taken:
@@ -134,7 +135,8 @@ class Reading:
         settings = self.jobs.settings
         files, label = self._mirrors.here(job.files, job.label)
         job = replace(job, files=files, label=label, ingest=made_by(now))
-        for again in (True, False):
+        again = True
+        while True:
             try:
                 told = (self._readers.call if _plain(job) else run_isolated)(
                     take_in, (job,), settings.seconds, settings.gigabytes
@@ -144,6 +146,7 @@ class Reading:
                 if error.reason != "reader_killed" or not again:
                     return outcome_of_crash(error, self._parts(job), now, self._limits)
                 # A scheduler that ends a job may reach the reader first: nothing is charged to its file for that.
+                again = False
                 time.sleep(PATIENCE_S)
         return outcome_of(told, told["parts"] if "parts" in told else self._parts(job), now)
 

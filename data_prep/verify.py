@@ -1,6 +1,7 @@
 """Compare every byte of shards, or every voxel of a store, with its checksums: `python -m data_prep verify PATH`."""
 
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from PIL import Image
 
+from data_prep.sweep import THUMBNAILS
 from voxscale.config import config, parse, require
 from voxscale.entry import Entry
 from voxscale.errors import DataError
@@ -23,6 +26,7 @@ from voxscale.ledger import LEDGER
 from voxscale.progress import Progress
 from voxscale.shards import ManifestShard, index_name, open_manifest
 from voxscale.store import Store, open_store
+from voxscale.store_root import read_root
 
 log = logging.getLogger("voxscale")
 
@@ -30,6 +34,9 @@ PIECE = 1 << 24
 """Bytes of a tar that are read at a time."""
 BATCH = 256
 """Things to verify that are handed to the threads at a time."""
+
+END = bytes.fromhex("0000000049454e44ae426082")
+"""The last part of every PNG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ def _verify_tar(folder: Folder, line: ManifestShard) -> list[Damage]:
 
 
 def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
-    """Decode all voxels of all accepted scans, with all levels, labels and masks, and hash the index.
+    """Decode all voxels of all accepted scans, with all levels, labels, masks and pictures, and hash the index.
 
     Where the index is damaged, the ledger says which scans there should be.
 
@@ -105,6 +112,7 @@ def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
     damaged = [Damage(name, "its bytes differ from what was written") for name in damaged_files(path)]
     store, here = open_store(path, "range", indexed=not damaged), threading.local()
     indexed = not damaged
+    pictures = open_folder(path / THUMBNAILS) if "key" in read_root(path) else None  # ingest made it, with pictures
     if indexed and not is_of_ledger(path):
         damaged.append(Damage(LEDGER, "its rows are not those that the index was made of; ingest again"))
 
@@ -113,11 +121,24 @@ def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
             # Open shards, and parts of an index, are no thread's but its own.
             own = Store(path, store.classes, store.contract, store.entries, access="range")
             here.store = open_store(path, "range") if indexed else own
-        return list(_verify_scan(here.store, *pair))
+        return [*_verify_scan(here.store, *pair), *([] if pictures is None else _verify_picture(pictures, pair[0]))]
 
     count = len(store.entries)
     scans = ((key, store.entries[key]) for key in store.entries)
     return count, damaged + _all(scans, verify, workers, count, "scans")
+
+
+def _verify_picture(pictures: Folder, key: str) -> Iterator[Damage]:
+    """Whether a scan's picture is a whole PNG, whose parts have checksums."""
+    png = pictures.read_some([f"{key}.png"])[0] or b""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            picture.verify()  # of all parts; `load` leaves out those of voxels
+        whole = png.endswith(END)  # which nobody reads
+    except (OSError, SyntaxError, ValueError):
+        whole = False
+    if not whole:
+        yield Damage(f"{THUMBNAILS}/{key}.png", "it differs from what was written or is missing")
 
 
 def _verify_scan(store: Store, key: str, entry: Entry) -> Iterator[Damage]:
@@ -201,7 +222,7 @@ def _remove(folder: Folder, found: Iterable[Damage]) -> int:
     # Of a tar and its index the name is the same, of a scan it is its id.
     names = {index_name(damage.name) for damage in found if damage.name != LEDGER}
     for name in sorted(names):
-        if name.startswith(f"{INDEX_FOLDER}/"):
+        if name.startswith((f"{INDEX_FOLDER}/", f"{THUMBNAILS}/")):
             folder.remove(name)
         elif name.endswith(".json"):
             folder.remove(name)
