@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -124,6 +124,7 @@ def _discover(roots: Sequence[Path], mirrors: Mirrors, home: Home, settings: Ing
     load_subjects(settings.subject)  # a wrong setting is told before the walk
     found = discover(mirrors.roots, settings.seconds, settings.gigabytes, settings.labels)
     found.count("unusable_names", mirrors.unusable)
+    found.sources = [replace(s, mirrored=True) if mirrors.holds(s.files[0]) else s for s in found.sources]
     return found
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.discover import Source
-from data_prep.results import state_of
 from data_prep.rows import Row, Rows, digest_of, line_of, lines_of
+from data_prep.source import state_of
 from data_prep.steps import Outcome, holds, verdict
 from voxscale.ledger import LEDGER
 
@@ -140,7 +140,9 @@ class Ledger:
         place, offset = rows.pop(0)
         told = None if offset < 0 else self._line(offset)
         self._known[_digest(source.files[0], 0)] = (_NOWHERE if told is None else offset) << _PLACE_BITS | place
-        for part in range(1, 0 if told is None else told["taken"]):
+        if told is None:
+            return
+        for part in range(1, told["taken"]):
             known = self._known.get(_digest(told["path"], part))
             if known is not None:
                 self._known[_digest(source.files[0], part)] = known
@@ -159,7 +161,7 @@ class Ledger:
         before = [(part, self.place(source, part)) for part in range(len(outcomes), self._taken(source))]
         stale = [("" if place is None else self.rows.key(place), part, gone) for part, place in before]
         outcomes = [*outcomes, *stale]
-        kept = {"taken": len(outcomes), "content": key, **state_of(source)}
+        kept = {"taken": len(outcomes), "content": key, **(source.state or state_of(source))}
         for part in reversed(range(len(outcomes))):
             self._write(source, part, outcomes[part], kept)
 

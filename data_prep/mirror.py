@@ -230,6 +230,10 @@ class Mirrors:
             raise _disk(error) from None
         return copy
 
+    def holds(self, path: Path) -> bool:
+        """Whether a file is a mirror's."""
+        return self._of(path) is not None
+
     def drop(self, first: Path) -> None:
         """Remove the copies of a source, given the file that it opens first."""
         if self._of(first) is not None:

@@ -11,8 +11,9 @@ from data_prep.ids import content_id
 from data_prep.jobs import Jobs
 from data_prep.ledger import Ledger
 from data_prep.mirror import LostError, Mirrors
-from data_prep.results import Results, state_of
+from data_prep.results import Results
 from data_prep.scan import Job, take_in
+from data_prep.source import state_of
 from data_prep.steps import Outcome, holds, made_by, made_of, outcome_of, outcome_of_crash, step_hashes, verdict
 from voxscale.errors import DataError
 from voxscale.io import NIFTI_SUFFIXES, suffix_of
@@ -43,7 +44,12 @@ class Reading:
         self._readers.close()
 
     def name(self, source: Source) -> tuple[Source, str | None]:
-        """An input and its id, hashing its bytes only if nobody did; None if they cannot be read."""
+        """An input and its id, hashing its bytes only if nobody did; None if they cannot be read.
+
+        The input comes with the state of its files before they were hashed:
+        one that is written to meanwhile is looked at again by the next run.
+        """
+        source = replace(source, state=state_of(source))
         told = self.ledger.told(source)
         key = told[0]["content"] if told and _same_state(source, told[0]) else self.results.content_id(source)
         if key is None:
@@ -135,20 +141,18 @@ class Reading:
         settings = self.jobs.settings
         files, label = self._mirrors.here(job.files, job.label)
         job = replace(job, files=files, label=label, ingest=made_by(now))
-        again = True
+        call, again = self._readers.call if _plain(job) else run_isolated, True
         while True:
             try:
-                told = (self._readers.call if _plain(job) else run_isolated)(
-                    take_in, (job,), settings.seconds, settings.gigabytes
-                )
-                break
+                told = call(take_in, (job,), settings.seconds, settings.gigabytes)
             except DataError as error:
                 if error.reason != "reader_killed" or not again:
                     return outcome_of_crash(error, self._parts(job), now, self._limits)
                 # A scheduler that ends a job may reach the reader first: nothing is charged to its file for that.
                 again = False
                 time.sleep(PATIENCE_S)
-        return outcome_of(told, told["parts"] if "parts" in told else self._parts(job), now)
+            else:
+                return outcome_of(told, told["parts"] if "parts" in told else self._parts(job), now)
 
     def _parts(self, job: Job) -> int:
         """Volumes of a series whose first one cannot be used: an echo that lost a slice must not cost the others."""
@@ -176,4 +180,5 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _same_state(source: Source, told: Mapping[str, object]) -> bool:
-    return all(told[name] == value for name, value in state_of(source).items())
+    state = source.state or state_of(source)
+    return all(told.get(name) == value for name, value in state.items())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.lookup import Lookup, key_of
-from data_prep.source import Source
+from data_prep.source import Source, state_of
 from data_prep.steps import Outcome, holds, made_of
 from voxscale.files import HOST, append_line, is_left_over
 
@@ -90,13 +90,14 @@ class Results:
 
     def content_id(self, source: Source) -> str | None:
         """The id of an input that a worker hashed in the state in which its files are now."""
-        state = _state_key(state_of(source))
+        state = _state_key(source.state or state_of(source))
         found = [key for known, key in self._known.find(key_of(source.files[0])) if known == state]
         return f"{found[-1]:016x}" if found else None
 
     def remember(self, source: Source, key: str) -> None:
         """Note the id of an input, so that its bytes need not be hashed again."""
-        self._append(self._inputs, {"path": str(source.files[0]), **state_of(source), "id": key})
+        state = source.state or state_of(source)
+        self._append(self._inputs, {"path": str(source.files[0]), **state, "id": key})
 
     def mixed(self, key: str, made: int) -> bool:
         """Whether a process began to write files of this volume under other settings: those there may be either's."""
@@ -169,18 +170,8 @@ class Results:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def state_of(source: Source) -> dict[str, int]:
-    """What tells without reading that the files of an input are the same as before."""
-    states = [file.stat() for file in (*source.files, *source.label) if file.exists()]
-    return {
-        "files": len(source.files) + len(source.label),
-        "size": sum(state.st_size for state in states),
-        "mtime_ns": max((state.st_mtime_ns for state in states), default=0),
-    }
-
-
 def _state_key(row: Mapping[str, Any]) -> int:
-    return key_of(row["files"], row["size"], row["mtime_ns"])
+    return key_of(row.get("state"))
 
 
 def _logs(folder: Path) -> Iterator[Path]:

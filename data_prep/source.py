@@ -1,8 +1,10 @@
 """`Source` and `Discovery`: what was found, before anything of it is read."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from voxscale.io.structures import Structure
 from voxscale.volume import Modality
@@ -31,6 +33,8 @@ class Source:
         image_class: Class of the whole image.
         modality: Declared by the task.
         problem: Rule and reason, if it is clear without reading that it cannot be used.
+        mirrored: Whether its files are a mirror's, whose times name versions of objects and say nothing else.
+        state: What `state_of` told before its bytes were hashed; None before anyone looked.
     """
 
     files: tuple[Path, ...]
@@ -49,6 +53,8 @@ class Source:
     image_class: int | None = None
     modality: Modality | None = None
     problem: tuple[str, str] | None = None
+    mirrored: bool = False
+    state: Mapping[str, int | str] | None = None
 
 
 @dataclass(slots=True)
@@ -82,3 +88,31 @@ class Discovery:
     def saw(self, layout: str) -> None:
         """Count a folder of a layout."""
         self.layouts[layout] = self.layouts.get(layout, 0) + 1
+
+
+def state_of(source: Source) -> dict[str, Any]:
+    """What tells without reading that the files of an input are the same as before.
+
+    Size and times of every file: one that is replaced by another of the same
+    size and an older time of change of its bytes (`cp -p`, `rsync -t`) has a
+    new time of change of its inode, which no tool can set. That time is new
+    as well after `chmod` or a copy of the whole folder; then bytes are hashed
+    once more, and nothing else is done. Of a mirror's file it says when it
+    was fetched, so there it does not count.
+
+    Args:
+        source: The input.
+
+    Returns:
+        `files`, how many; `state`, a hash of what each of them tells.
+    """
+    told = hashlib.blake2b(digest_size=12)
+    for file in (*source.files, *source.label):
+        try:
+            state = file.stat()
+        except OSError:
+            told.update(b"-")
+            continue
+        changed = 0 if source.mirrored else state.st_ctime_ns
+        told.update(f"{state.st_size} {state.st_mtime_ns} {changed};".encode())
+    return {"files": len(source.files) + len(source.label), "state": told.hexdigest()}

@@ -13,8 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from ingested import dicom_series
 
 from data_prep import ingest as module
 from data_prep import reading
@@ -44,25 +43,6 @@ def nifti(path, data, descrip="", affine=None):
     image = nibabel.Nifti1Image(data, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine)
     image.header["descrip"] = descrip.encode()
     image.to_filename(path)
-
-
-def dicom_series(folder, patient, seed=0, count=10):
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 2000, (count, 12, 12)).astype(np.uint16)
-    for index in range(count):
-        item = Dataset()
-        item.file_meta = FileMetaDataset()
-        item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        item.SOPClassUID, item.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", f"1.2.{seed}.{index}"
-        item.SeriesInstanceUID, item.StudyInstanceUID = f"1.3.{seed}", f"1.4.{seed}"
-        item.PatientName, item.PatientID, item.PatientBirthDate = patient, patient, "19700102"
-        item.SeriesDescription = patient
-        item.ImagePositionPatient, item.ImageOrientationPatient = [0, 0, 2 * index], [1, 0, 0, 0, 1, 0]
-        item.PixelSpacing, item.Rows, item.Columns, item.SamplesPerPixel = [2, 2], 12, 12, 1
-        item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 0
-        item.PhotometricInterpretation = "MONOCHROME2"
-        item.PixelData = pixels[index].tobytes()
-        item.save_as(folder / f"{patient}{index}.dcm", enforce_file_format=True)
 
 
 def task(root, count=3):

@@ -57,7 +57,7 @@ def test_memory_for_each_row_is_as_stated(tmp_path):
     """200,000 rows, those of the ledger and those of a worker's log; docs/design.md states the figures."""
     count = 200_000
     steps = dict.fromkeys(("read", "rules", "privacy", "write"), "0" * 12)
-    state = {"files": 1, "size": 10, "mtime_ns": 11}
+    state = {"files": 1, "state": "00"}
     for folder in ("store", "private", "store/parts/1-of-2", "private/parts/1-of-2"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     with (
