@@ -26,6 +26,9 @@ TASK_FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsT
 CHANNEL = re.compile(r"_\d{4}$")
 """nnU-Net's channel number at the end of an image's name."""
 
+HUNG = ("timeout", "its header takes too long to read")
+"""Of a file that hangs the reader of headers: its pixels are not tried, which would cost as long again."""
+
 CLASS_TABLE = "labels.csv"
 """Table of image classes beside a folder `images`: columns file, label and perhaps label_name."""
 
@@ -214,7 +217,8 @@ class _Walk:
         dicom = False
         for path, header in zip(sure + maybe, self.reader.headers(sure + maybe), strict=True):
             if header is None and path in set(sure):
-                sources.append(self._source((path,), task, folder.name, dicom=True))
+                source = self._source((path,), task, folder.name, dicom=True)
+                sources.append(replace(source, problem=HUNG) if path in self.reader.hung else source)
             elif header is None:
                 self.found.count("others")
             else:

@@ -14,6 +14,11 @@ from voxscale.io.rtstruct import read_rtstruct_header
 from voxscale.io.structures import Structure, StructureHeader
 
 HEADERS_AT_ONCE = 500
+AFTERWARDS_S = 20.0
+"""Seconds for the headers of one such lot once a file of the root has hung its reader."""
+ALONE_S = (10.0, 2.0)
+"""Seconds for one header of a lot that took too long: of the first `MANY` files that hang, and of all others."""
+MANY = 10
 
 Header = dict[str, str]
 
@@ -39,17 +44,22 @@ class Drawn:
     kind: Literal["seg", "rtstruct"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reader:
     """Reads headers in processes of their own.
+
+    What files that hang their readers cost in all is bounded by `seconds`, then
+    `AFTERWARDS_S` for each further lot with such a file, and `ALONE_S` for each such file.
 
     Attributes:
         seconds: Time limit.
         gigabytes: Memory limit.
+        hung: Files whose header took too long.
     """
 
     seconds: float
     gigabytes: float
+    hung: set[Path] = field(default_factory=set)
 
     def headers(self, paths: list[Path]) -> list[Header | None]:
         """Headers of possible DICOM files; a file that breaks its reader counts as unreadable."""
@@ -58,12 +68,25 @@ class Reader:
         if not paths:
             return []
         try:
-            return run_isolated(read_headers, ([str(path) for path in paths],), self.seconds, self.gigabytes)
-        except DataError:
+            return self._read(paths, min(self.seconds, AFTERWARDS_S) if self.hung else self.seconds)
+        except DataError as error:
+            if error.reason == "timeout":
+                return [self._alone(path) for path in paths]
             if len(paths) == 1:
                 return [None]
             half = len(paths) // 2
             return self.headers(paths[:half]) + self.headers(paths[half:])
+
+    def _read(self, paths: list[Path], seconds: float) -> list[Header | None]:
+        return run_isolated(read_headers, ([str(path) for path in paths],), seconds, self.gigabytes)
+
+    def _alone(self, path: Path) -> Header | None:
+        try:
+            return self._read([path], min(self.seconds, ALONE_S[len(self.hung) >= MANY]))[0]
+        except DataError as error:
+            if error.reason == "timeout":
+                self.hung.add(path)
+            return None
 
     def drawn(self, each: Drawn) -> StructureHeader | None:
         """What a label object refers to, or None if it cannot be read."""
