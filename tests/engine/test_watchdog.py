@@ -36,7 +36,7 @@ def lose(
         words: What it is told.
         patience: Seconds in one phase.
         silence: Seconds without a sign.
-        gone: Rank that never ends by itself, if one does not.
+        gone: Rank that never ends, if one does not.
         other: Rank that is waited for.
 
     Returns:
@@ -53,7 +53,7 @@ def lose(
     try:
         started[other].wait(timeout=120)
         took = time.time() - float((folder / "lost_at").read_text())
-        if gone is None:
+        if gone is None:  # a stopped one is ended by the other, as launchers wait for all
             started[1 - other].wait(timeout=30)
     finally:
         for process in started:
@@ -75,15 +75,21 @@ def test_a_process_that_cannot_be_seen_from_here_is_not_called_dead(elsewhere):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["stop", "kill", "hang", "fail"])
+@pytest.mark.parametrize("how", ["stop", "hold", "kill", "hang", "fail"])
 def test_a_lost_rank_is_named(tmp_path, how):
     patience, silence = (3.0, 60.0) if how == "hang" else (60.0, 3.0)
-    codes, logs, took = lose(tmp_path, WORKER, [how], patience, silence, 1 if how == "stop" else None)
+    codes, logs, took = lose(tmp_path, WORKER, [how], patience, silence, None)
     assert codes[0] == LOST_RANK, logs[0][-2000:]
     assert "rank lost: rank 1 on " in logs[0]
     where = "in data of step 3" if how == "hang" else "in forward of step 3 with samples [28, 29, 30, 31]"
     assert where in logs[0]
-    what = {"stop": "is stopped", "kill": "died", "hang": "hangs: nothing new for 3 s", "fail": "shard must be whole"}
+    what = {
+        "stop": "is stopped",
+        "hold": "does not answer",
+        "kill": "died",
+        "hang": "hangs: nothing new for 3 s",
+        "fail": "shard must be whole",
+    }
     assert what[how] in logs[0]
     assert took < 3.0 + 12.0  # patience or silence, the beats, and what others get to end by themselves
     assert (tmp_path / "health" / "stacks-rank0.txt").read_text().count("Thread")
@@ -92,7 +98,7 @@ def test_a_lost_rank_is_named(tmp_path, how):
         assert "rank lost: rank 1 on " in logs[1]
         assert "worker_lost.py" in (tmp_path / "health" / "stacks-rank1.txt").read_text()
     else:
-        assert codes[1] == {"stop": -signal.SIGKILL, "kill": -signal.SIGKILL, "fail": 1}[how]
+        assert codes[1] == (1 if how == "fail" else -signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -134,7 +140,7 @@ def test_ranks_that_wait_in_a_collective_for_ever_are_named_with_it(tmp_path, ho
 def test_a_rank_lost_at_the_start_is_named(tmp_path, who, where, how, told):
     patience, silence = (8.0, 60.0) if how == "hang" else (60.0, 3.0)
     other = 1 - who
-    gone = who if how == "stop" or where == "come" else None
+    gone = who if where == "come" else None  # nobody has heard of it
     words = [str(who), where, how]
     codes, logs, took = lose(tmp_path, STARTER, words, patience, silence, gone, other)
     assert codes[other] == LOST_RANK, logs[other][-2000:]

@@ -1,10 +1,11 @@
 """Two ranks train until one is lost: python worker_lost.py FOLDER HOW PATIENCE SILENCE
 
-HOW: stop or kill (signals that rank 1 sends itself in a forward pass), hang (rank 1 reads data for ever), fail
-(rank 1 meets an error of its own), alone (rank 1 enters a collective that rank 0 never does), apart (each enters one
-that the other does not).
+HOW: stop or kill (signals that rank 1 sends itself in a forward pass), hold (there rank 1 enters a call that lets none
+of its threads run), hang (rank 1 reads data for ever), fail (rank 1 meets an error of its own), alone (rank 1 enters a
+collective that rank 0 never does), apart (each enters one that the other does not).
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -39,6 +40,8 @@ def lost(batch: Batch) -> None:
     (folder / "lost_at").write_text(str(time.time()))
     if how in ("stop", "kill"):
         os.kill(os.getpid(), {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[how])
+    if how == "hold":
+        ctypes.PyDLL(None).sleep(600)
     if how in ("alone", "apart"):
         td.barrier(groups[dist.rank()])
     if how == "fail":

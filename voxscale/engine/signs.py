@@ -50,6 +50,7 @@ class Beat:
         line: Where the training thread is: file, line and function.
         parts: Parts of phases that this rank alone has done; no other rank waits for any of them.
         system: Where `pid` counts, see `own_system`.
+        born: When the process started, in seconds, by which it is told from a later one with its number.
     """
 
     token: str
@@ -67,6 +68,7 @@ class Beat:
     line: str
     parts: int = 0
     system: str = ""
+    born: float = 0.0
 
     @property
     def far(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,7 +64,7 @@ class _Watching:
         self._state: State = "running"
         self._text = ""
         self._beats = self._parts = 0
-        self._system = own_system()
+        self._system, self._born = own_system(), psutil.Process().create_time()
         self._board: Board = Alone()
         self._seen: dict[int, tuple[Beat, float, float]] = {}
         self._asked = 0
@@ -152,6 +153,7 @@ class _Watching:
                     line=place_of(self._trainer),
                     parts=self._parts,
                     system=self._system,
+                    born=self._born,
                 )
             )
 
@@ -243,6 +245,10 @@ class _Watching:
             verdict,
             where,
         )
+        for beat, heard, _ in self._seen.values():
+            silent = bool(_process(beat)) or time.monotonic() - heard > self._config.silence_s
+            if silent and beat.state == "running" and beat.rank != dist.rank():
+                _end_process(beat)
         leave(unheard(self._asked) if self._asked else LOST_RANK)
 
 
@@ -351,6 +357,18 @@ def is_connection(error: BaseException) -> bool:
     text = str(error).lower()
     named = any(word in text for word in ("gloo", "nccl", "connection", "socket"))
     return isinstance(error, dist.Error) or (isinstance(error, RuntimeError) and named)
+
+
+def _end_process(beat: Beat) -> None:
+    """End a rank that cannot do so itself, being stopped or in a call that lets no thread run: launchers wait for all.
+
+    One of another machine is left to its launcher.
+    """
+    if beat.system == own_system():
+        with suppress(psutil.Error):
+            process = psutil.Process(beat.pid)
+            if abs(process.create_time() - beat.born) < 1:
+                process.kill()
 
 
 def _process(beat: Beat) -> str:
