@@ -90,7 +90,8 @@ def load_key(private: Path, begun: Callable[[], bool] = lambda: False) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise DataError(f"{private.name}/key must hold {KEY_BYTES} bytes in hexadecimal digits", "corrupt")
+        text = "bring it back from a copy, or ingest into a new store"
+        raise DataError(f"{private.name}/key must hold {KEY_BYTES} bytes in hexadecimal digits; {text}", "corrupt")
     return key
 
 

@@ -236,7 +236,10 @@ def test_of_many_who_make_the_key_at_once_one_does(tmp_path):
 
 def test_a_key_that_is_none_is_refused(tmp_path):
     (tmp_path / "key").write_text("12ab\n")
-    with pytest.raises(DataError, match="must hold 32 bytes"):
+    with pytest.raises(
+        DataError,
+        match="must hold 32 bytes in hexadecimal digits; bring it back from a copy, or ingest into a new store",
+    ):
         load_key(tmp_path)
 
 
