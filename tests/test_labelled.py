@@ -11,6 +11,7 @@ from tests_stores import make_store
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError, DataError
 from voxscale.ledger import LEDGER
+from voxscale.store_root import read_root, write_root
 from voxscale.stream import CaseStreamConfig
 from voxscale.stream.labelled import LabelledStream, read_sets
 
@@ -20,9 +21,7 @@ PATCH = (8, 8, 8)
 
 
 def rename(store: Path, classes: dict[str, str]) -> None:
-    root = json.loads((store / "zarr.json").read_text())
-    root["attributes"]["voxscale"]["classes"] = classes
-    (store / "zarr.json").write_text(json.dumps(root))
+    write_root(store, read_root(store) | {"classes": classes})
 
 
 def change(store: Path, number: int, **entry: object) -> None:

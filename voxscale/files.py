@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -123,6 +124,11 @@ def write_json(path: Path, value: object) -> None:
 def json_bytes(value: object) -> bytes:
     """Plain values as `write_json` writes them."""
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def json_crc(told: Mapping[str, Any]) -> int:
+    """CRC-32C of what a JSON object says, whatever the order and the spaces of its text."""
+    return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
 
 
 def indented(value: object, by: int, depth: int = 0) -> str:

@@ -1,19 +1,17 @@
 """Writing one scan of a store: an OME-Zarr image with its levels, its labels and what is known of it."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from voxscale.arrays import chunk_bytes, write_array
 from voxscale.entry import Entry
-from voxscale.files import commit_folder, indented, temporary
+from voxscale.files import commit_folder, indented, json_crc, temporary
 from voxscale.kernel.filters import count_values
 from voxscale.ome import image_label, multiscales
 from voxscale.pyramid import Level, levels, shrink, shrink_label, shrink_mask
@@ -64,16 +62,11 @@ def write_volume(
     entry = replace(entry, bytes=chunk_bytes(beside))
     ome = {"version": "0.5", "multiscales": multiscales(volume, _levels(volume))}
     told = asdict(entry)
-    _write_group(beside, {"ome": ome, "voxscale": told, "crc32c": attributes_crc(told)})
+    _write_group(beside, {"ome": ome, "voxscale": told, "crc32c": json_crc(told)})
     for name, content in (beside_it or {}).items():
         (beside / name).write_bytes(content)
     commit_folder(beside, store / key)
     return entry
-
-
-def attributes_crc(told: Mapping[str, Any]) -> int:
-    """Checksum of a scan's or label's attributes, whatever the order and the spaces of their JSON."""
-    return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
 
 
 Shrink = Callable[[NDArray[Any], Sequence[int]], NDArray[Any]]
@@ -100,7 +93,7 @@ def _write_label(
     scales = multiscales(volume, _levels(volume), label=True)
     ome = {"version": "0.5", "multiscales": scales, "image-label": image_label(label, classes)}
     told = _count(label)
-    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": told, "crc32c": attributes_crc(told)})
+    _write_group(folder / "labels" / name, {"ome": ome, "voxscale": told, "crc32c": json_crc(told)})
 
 
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:

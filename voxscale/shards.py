@@ -17,12 +17,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import google_crc32c
-
 from voxscale.config import Hash, config, from_dict, to_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Occupancy
 from voxscale.errors import DataError
+from voxscale.files import json_crc
 from voxscale.folder import Access, open_folder
 from voxscale.volume import Modality
 
@@ -241,7 +240,7 @@ def parse_index(text: bytes, name: str) -> tuple[ShardIndex, bool]:
         told = json.loads(text)
         crc = told.pop("crc32c", None)
         found = from_dict(ShardIndex, told, name)
-        if found.name != name or crc not in (None, _told_crc(told)):
+        if found.name != name or crc not in (None, json_crc(told)):
             raise ValueError("changed")
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise DataError(f"shard {name} must have an index as it was written; pack again", "corrupt") from None
@@ -249,11 +248,7 @@ def parse_index(text: bytes, name: str) -> tuple[ShardIndex, bool]:
 
 
 def _with_crc(told: dict[str, Any]) -> bytes:
-    return (json.dumps(told | {"crc32c": _told_crc(told)}, indent=1) + "\n").encode()
-
-
-def _told_crc(told: Mapping[str, object]) -> int:
-    return int(google_crc32c.value(json.dumps(told, sort_keys=True).encode()))
+    return (json.dumps(told | {"crc32c": json_crc(told)}, indent=1) + "\n").encode()
 
 
 def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
@@ -269,7 +264,7 @@ def read_manifest(path: Path, access: Access = "map") -> tuple[Manifest, str]:
         told = json.loads(text)
         found = told["schema_version"]
         if found in (*OLDER, SCHEMA):
-            if told.pop("crc32c") != _told_crc(told):
+            if told.pop("crc32c") != json_crc(told):
                 raise ValueError("changed")
             return from_dict(Manifest, told, "manifest"), hashlib.sha256(text).hexdigest()
     except (ValueError, KeyError, TypeError):

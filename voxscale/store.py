@@ -17,11 +17,11 @@ from voxscale.config import from_dict
 from voxscale.contract import InputContract
 from voxscale.entry import Entry
 from voxscale.errors import DataError
+from voxscale.files import json_crc
 from voxscale.folder import Access, Folder, open_folder
 from voxscale.index import INDEX, Index
 from voxscale.ledger import accepted
 from voxscale.pyramid import Level, levels
-from voxscale.scan_folder import attributes_crc
 from voxscale.store_root import read_root
 from voxscale.volume import Volume
 
@@ -102,7 +102,7 @@ class Store:
         try:
             attributes = json.loads(self._folder.read(f"{key}/zarr.json"))["attributes"]
             told = attributes["voxscale"]
-            if attributes_crc(told) == attributes["crc32c"]:
+            if json_crc(told) == attributes["crc32c"]:
                 return from_dict(Entry, told, "entry")
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -151,7 +151,7 @@ class Store:
             attributes = json.loads(self._folder.read(f"{key}/labels/task/zarr.json"))["attributes"]
             told = attributes["voxscale"]
             # Versions that did not keep `ingest` wrote no checksum here either.
-            intact = attributes.get("crc32c", entry.ingest) in (None, attributes_crc(told))
+            intact = attributes.get("crc32c", entry.ingest) in (None, json_crc(told))
             found = told["locations"] if intact else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             found = None

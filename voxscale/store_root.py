@@ -8,6 +8,7 @@ from typing import Any
 from voxscale.config import to_dict
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
+from voxscale.files import json_crc
 from voxscale.folder import open_folder
 
 SCHEMA = 3
@@ -62,25 +63,35 @@ def read_root(path: Path) -> dict[str, Any]:
     """The store's own attributes.
 
     Raises:
-        DataError: With reason `not_a_store` or `bad_schema`.
+        DataError: With reason `not_a_store`, `bad_schema` or `corrupt`.
     """
     try:
-        root = json.loads(open_folder(path).read("zarr.json"))["attributes"]["voxscale"]
+        told = json.loads(open_folder(path).read("zarr.json"))
+        root = told["attributes"]["voxscale"]
         kind, schema = root["kind"], root["schema"]
         whole = kind == "store" and all(int(value) and str(name) for value, name in root["classes"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole, schema, root = False, None, dict[str, Any]()
+        whole, schema, root, told = False, None, dict[str, Any](), dict[str, Any]()
     if not whole:
         raise DataError(f"{path.name} must be a store made by data_prep ingest", "not_a_store")
     if schema != SCHEMA:
         raise DataError(f"{path.name} must be a store of schema {SCHEMA}, not {schema}; ingest it again", "bad_schema")
+    # Earlier versions wrote neither a mark of the key nor a checksum.
+    if told != _group(root) and ("crc32c" in told["attributes"] or "key" in root):
+        raise DataError(
+            f"{path.name}/zarr.json must be as it was written; remove it, then run ingest and plan again", "corrupt"
+        )
     return root
 
 
 def write_root(path: Path, attributes: Mapping[str, Any]) -> None:
     """Replace the store's own attributes in one step."""
-    told = {"zarr_format": 3, "node_type": "group", "attributes": {"voxscale": attributes}}
-    open_folder(path).write("zarr.json", (json.dumps(told, indent=1) + "\n").encode())
+    open_folder(path).write("zarr.json", (json.dumps(_group(attributes), indent=1) + "\n").encode())
+
+
+def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"voxscale": attributes, "crc32c": json_crc(attributes)}
+    return {"zarr_format": 3, "node_type": "group", "attributes": told}
 
 
 def stamp_contract(path: Path, contract: InputContract) -> None:

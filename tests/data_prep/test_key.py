@@ -1,5 +1,6 @@
 """The secret key of a store: lost or exchanged it is missed, as names of subjects depend on it."""
 
+import json
 import shutil
 
 import pytest
@@ -67,8 +68,9 @@ def test_a_store_of_an_earlier_version_gets_the_mark_of_its_key(source, tmp_path
     ingest([source], tmp_path / "store", SMALL)
     file = tmp_path / "store" / "zarr.json"
     whole = file.read_text()
-    mark = read_root(tmp_path / "store")["key"]
-    file.write_text(whole.replace(f',\n   "key": "{mark}"', ""))
+    told = json.loads(whole)
+    del told["attributes"]["voxscale"]["key"], told["attributes"]["crc32c"]
+    file.write_text(json.dumps(told))
     assert "key" not in read_root(tmp_path / "store")
     ingest([source], tmp_path / "store", SMALL)
     assert file.read_text() == whole
@@ -84,3 +86,25 @@ def test_a_lost_key_behind_a_url_is_missed(source, tmp_path, s3):
     assert told.value.reason == "no_key"
     assert s3.objects(store) == before
     assert not s3.file_system().exists(f"{inside(store)}.private/key")
+
+
+def test_every_changed_byte_of_a_stores_own_attributes_is_told(source, tmp_path):
+    ingest([source], tmp_path / "store", SMALL)
+    file = tmp_path / "store" / "zarr.json"
+    whole, root = file.read_bytes(), read_root(tmp_path / "store")
+    told = []
+    for place in range(len(whole)):
+        for bit in (1, 4):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                assert read_root(tmp_path / "store") == root  # a space that became another
+            except DataError as error:
+                told.append(error.reason)
+    assert len(told) > len(whole)
+    assert set(told) == {"corrupt", "not_a_store", "bad_schema"}
+    file.write_bytes(whole.replace(b'"schema": 3', b'"schema": 3, "contract": null'))
+    with pytest.raises(DataError, match=r"zarr.json must be as it was written; remove it, then run ingest and plan"):
+        ingest([source], tmp_path / "store", SMALL)
+    file.unlink()
+    ingest([source], tmp_path / "store", SMALL)
+    assert file.read_bytes() == whole
