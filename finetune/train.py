@@ -49,6 +49,7 @@ from voxscale.models.released.report import KeyReport
 from voxscale.models.transfer import TransferReport, transfer
 from voxscale.patches import Plan
 from voxscale.progress import Progress
+from voxscale.samples import all_samples
 from voxscale.seed import derive, rng
 from voxscale.store import Store, open_store
 from voxscale.stream import CaseStream, rank_indices
@@ -264,14 +265,18 @@ def take_over(
 def segmentation_loss(
     engine: Engine, batch: Batch, patch: tuple[int, int, int], config: FinetuneConfig
 ) -> tuple[Losses, int]:
-    """Dice and cross-entropy with deep supervision on augmented patches; outside the scan lies background."""
+    """Dice and cross-entropy with deep supervision on augmented patches; outside the scan lies background.
+
+    Every rank calls: both are those of the patches of all ranks, so that their number does not matter.
+    """
+    over = all_samples()
     images, _, label = resample(batch, patch)
     assert label is not None  # a case stream yields labelled patches only
     images = change_intensity(images, batch.seeds, config.intensity)
     outputs = engine(network_input(images, engine, config.engine.channels_last == "on"))
 
     def both(logits: Tensor, target: Tensor) -> Tensor:
-        return torch.stack(dice_and_cross_entropy(logits, target, pooled=True, background=False))
+        return torch.stack(dice_and_cross_entropy(logits, target, pooled=True, background=False, over=over))
 
     dice, cross_entropy = deep_supervision(both, outputs, label[:, 0])
     terms = {"dice": dice, "cross_entropy": cross_entropy}

@@ -1,7 +1,8 @@
-"""A rank of a fine-tuning in which one is lost behind the training: python worker_lost.py HOW FOLDER
+"""A rank of a fine-tuning, in which one may be lost behind the training: python worker_lost.py HOW FOLDER
 
 HOW: hang (rank 1 segments for ever), slow (it takes longer than its patience, but moves on), score (rank 0 scores for
-ever), ask (SIGUSR1 comes to rank 1 alone while it segments). FOLDER holds `task` and `plan.json`.
+ever), ask (SIGUSR1 comes to rank 1 alone while it segments), even (nothing happens). FOLDER holds
+`task` and `plan.json`.
 """
 
 import os
@@ -24,19 +25,22 @@ from voxscale.models.stunet import STUNetConfig
 from voxscale.signals import ending
 
 how, folder = sys.argv[1], Path(sys.argv[2])
+even = how == "even"
 torch.set_num_threads(1)
 setup()
 config = FinetuneConfig(
     store=folder / "task",
     plan=folder / "plan.json",
-    run=folder / how,
+    run=folder / f"{how}-{dist.world_size()}",
     backbone=STUNetConfig(width=2, depth=1),
     arms=("scratch",),
     folds=2,
     heads=1,
     engine=EngineConfig(precision="fp32"),
     loader=LoaderConfig(workers=0),
-    loop=LoopConfig(steps=1, batch=2, watch=WatchConfig(patience_s=5.0)),
+    loop=LoopConfig(
+        steps=2 if how == "even" else 1, batch=4 if how == "even" else 2, log_every=1, watch=WatchConfig(patience_s=5.0)
+    ),
     tracker=TrackerConfig(wandb=False),
 )
 inner = train.segment
@@ -62,7 +66,7 @@ def work() -> None:
         train.finetune(config)
 
 
-if dist.rank() == 1 and how != "score":
+if dist.rank() == 1 and how != "score" and not even:
     train.segment = {"hang": hang, "slow": slow, "ask": ask}[how]
 if dist.rank() == 0 and how == "score":
     train.score_cases = hang
