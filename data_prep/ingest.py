@@ -36,7 +36,7 @@ from voxscale.config import config, parse, require
 from voxscale.errors import DataError
 from voxscale.folder import open_folder, url_of
 from voxscale.index import INDEX
-from voxscale.index_write import is_whole, label_values, publish_index, take_away, write_parts
+from voxscale.index_write import is_whole, label_values, publish_index, take_away, told_lines, write_parts
 from voxscale.io.isolate import FULL
 from voxscale.ledger import LEDGER
 from voxscale.progress import Progress
@@ -233,6 +233,8 @@ class _Ingest:
                 twins = write_duplicates(self.place)
                 if twins:
                     log.info("ingest: %d pairs of scans show the same, see duplicates.json", len(twins))
+        else:
+            self._name_classes(label_values(told_lines(self.place)))  # the store's attributes may be new
         self.results.clear()
         self.home.clear()
 

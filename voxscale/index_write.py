@@ -85,6 +85,11 @@ def label_values(lines: Iterable[Line]) -> set[int]:
     return {value for line in lines for value in line["labels"]}
 
 
+def told_lines(store: Path) -> list[Line]:
+    """What `index.json` tells of each part of an index that `is_whole`."""
+    return json.loads(open_folder(store / FOLDER).read(LIST))["parts"]
+
+
 def publish_index(store: Path, lines: list[Line]) -> None:
     """Write the table of groups and `index.json`, then remove what it does not name."""
     folder, cells = open_folder(store / FOLDER), cells_of(store, lines)

@@ -79,7 +79,9 @@ def read_root(path: Path) -> dict[str, Any]:
     # Earlier versions wrote neither a mark of the key nor a checksum.
     if told != _group(root) and ("crc32c" in told["attributes"] or "key" in root):
         raise DataError(
-            f"{path.name}/zarr.json must be as it was written; remove it, then run ingest and plan again", "corrupt"
+            f"{path.name}/zarr.json must be as it was written; remove it, then run ingest on all of its sources, and "
+            "plan, again",
+            "corrupt",
         )
     return root
 

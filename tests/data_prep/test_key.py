@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import nibabel
+import numpy as np
 import pytest
 from ingested import SMALL, bytes_of, nifti
 from object_store import inside
@@ -103,8 +105,26 @@ def test_every_changed_byte_of_a_stores_own_attributes_is_told(source, tmp_path)
     assert len(told) > len(whole)
     assert set(told) == {"corrupt", "not_a_store", "bad_schema"}
     file.write_bytes(whole.replace(b'"schema": 3', b'"schema": 3, "contract": null'))
-    with pytest.raises(DataError, match=r"zarr.json must be as it was written; remove it, then run ingest and plan"):
+    with pytest.raises(
+        DataError, match=r"zarr.json must be as it was written; remove it, then run ingest on all of its sources"
+    ):
         ingest([source], tmp_path / "store", SMALL)
     file.unlink()
     ingest([source], tmp_path / "store", SMALL)
     assert file.read_bytes() == whole
+
+
+def test_names_of_classes_come_back_with_the_attributes(tmp_path):
+    """Also of values that no task declares, whose scans need no second look."""
+    nifti(tmp_path / "in" / "images" / "a.nii.gz", 0)
+    image = nibabel.load(tmp_path / "in" / "images" / "a.nii.gz")
+    label = np.zeros(image.shape, np.uint8)
+    label[2:5, 2:5, 2:5] = 3
+    (tmp_path / "in" / "labels").mkdir()
+    nibabel.Nifti1Image(label, image.affine).to_filename(tmp_path / "in" / "labels" / "a.nii.gz")
+    ingest([tmp_path / "in"], tmp_path / "store", SMALL)
+    before = bytes_of(tmp_path / "store")
+    assert read_root(tmp_path / "store")["classes"] == {"3": "3"}
+    (tmp_path / "store" / "zarr.json").unlink()
+    ingest([tmp_path / "in"], tmp_path / "store", SMALL)
+    assert bytes_of(tmp_path / "store") == before
