@@ -20,6 +20,7 @@ from voxscale.engine.again import again
 from voxscale.engine.meter import BACKWARD
 from voxscale.models.interface import Backbone
 from voxscale.samples import OWN, Samples
+from voxscale.stopwatch import WAITING
 
 SLOWNESS = 0.9
 """Share of the old balance that a measurement leaves."""
@@ -266,7 +267,8 @@ class Pretraining(nn.Module):
             used: list[Any] = [g for g in grads if g is not None]  # pyright: ignore[reportUnnecessaryComparison]
             squares.append(float(sum(g.float().square().sum() for g in used)))
         # The loss of a step is the mean over ranks, so this is its gradient, whatever their number.
-        mean = [value / dist.world_size() ** 2 for value in dist.total(squares)]
+        with WAITING.running(self.norms.device):
+            mean = [value / dist.world_size() ** 2 for value in dist.total(squares)]
         every = torch.tensor(mean, dtype=torch.float32).sqrt().to(self.norms.device)
         norms = every[: len(found)]
         self.norms.copy_(norms)

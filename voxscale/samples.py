@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from voxscale import dist
+from voxscale.stopwatch import WAITING
 
 
 class Samples:
@@ -63,7 +64,9 @@ class AllRanks(Samples):
         """See `Samples.rolled`; of other ranks a row is sent, not all."""
         last = part.detach()[-1:]
         sent = last.to(torch.uint8) if last.dtype == torch.bool else last
-        return torch.cat([dist.from_rank_before(sent).to(last.dtype), part.detach()[:-1]])
+        with WAITING.running(part.device):
+            before = dist.from_rank_before(sent)
+        return torch.cat([before.to(last.dtype), part.detach()[:-1]])
 
 
 OWN = Samples()
@@ -82,7 +85,9 @@ class _Total(torch.autograd.Function):
         ctx.ranks = ranks
         own = torch.cat([part.double().flatten() for part in parts])
         sent = own.nan_to_num(0.0, 0.0, 0.0)
-        whole = dist.added(sent) + (own - sent)
+        with WAITING.running(own.device):
+            every = dist.added(sent)
+        whole = every + (own - sent)
         split = whole.split([part.numel() for part in parts])
         found = tuple(one.view(part.shape).to(part.dtype) for one, part in zip(split, parts, strict=True))
         ctx.mark_non_differentiable(*(part for part in found if not part.is_floating_point()))
@@ -99,7 +104,8 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, over: AllRanks, part: Tensor) -> Tensor:
         ctx.ranks, ctx.own = over.ranks, slice(over.rank * len(part), (over.rank + 1) * len(part))
         sent = part.to(torch.uint8) if part.dtype == torch.bool else part
-        found = dist.rows(sent).to(part.dtype)
+        with WAITING.running(part.device):
+            found = dist.rows(sent).to(part.dtype)
         if not found.is_floating_point():
             ctx.mark_non_differentiable(found)
         return found

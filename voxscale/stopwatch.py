@@ -57,3 +57,5 @@ class Stopwatch:
 
 SOLVER = Stopwatch()
 """Of the solver of graph matching, see `voxscale.matching.solver.solve`."""
+WAITING = Stopwatch()
+"""Of exchanges of losses between ranks, in which each waits for the slowest, see `voxscale.samples.AllRanks`."""

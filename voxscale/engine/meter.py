@@ -18,7 +18,7 @@ from torch import Tensor
 from voxscale import dist
 from voxscale.engine.config import Precision
 from voxscale.engine.types import Engine
-from voxscale.stopwatch import SOLVER
+from voxscale.stopwatch import SOLVER, WAITING
 
 # Second-hand: no data sheet was read for this table. [C] GPU_AVAILABLE_FLOPS of mosaicml/composer,
 # composer/callbacks/speed_monitor.py at 003ec03; [L] _CUDA_FLOPS of Lightning-AI/pytorch-lightning,
@@ -95,11 +95,13 @@ class Meter:
         self.waited = self.saved = self.probed = self.passed = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         SOLVER.take()  # what was solved before the run
+        WAITING.take()
 
     @contextmanager
     def forward(self, device: torch.device) -> Generator[None]:
         """Time a forward pass: the only part of a step in which no rank waits for another (but at ZeRO stage 3).
 
+        Where a loss is that of all ranks' samples, what it waits for the others is left out.
         A GPU's own clock times it there, which holds nothing up. Read the loss before the next line is made.
 
         Args:
@@ -166,6 +168,7 @@ class Meter:
         """This rank's figures that may be another rank's very different ones: shares of the time, and GB."""
         events, self._events = self._events, []
         self.passed += sum(begin.elapsed_time(end) for begin, end in events) / 1000
+        self.passed = max(self.passed - WAITING.take(), 0.0)
         own = {
             "data_wait": self.waited / seconds,
             "save_wait": self.saved / seconds,
