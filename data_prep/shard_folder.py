@@ -3,18 +3,18 @@
 import re
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_prep.groups import GROUPS
 from data_prep.part import Part
 from voxscale.errors import DataError
-from voxscale.files import locked
+from voxscale.files import LOCK, locked
 from voxscale.folder import Folder, url_of
 from voxscale.shards import index_name
 
 PARTS = ".parts"
-"""Folder of the locks of workers that pack a part each."""
+"""Folder of the locks of workers that pack a part each; the run that gathers them removes it."""
 _SHARD = re.compile(r"shard-[0-9]{5,}\.(tar|index\.json)")
 _UNFINISHED = re.compile(r"\.(shard-[0-9]{5,}|groups|manifest)\..*tmp")
 
@@ -26,7 +26,7 @@ def tar_name(number: int) -> str:
 
 @contextmanager
 def held(path: Path, part: Part | None) -> Generator[None]:
-    """Hold a local folder against others who write the same tars."""
+    """Hold a local folder against others who write the same tars; a run without a part leaves no lock of a worker."""
     if url_of(path) is not None:
         yield  # object stores have no locks; workers that write the same tar write the same bytes
         return
@@ -35,12 +35,20 @@ def held(path: Path, part: Part | None) -> Generator[None]:
             stack.enter_context(locked(path / PARTS / part.name))
         else:
             stack.enter_context(locked(path))
+            stack.callback(_remove_empty, path / PARTS)
             for other in sorted((path / PARTS).glob("*")):
+                stack.callback(_remove_empty, other)  # once its lock is closed: network file systems keep open files
                 stack.enter_context(locked(other))
+                stack.callback((other / LOCK).unlink, missing_ok=True)
             for leftover in path.glob(".*.tmp"):
                 if _UNFINISHED.fullmatch(leftover.name):
                     leftover.unlink()
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # a worker has come since, or there was none
+        folder.rmdir()
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def sync_tree(folder: Path) -> None:
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks answer."""
+LOCK = ".lock"
+"""File by which a folder is held; only who holds it may remove it."""
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 """This machine, as it stands in names of temporary files."""
 
@@ -261,20 +263,39 @@ def locked(folder: Path, patience_s: float = 10.0) -> Generator[None]:
     Raises:
         DataError: If another live process still holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno in NO_LOCKS:
-                    log.warning("%s cannot be locked here (%s); start no second one", folder.name, error.strerror)
-                    break
-                if time.monotonic() > deadline:
-                    raise DataError(
-                        f"{folder.name} must be free, not in use by another live process; wait for it or end it", "busy"
-                    ) from None
-                time.sleep(0.1)
+    with _lock_of(folder, time.monotonic() + patience_s):
         yield
+
+
+def _lock_of(folder: Path, deadline: float) -> IO[bytes]:
+    """The lock file of a folder, held; one that its holder removed before it ended is made anew."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = (folder / LOCK).open("wb")
+        except FileNotFoundError:  # the folder went with the lock of another
+            if time.monotonic() > deadline:
+                raise
+            continue
+        try:
+            _hold(handle, folder.name, deadline)
+            if os.fstat(handle.fileno()).st_nlink:
+                return handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
+
+
+def _hold(handle: IO[bytes], name: str, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return log.warning("%s cannot be locked here (%s); start no second one", name, error.strerror)
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{name} must be free, not in use by another live process; wait for it or end it", "busy"
+                ) from None
+            time.sleep(0.1)

@@ -1,15 +1,19 @@
 """What packing finds in its folder: an index that was changed is not taken up, and what others left there stays."""
 
 import json
+import threading
 
 import pytest
 from tests_stores import make_store
 
 from data_prep.bricks import PackConfig
 from data_prep.pack import pack
+from data_prep.part import Part
+from data_prep.shard_folder import held
 from data_prep.verify import verify_shards
 from voxscale.contract import InputContract
 from voxscale.errors import DataError
+from voxscale.files import locked
 from voxscale.shards import index_text, open_manifest, parse_index
 
 CONTRACT = InputContract(spacing=(2.0, 2.0, 2.0))
@@ -107,6 +111,44 @@ def test_hidden_files_of_others_stay(store, tmp_path):
     (shards / ".shard-00003.tar.far.12.tmp").write_text("half of a tar")
     packed(store, shards)
     assert {path.name for path in shards.glob(".*")} - {".lock"} == {".cache.tmp", ".work.tmp"}
+
+
+def everything_in(folder):
+    return {p.relative_to(folder).as_posix(): p.is_file() and p.read_bytes() for p in sorted(folder.rglob("*"))}
+
+
+def test_a_folder_that_workers_packed_is_that_of_one_run(store, tmp_path):
+    packed(store, tmp_path / "one")
+    for number in (1, 2):
+        pack(store, tmp_path / "two", CONTRACT, (8, 8, 8), STRIDES, CUT, part=Part(number, 2))
+    assert (tmp_path / "two" / ".parts" / "1-of-2" / ".lock").is_file()
+    packed(store, tmp_path / "two")
+    assert everything_in(tmp_path / "two") == everything_in(tmp_path / "one")
+
+
+def test_a_worker_that_waits_for_a_lock_that_is_removed_holds_the_new_one(tmp_path):
+    """Else it and a third one would both go on."""
+    folder, got, done = tmp_path / ".parts" / "1-of-2", threading.Event(), threading.Event()
+
+    def wait():
+        with held(tmp_path, Part(1, 2)):
+            got.set()
+            done.wait(20)
+
+    with held(tmp_path, Part(1, 2)):
+        pass
+    waiting = threading.Thread(target=wait)
+    with held(tmp_path, None):
+        waiting.start()
+        assert not got.wait(0.5)
+    assert got.wait(10)
+    with pytest.raises(DataError, match="must be free"), locked(folder, 0.0):
+        pass
+    done.set()
+    waiting.join()
+    with held(tmp_path, None):
+        pass
+    assert not (tmp_path / ".parts").exists()
 
 
 def test_what_was_planned_and_lost_its_plan_is_packed_again(store, tmp_path):
