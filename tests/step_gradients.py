@@ -89,7 +89,7 @@ def case(name: str, store: Path) -> MixtureConfig:
 def a_scene(step: int, rank: int, world: int, labelled: LabelledStream | None = None, second: str = "") -> Scene:
     """A rank's share of a step's samples, of which each later one lies further outside of its scan and is more air.
 
-    The second half of them may be `outside` of their scans altogether, or all `air`.
+    The second half of them may be `outside` of their scans altogether, or all `air`, or every other one `empty`.
     """
     count = SAMPLES * CROPS
     mine = slice(rank * count // world, (rank + 1) * count // world)
@@ -99,6 +99,7 @@ def a_scene(step: int, rank: int, world: int, labelled: LabelledStream | None = 
         last = 2 * row >= count
         place[row, 0, 3] += row // CROPS // 2 + (100 if last and second == "outside" else 0)
         voxels[row, :, : SIDE if last and second == "air" else 2 * (row // CROPS)] *= 0.01
+        voxels[row] *= 0.0 if row // CROPS % 2 and second == "empty" else 1.0
     voxels, place = voxels[mine], place[mine]
     numbers = range(step * count, (step + 1) * count)[mine]
     n = len(voxels)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.models.layers import draw_truncated
 
 
@@ -26,7 +27,7 @@ class Prototypes(nn.Module):
         """
         # Not without gradient, as sharded optimizers expect one of every weight.
         weight = self.weight if moves else self.weight.detach() + 0 * self.weight
-        return F.linear(F.normalize(x, dim=1), F.normalize(weight, dim=1))
+        return F.linear(direction(x, 1), F.normalize(weight, dim=1))
 
 
 class DinoHead(nn.Module):

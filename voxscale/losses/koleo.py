@@ -3,8 +3,8 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.samples import OWN, Samples
 
 
@@ -22,7 +22,7 @@ def koleo_loss(
         over: Among whose samples neighbours are.
     """
     embedded, counted = over.rows(embedded.float()), over.rows(counted)
-    units = F.normalize(embedded, dim=2).transpose(0, 1)
+    units = direction(embedded, 2).transpose(0, 1)
     apart = counted.T[:, :, None] & counted.T[:, None, :]
     apart = apart & ~torch.eye(len(embedded), dtype=torch.bool, device=apart.device)
     cosines = (units @ units.mT).detach().masked_fill(~apart, -torch.inf)

@@ -3,8 +3,8 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.samples import OWN, Samples
 
 
@@ -27,9 +27,9 @@ def slot_contrast(
         temperature: What cosines are divided by.
         over: Whose samples compete; ranks must have equally many.
     """
-    every = over.rows(F.normalize(target.detach().float(), dim=2))
+    every = over.rows(direction(target.detach().float(), 2))
     rivals = over.rows(counted)
-    logits = torch.einsum("bpd,npd->bpn", F.normalize(predicted.float(), dim=2), every) / temperature
+    logits = torch.einsum("bpd,npd->bpn", direction(predicted.float(), 2), every) / temperature
     here = over.rank * len(predicted) + torch.arange(len(predicted), device=predicted.device)
     # A slot that does not count may not compete, but its own loss must be finite to be multiplied by 0.
     allowed = rivals.T[None] | (here[:, None, None] == torch.arange(len(every), device=predicted.device))

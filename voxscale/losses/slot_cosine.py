@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.samples import OWN, Samples
 
 
@@ -23,7 +24,7 @@ def slot_cosine(
         counted: Slots that count. If none does, the loss is 0.
         over: Whose samples the mean is over.
     """
-    cosines = F.cosine_similarity(predicted.float(), target.detach().float(), dim=2)
+    cosines = (direction(predicted.float(), 2) * direction(target.detach().float(), 2)).sum(dim=2)
     weights = counted.to(cosines)
     total, count = over.total(((2 - 2 * cosines) * weights).sum(), weights.sum())
     return total / count.clamp(min=1e-9)

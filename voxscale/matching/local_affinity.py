@@ -3,8 +3,8 @@
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.errors import DataError
 
 
@@ -39,7 +39,7 @@ def local_affinity(
     most = min(first.shape[2], second.shape[2])
     if gamma is not None and not 1 <= gamma <= most:
         raise DataError(f"gamma must be 1 to {most}, not {gamma}", "bad_graph")
-    alike = torch.einsum("bnlc,bmkc->bnmlk", F.normalize(first, dim=3), F.normalize(second, dim=3))
+    alike = torch.einsum("bnlc,bmkc->bnmlk", direction(first, 3), direction(second, 3))
     ways = [_one_way(alike, first, second, here, there, gamma)]
     if both_ways:
         ways.append(_one_way(alike.mT.transpose(1, 2), second, first, there, here, gamma).mT)

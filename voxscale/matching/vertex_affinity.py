@@ -2,14 +2,14 @@
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from voxscale.direction import direction
 from voxscale.errors import DataError
 
 
 def cosines(source: Float[Tensor, "b n f"], target: Float[Tensor, "b m f"]) -> Float[Tensor, "b n m"]:
     """Cosine of each pair, in float32; a vector of zeros has cosine 0 with all."""
-    return F.normalize(source.float(), dim=2) @ F.normalize(target.float(), dim=2).mT
+    return direction(source.float(), 2) @ direction(target.float(), 2).mT
 
 
 def vertex_affinity(
