@@ -98,7 +98,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     with RanksWatch(config.loop.watch):  # a rank may be lost before the first step too
         task = open_task(config)
-    with open_run(config.run, config, task.inputs):
+    with open_run(config.run, config, task.inputs, fixed=("engine.accumulate",)):  # arms are compared
         subjects = task.subjects
         tests = split(subjects, config.folds)
         rows: list[dict[str, Any]] = []

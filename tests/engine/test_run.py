@@ -24,7 +24,6 @@ def begun(run: Path) -> PretrainConfig:
     ("other", "named"),
     [
         ({"engine": EngineConfig(zero_stage=3, offload="all")}, "engine.offload, engine.zero_stage"),
-        ({"engine": EngineConfig(accumulate=2)}, "engine.accumulate"),
         ({"loader": LoaderConfig(workers=3)}, "loader.workers"),
         ({"loop": LoopConfig(watch=WatchConfig(patience_s=9), keep=3)}, "loop.keep, loop.watch.patience_s"),
     ],
@@ -38,6 +37,18 @@ def test_run_goes_on_where_only_how_it_is_computed_differs(tmp_path, caplog, oth
     caplog.clear()
     with caplog.at_level(logging.INFO), open_run(tmp_path, replace(config, shards=Path("/b")), {"shards": "0"}):
         assert caplog.text == ""
+
+
+def test_another_accumulation_is_told_as_it_is_another_loss_and_refused_where_trainings_are_compared(tmp_path, caplog):
+    config = begun(tmp_path)
+    other = replace(config, engine=EngineConfig(accumulate=2))
+    with caplog.at_level(logging.WARNING), open_run(tmp_path, other, {"shards": "0"}):
+        assert "engine.accumulate is 2, no longer 1: losses over the samples of a micro-batch" in caplog.text
+    with (
+        pytest.raises(ConfigError, match="this one differs in engine.accumulate; choose another"),
+        open_run(tmp_path, other, {"shards": "0"}, fixed=("engine.accumulate",)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

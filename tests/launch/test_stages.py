@@ -387,6 +387,8 @@ def test_finetuning_tests_every_case_once_in_both_arms_and_goes_on(world, tuned)
     finetune(world, run)
     assert json.loads((run / "results.json").read_text()) == found
     assert done.stat().st_mtime_ns == stamp
+    # Dice is that of a micro-batch: trainings of which some had another would not be comparable.
+    assert "this one differs in engine.accumulate;" in finetune(world, run, "--engine.accumulate", "2", expect=1)
 
 
 def test_a_damaged_case_is_replaced_where_it_is_learnt_from_and_refused_where_it_is_tested(world, tmp_path):

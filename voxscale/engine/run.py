@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,11 +27,12 @@ HOW = (
     *("loop.log_every", "loop.checkpoint_every", "loop.keep", "loop.keep_every"),
 )
 """Settings of how a run is computed and what it leaves behind, not of what it computes: as the number of ranks, they
-may differ when it goes on, on another machine or because memory ran out."""
+may differ when it goes on, on another machine or because memory ran out. Of accumulation that is not quite so, and
+told: losses that are no mean over samples, and batch norms, see another number of samples together."""
 
 
 @contextmanager
-def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[None]:
+def open_run(run: Path, config: object, inputs: Mapping[str, str], fixed: Collection[str] = ()) -> Generator[None]:
     """Hold a run folder for these ranks and keep its config beside everything in it.
 
     Args:
@@ -39,6 +40,7 @@ def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[
         config: The stage's config; its paths may differ when the run goes on, as folders may be moved, and so may
             what `HOW` names. The folder keeps the first one; each checkpoint says which it was saved under.
         inputs: Hash of each thing that the run reads, which may not differ.
+        fixed: What of `HOW` may not differ either, such as where trainings of one run are compared.
 
     Raises:
         ConfigError: On every rank, if the folder belongs to a run with another config or other inputs.
@@ -49,7 +51,7 @@ def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[
         if dist.rank() == 0:
             try:
                 stack.enter_context(locked(run))
-                problem = _claim(run, config, inputs)
+                problem = _claim(run, config, inputs, fixed)
             except (DataError, OSError) as error:
                 problem = str(error) if isinstance(error, DataError) else system_error_text(error)
         problem = dist.from_rank_0(problem)
@@ -58,7 +60,7 @@ def open_run(run: Path, config: object, inputs: Mapping[str, str]) -> Generator[
         yield
 
 
-def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
+def _claim(run: Path, config: object, inputs: Mapping[str, str], fixed: Collection[str]) -> str:
     """Write config and inputs into a new run folder, or say how they differ from an older run's."""
     if not (run / "config.json").exists():
         write_json(run / "inputs.json", dict(inputs))
@@ -67,10 +69,17 @@ def _claim(run: Path, config: object, inputs: Mapping[str, str]) -> str:
     have = json.loads((run / "config.json").read_text()) | {"inputs": json.loads((run / "inputs.json").read_text())}
     want = to_dict(config) | {"inputs": dict(inputs)}
     other = sorted(where for where in _differences(have, want) if not _is_path(_value(config, where)))
-    wrong = [where for where in other if not f"{where}.".startswith(tuple(f"{name}." for name in HOW))]
+    free = tuple(f"{name}." for name in HOW if name not in fixed)
+    wrong = [where for where in other if not f"{where}.".startswith(free)]
     if not wrong:
         if other:
             log.info("the run goes on as it began but for %s", ", ".join(other))
+        if "engine.accumulate" in other:
+            log.warning(
+                "engine.accumulate is %s, no longer %s: losses over the samples of a micro-batch (Dice, contrasts, "
+                "deviations) and batch norms see another number of them than the run began with",
+                *(each["engine"].get("accumulate") for each in (want, have)),
+            )
         return ""
     return f"run must be a folder of its own for each config; this one differs in {', '.join(wrong)}; choose another"
 
