@@ -25,7 +25,8 @@ class VolumeFusionConfig:
         ordinal_weight: Weight of the earth mover's distance between true and guessed level, beside half Dice and
             half cross-entropy, which take a guess that is off by one level for as wrong as any other; 0 as published.
         least_difference: Voxels at which both crops differ by less, of values in 0..1, do not count: air on air looks
-            the same whatever the level is. 0 as published, where all count.
+            the same whatever the level is. 0 as published, where all count; but never do two crops that are equal in
+            all voxels.
     """
 
     kind: Literal["volume_fusion"] = "volume_fusion"

@@ -222,8 +222,13 @@ def uncounted(
     config: VolumeFusionConfig,
     over: Samples = OWN,
 ) -> Bool[Tensor, "b 1 z y x"]:
-    """Voxels that do not count, see `_nowhere` and `VolumeFusionConfig.least_difference`."""
-    found = _nowhere(views, label, config.levels, over)
+    """Voxels that do not count: see `_nowhere` and `VolumeFusionConfig.least_difference`, and all of equal crops.
+
+    Two crops are equal where both are air that clipping made one value. Nothing can be told of them, and a network
+    that says zeros of them at first multiplies their gradient in each of its norms.
+    """
+    equal = (foreground == background).flatten(1).all(dim=1)
+    found = _nowhere(views, label, config.levels, over) | equal.view(-1, 1, 1, 1, 1)
     if config.least_difference > 0:
         found = found | ((foreground - background).abs() < config.least_difference)
     return found

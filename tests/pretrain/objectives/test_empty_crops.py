@@ -8,7 +8,7 @@ from step_gradients import case, gradients
 
 
 @pytest.mark.parametrize(
-    "name", ["graphs of samples", "graphs of crops", "contrast of samples", "parts", "parts of all options"]
+    "name", ["graphs of samples", "graphs of crops", "contrast of samples", "mixture", "parts", "parts of all options"]
 )
 def test_gradients_of_a_half_empty_batch_are_not_out_of_proportion(name: str, tmp_path: Path) -> None:
     """A vector of zeros has no direction; were it divided by a tiny length, its gradient would outdo all others."""
