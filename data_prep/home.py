@@ -25,7 +25,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.ids import load_key, lost_key
+from data_prep.ids import is_marked, load_key, lost_key
 from data_prep.results import PARTS
 from data_prep.sweep import THUMBNAILS
 from voxscale.config import require
@@ -204,7 +204,8 @@ class RemoteHome:
     def _begun(self) -> bool:
         """Whether the store holds what is made with a key."""
         logs = RemoteFolder(f"{self._url}/{PARTS}").stamps()
-        return self._folder.size(LEDGER) is not None or any(_is_log(name) for name, _ in logs)
+        made = self._folder.size(LEDGER) is not None or is_marked(self.place)
+        return made or any(_is_log(name) for name, _ in logs)
 
     def _fetch_logs(self, folder: RemoteFolder, here: Path) -> None:
         listed = dict(RemoteFolder(f"{folder.url}/{PARTS}").stamps())

@@ -6,7 +6,7 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,6 @@ def load_key(private: Path, begun: Callable[[], bool] = lambda: False) -> bytes:
     path = private / "key"
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
-        # Whoever began had a key by then, so one that is made between the two looks is seen by the second.
-        if begun() and not path.exists():
-            raise lost_key(private.name)
         beside = temporary(path)
         beside.unlink(missing_ok=True)
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -81,9 +78,15 @@ def load_key(private: Path, begun: Callable[[], bool] = lambda: False) -> bytes:
             file.write(secrets.token_hex(KEY_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(beside, path)
-        beside.unlink()
+        try:
+            # Whoever began had a key by then, so one that is made between the two looks is seen by the second:
+            # also on a network file system, which keeps what was not there, but not beyond a file of its own there.
+            if begun() and not path.exists():
+                raise lost_key(private.name)
+            with contextlib.suppress(FileExistsError):
+                os.link(beside, path)
+        finally:
+            beside.unlink()
         sync(private)
     try:
         key = bytes.fromhex(path.read_text().strip())
@@ -104,13 +107,25 @@ def lost_key(private: str) -> DataError:
     )
 
 
-def check_key(place: Path, key: bytes) -> None:
-    """Refuse a key that is not the one that a store was made with.
+def is_marked(place: Path) -> bool:
+    """Whether a store says which key it was made with."""
+    return open_folder(place).size("zarr.json") is not None and "key" in read_root(place)
+
+
+def check_key(place: Path, key: bytes, logs: Collection[str] = ()) -> None:
+    """Refuse a key that is not the one that a store, or what is to be gathered into it, was made with.
+
+    Args:
+        place: The store, or its URL.
+        key: The key that is there.
+        logs: Marks in the logs of workers. One of this key is enough: of several that made keys at once on a
+            service that knows no conditions, one's stays, and what the others read is read again.
 
     Raises:
         DataError: With reason `other_key`.
     """
-    if open_folder(place).size("zarr.json") is not None and read_root(place).get("key", _mark(key)) != _mark(key):
+    mark = mark_of(key)
+    if (logs and mark not in logs) or (is_marked(place) and read_root(place)["key"] != mark):
         raise DataError(
             f"{place.name}.private/key must be the key that the store was made with, not another one; bring it back "
             "from a copy, or ingest into a new store",
@@ -121,11 +136,12 @@ def check_key(place: Path, key: bytes) -> None:
 def stamp_key(place: Path, key: bytes) -> None:
     """Write into a store which key it was made with; nobody can tell the key by it."""
     root = read_root(place)
-    if root.get("key") != _mark(key):
-        write_root(place, root | {"key": _mark(key)})
+    if root.get("key") != mark_of(key):
+        write_root(place, root | {"key": mark_of(key)})
 
 
-def _mark(key: bytes) -> str:
+def mark_of(key: bytes) -> str:
+    """What tells one key from another and nothing else of it: 16 hexadecimal digits."""
     return keyed_hash(key, "\0the key itself")  # no file and no folder has such a name
 
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from data_prep.config import IngestConfig
 from data_prep.counts import Counts, count
 from data_prep.discover import Discovery, Source, discover
 from data_prep.home import Home, open_home
-from data_prep.ids import check_key, keyed_hash, load_key, load_subjects, stamp_key
+from data_prep.ids import check_key, is_marked, keyed_hash, load_key, load_subjects, mark_of, stamp_key
 from data_prep.jobs import Jobs, structure_values
 from data_prep.ledger import Ledger
 from data_prep.lookup import key_of
@@ -151,15 +152,15 @@ class _Ingest:
     ) -> None:
         home.open()
         store, private = home.store, home.private
-        # A ledger or a log of a worker: what a store holds of names that are made with a key.
-        key = load_key(private, lambda: (store / LEDGER).exists() or any((store / PARTS).glob("*/*.jsonl")))
+        key = load_key(private, partial(_begun, home))
         check_key(home.place, key)
         names = load_table(settings.structures)
         self.home, self.place, self.settings, self.found, self.key = home, home.place, settings, found, key
         known = with_classes(self.place, found.classes, found.image_classes)["classes"]
         self.values = structure_values(found, {int(value): name for value, name in known.items()}, key, names)
         name = GATHER if part is None else part.name
-        self.results = Results(store, private, name, settings.seconds, home.note)
+        self.results = Results(store, private, name, settings.seconds, home.note, mark_of(key))
+        check_key(home.place, key, self.results.marks)
         self.ledger = Ledger(store, private, self._before_change if part is None else None)
         subjects = load_subjects(settings.subject)
         jobs = Jobs(store, self.results.scratch, settings, key, subjects, names, self.values)
@@ -298,6 +299,12 @@ class _Ingest:
         """Give label values that no task declares their number as a name."""
         known = {int(value): name for value, name in read_root(self.place)["classes"].items()}
         create_store(self.place, {value: str(value) for value in values} | known)
+
+
+def _begun(home: Home) -> bool:
+    """Whether a store holds what is made with a key: a ledger, a log of a worker, the mark of one."""
+    logs = (home.store / PARTS).glob("*/*.jsonl")
+    return (home.store / LEDGER).exists() or any(logs) or is_marked(home.place)
 
 
 _Claim = tuple[Source, str | None, Taken | None]

@@ -34,6 +34,7 @@ class Results:
         scratch: Folder for unfinished scans, on the store's file system.
         read: Volumes that were read by this process.
         taken: Volumes that were taken from a log.
+        marks: Of the keys with which the logs were made, as far as they tell.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Results:
         name: str,
         longest_s: float,
         written: Callable[[Path, bytes], None] | None = None,
+        mark: str | None = None,
     ) -> None:
         """Read all logs.
 
@@ -52,6 +54,7 @@ class Results:
             name: Of this worker.
             longest_s: Seconds that reading one volume takes at most.
             written: Told of every line that was written to a log.
+            mark: Of the store's key, by which names in results are made.
         """
         self._store, self._private, self._longest_s = store, private, longest_s
         self.scratch = store / PARTS / name
@@ -59,7 +62,8 @@ class Results:
         (private / PARTS / name).mkdir(parents=True, exist_ok=True)
         own = f"{HOST}-{os.getpid()}-{time.time_ns()}.jsonl"
         self._log, self._inputs = self.scratch / own, private / PARTS / name / own
-        self._lock, self._written = threading.Lock(), written
+        self._lock, self._written, self._mark = threading.Lock(), written, mark
+        self.marks: set[str] = set()
         self.read = self.taken = 0
         self._clear_left_over(self.scratch)
         self._files = [*_logs(store), *_logs(private)]
@@ -77,6 +81,7 @@ class Results:
                 if row is not None and "path" in row:
                     self._known.add(key_of(row["path"]), _state_key(row), int(row["id"], 16))
                 elif row is not None:
+                    self.marks.update([row["key"]] if row.get("key") else [])
                     place = (number << 44 | end) if "row" in row else NO_RESULT
                     wrote = int("row" not in row or row["row"]["thumbnail"] or row["row"]["status"] == "accepted")
                     self._results.add(int(row["id"], 16), place, int(row["made"]), wrote)
@@ -130,7 +135,7 @@ class Results:
 
     def begin(self, key: str, now: Mapping[str, str]) -> None:
         """Note that a volume is about to be read: from now on files of it may be there."""
-        self._append(self._log, {"id": key, "made": made_of(now)})
+        self._append(self._log, {"id": key, "made": made_of(now), "key": self._mark})
 
     def end(self, key: str, now: Mapping[str, str], outcome: Outcome) -> None:
         """Note what became of a volume; it is not read again while that holds."""

@@ -66,6 +66,59 @@ def test_another_stores_key_is_refused(source, tmp_path):
     assert told.value.reason == "other_key"
 
 
+def exchange(store, other):
+    """Put another store's key in the place of one; returns that one."""
+    key, before = store.with_name("store.private") / "key", (store.with_name("store.private") / "key").read_bytes()
+    shutil.copy(other.with_name("other.private") / "key", key)
+    return before
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_a_key_that_is_exchanged_before_anything_is_gathered_is_refused_too(source, tmp_path, s3, where):
+    store = tmp_path / "store" if where == "folder" else s3.folder()
+    ingest_part([source], store, SMALL, Part(1, 2), tmp_path / "work")
+    ingest_part([source], store, SMALL, Part(2, 2), tmp_path / "work")
+    ingest_part([source], tmp_path / "other", SMALL, Part(1, 1))
+    theirs = (tmp_path / "other.private" / "key").read_bytes()
+    if where == "folder":
+        held = exchange(store, tmp_path / "other")
+    else:
+        system, key = s3.file_system(), f"{inside(store)}.private/key"
+        held = system.cat_file(key)
+        system.pipe_file(key, theirs)
+    for run in (ingest, lambda source, store, settings, work: ingest_part(source, store, settings, Part(1, 2), work)):
+        with pytest.raises(DataError, match="private/key must be the key that the store was made with") as told:
+            run([source], store, SMALL, tmp_path / "work")
+        assert told.value.reason == "other_key"
+    if where == "folder":
+        (tmp_path / "store.private" / "key").write_bytes(held)
+    else:
+        system.pipe_file(key, held)
+    assert ingest([source], store, SMALL, tmp_path / "work").accepted == 2
+
+
+def test_what_one_of_several_keys_made_is_kept_and_the_rest_read_again(source, tmp_path):
+    """As where a service ignores the condition of a write, and two workers have made a key each."""
+    store, other = tmp_path / "store", tmp_path / "other"
+    ingest_part([source], store, SMALL, Part(1, 1))
+    ingest_part([source], other, SMALL, Part(1, 1))
+    for log in (other / "parts" / "1-of-1").glob("*.jsonl"):
+        shutil.copy(log, store / "parts" / "1-of-1")
+    exchange(store, other)
+    assert ingest([source], store, SMALL).accepted == 2
+    ingest([source], other, SMALL)
+    assert bytes_of(store) == bytes_of(other)
+
+
+def test_a_lost_key_of_a_store_with_its_mark_alone_is_missed_and_none_is_made(source, tmp_path):
+    ingest([source], tmp_path / "store", SMALL)
+    (tmp_path / "store" / "ledger.jsonl").unlink()
+    (tmp_path / "store.private" / "key").unlink()
+    with pytest.raises(DataError, match="store.private/key must be there"):
+        ingest([source], tmp_path / "store", SMALL)
+    assert [path.name for path in (tmp_path / "store.private").iterdir()] == ["sources.jsonl"]
+
+
 def test_a_store_of_an_earlier_version_gets_the_mark_of_its_key(source, tmp_path):
     ingest([source], tmp_path / "store", SMALL)
     file = tmp_path / "store" / "zarr.json"
