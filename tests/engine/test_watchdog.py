@@ -102,6 +102,21 @@ def test_a_lost_rank_is_named(tmp_path, how):
 
 
 @pytest.mark.slow
+def test_a_rank_that_ends_by_itself_is_not_killed_however_long_it_takes(tmp_path):
+    codes, logs, _ = lose(tmp_path, WORKER, ["slowly"], 3.0, 3.0, None)
+    assert codes == [LOST_RANK, LOST_RANK], "".join(logs)[-3000:]
+    assert all("rank lost: rank 1 on " in log for log in logs)
+
+
+@pytest.mark.slow
+def test_ranks_that_were_all_suspended_go_on(tmp_path):
+    """As when a scheduler makes room for another job: nobody was silent but while nobody listened."""
+    codes, logs, _ = lose(tmp_path, WORKER, ["suspend"], 6.0, 3.0, None)
+    assert codes == [0, 0], "".join(logs)[-3000:]
+    assert "rank lost" not in "".join(logs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "told"),
     [

@@ -2,12 +2,15 @@
 
 HOW: stop or kill (signals that rank 1 sends itself in a forward pass), hold (there rank 1 enters a call that lets none
 of its threads run), hang (rank 1 reads data for ever), fail (rank 1 meets an error of its own), alone (rank 1 enters a
-collective that rank 0 never does), apart (each enters one that the other does not).
+collective that rank 0 never does), apart (each enters one that the other does not), slowly (hang, and both take longer
+to say so than a rank may be silent), suspend (both are stopped for longer than that, and go on one after the other).
 """
 
 import ctypes
+import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ from voxscale.log import setup
 folder, how = Path(sys.argv[1]), sys.argv[2]
 watch = WatchConfig(patience_s=float(sys.argv[3]), silence_s=float(sys.argv[4]))
 groups: list[td.ProcessGroup] = []
+pids: list[object] = []
 torch.set_num_threads(1)
 
 
@@ -38,6 +42,11 @@ def lost(batch: Batch) -> None:
     if (dist.rank() != 1 and how != "apart") or batch.indices[0] < 3 * 8:
         return
     (folder / "lost_at").write_text(str(time.time()))
+    if how == "suspend" and batch.indices[0] < 4 * 8:
+        time.sleep(2)  # each has heard of the other by then
+        stopped = f"kill -STOP {pids[0]} {pids[1]}; sleep {3 * watch.silence_s}"
+        subprocess.Popen(["sh", "-c", f"{stopped}; kill -CONT {pids[0]}; sleep 0.5; kill -CONT {pids[1]}"])
+        time.sleep(1)  # within which it comes
     if how in ("stop", "kill"):
         os.kill(os.getpid(), {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[how])
     if how == "hold":
@@ -49,22 +58,30 @@ def lost(batch: Batch) -> None:
 
 
 def losing(engine: nn.Module, batch: Batch) -> tuple[Losses, int]:
-    if how != "hang":
+    if how not in ("hang", "slowly"):
         lost(batch)
     return objective(engine, batch)
 
 
 def reading() -> Iterator[Batch]:
     for batch in batches("tiny", 0, 1):
-        if how == "hang" and dist.rank() == 1 and batch.indices[0] >= 3 * 8:
+        if how in ("hang", "slowly") and dist.rank() == 1 and batch.indices[0] >= 3 * 8:
             (folder / "lost_at").write_text(str(time.time()))
             time.sleep(600)
         yield batch
 
 
+def late(record: logging.LogRecord) -> bool:
+    time.sleep(1.5 * watch.silence_s if "rank lost" in record.msg else 0)
+    return True
+
+
 def work() -> None:
     setup()
+    if how == "slowly":
+        logging.getLogger("voxscale").addFilter(late)
     dist.start()
+    pids.extend(dist.gather(os.getpid()))
     groups.extend(td.new_group([0, 1]) for _ in range(2))
     run = scratch(folder)
     net = make("tiny")

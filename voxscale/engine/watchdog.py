@@ -158,7 +158,9 @@ class _Watching:
             )
 
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._stop.wait(self._every):
+            last = self._forgive(last)
             self._beat()
             for rank in self._whom:
                 self._read(rank)
@@ -166,6 +168,22 @@ class _Watching:
             verdict = self._verdict(self._whom)
             if verdict and not self._stop.is_set():
                 self._end(verdict)
+
+    def _forgive(self, last: float) -> float:
+        """Hold no time against others in which this thread did not run itself, as where all ranks were suspended.
+
+        Args:
+            last: When it began its last round.
+
+        Returns:
+            When it begins this one.
+        """
+        now = time.monotonic()
+        away = now - last - self._every
+        if away > self._config.silence_s / 2:
+            self._began += away
+            self._seen = {rank: (beat, heard + away, since + away) for rank, (beat, heard, since) in self._seen.items()}
+        return now
 
     def _read(self, rank: int) -> None:
         """Remember a rank's newest sign of life, and since when it is as far as it is."""
@@ -245,9 +263,13 @@ class _Watching:
             verdict,
             where,
         )
+        for rank in self._whom:
+            self._read(rank)
         for beat, heard, _ in self._seen.values():
-            silent = bool(_process(beat)) or time.monotonic() - heard > self._config.silence_s
-            if silent and beat.state == "running" and beat.rank != dist.rank():
+            silent = (
+                not beat.text and time.monotonic() - heard > self._config.silence_s
+            )  # with a verdict it ends itself
+            if (silent or _process(beat)) and beat.state == "running" and beat.rank != dist.rank():
                 _end_process(beat)
         leave(unheard(self._asked) if self._asked else LOST_RANK)
 
