@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import tyro
 from PIL import Image
 
+from data_prep.shard_folder import held
 from data_prep.sweep import THUMBNAILS
 from voxscale.config import config, parse, require
 from voxscale.entry import Entry
 from voxscale.errors import DataError
-from voxscale.folder import Folder, open_folder
+from voxscale.files import locked
+from voxscale.folder import Folder, open_folder, url_of
 from voxscale.index_write import FOLDER as INDEX_FOLDER
 from voxscale.index_write import damaged_files, is_of_ledger
 from voxscale.ledger import LEDGER
@@ -188,7 +191,7 @@ class VerifyArgs:
         path: A folder of shards or a store, or the URL of one.
         workers: How many tars or scans are read at the same time.
         remove: Whether to remove damaged scans and files of the index, or damaged tars with their indexes, so that the
-            next `ingest` or `pack` makes them anew, and nothing else.
+            next `ingest` or `pack` makes them anew, and nothing else; no other run may write there meanwhile.
     """
 
     path: tyro.conf.Positional[Path]
@@ -204,17 +207,24 @@ def main(args: Sequence[str]) -> int:
     """Command line of `python -m data_prep verify`; returns the exit status, 1 if anything is damaged."""
     given = parse(VerifyArgs, None, args, "python -m data_prep verify")
     folder = open_folder(given.path)
-    if folder.size("zarr.json") is not None:
-        what, (count, found) = "scans", verify_store(given.path, given.workers)
-    else:
-        what, (count, found) = "shards", verify_shards(given.path, given.workers)
-    for damage in found:
-        log.error("verify: %s: %s", damage.name, damage.what)
-    told = {what: count, "damaged": len({damage.name for damage in found})}
-    if given.remove:
-        told["removed"] = _remove(folder, found)
+    is_store = folder.size("zarr.json") is not None
+    what, verify = ("scans", verify_store) if is_store else ("shards", verify_shards)
+    with _held(given.path, is_store) if given.remove else nullcontext():
+        count, found = verify(given.path, given.workers)
+        for damage in found:
+            log.error("verify: %s: %s", damage.name, damage.what)
+        told = {what: count, "damaged": len({damage.name for damage in found})}
+        if given.remove:
+            told["removed"] = _remove(folder, found)
     print(json.dumps(told))
     return 1 if found else 0
+
+
+def _held(path: Path, is_store: bool) -> AbstractContextManager[None]:
+    """Hold a local folder: what another run is replacing must not be taken for damage, and removed."""
+    if url_of(path) is not None or not (is_store or (path / "manifest.json").is_file()):
+        return nullcontext()  # no locks, or a folder of others
+    return locked(path) if is_store else held(path, None)
 
 
 def _remove(folder: Folder, found: Iterable[Damage]) -> int:

@@ -15,6 +15,7 @@ from data_prep.verify import VerifyArgs, main
 from voxscale.blobs import Held
 from voxscale.contract import InputContract
 from voxscale.errors import ConfigError, DataError
+from voxscale.files import locked
 from voxscale.folder import open_folder
 from voxscale.shard_reader import ShardReader
 from voxscale.shards import check_index, index_name, open_manifest, payloads
@@ -179,6 +180,28 @@ def test_what_is_damaged_is_removed_and_made_anew_alone(tmp_path, s3, capsys, mo
     assert everything() == before
     for path in (store, shards):
         assert verified(path, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["store", "shards"])
+def test_nothing_is_removed_while_another_run_writes(made, tmp_path, kind):
+    """What it is replacing looks damaged for a moment."""
+    folder = shutil.copytree(made / kind, tmp_path / kind)
+    harmed = next(path for path in sorted(folder.rglob("*")) if path.match("*/0/c/0/0/0") or path.suffix == ".tar")
+    flip(harmed, 40)
+    with locked(folder):
+        assert main([str(folder)]) == 1
+        with pytest.raises(DataError, match="must be free, not in use by another live process"):
+            main([str(folder), "--remove"])
+    assert harmed.is_file()
+    assert main([str(folder), "--remove"]) == 1
+    assert not harmed.exists()
+
+
+def test_a_folder_that_is_neither_is_left_alone(tmp_path):
+    (tmp_path / ".shard-00001.tar.far.12.tmp").write_text("whose?")
+    with pytest.raises(DataError):
+        main([str(tmp_path), "--remove"])
+    assert [path.name for path in tmp_path.iterdir()] == [".shard-00001.tar.far.12.tmp"]
 
 
 @pytest.mark.parametrize("where", ["folder", "url"])
