@@ -24,6 +24,10 @@ def test_three_ranks_share_rows_in_their_order_and_gradients_as_one_rank_has_the
     # What is not finite is seen by the rank that has it alone.
     harmed = [[3.0, 2.0, 2.0], [3.0, torch.nan, 2.0], [3.0, 2.0, torch.inf]]
     torch.testing.assert_close(torch.stack([rank["harmed"] for rank in told]), torch.tensor(harmed), equal_nan=True)
+    rows = torch.ones(RANKS, RANKS, 3)
+    rows[:, 1, 1], rows[:, 2, 2] = 0.0, 0.0
+    rows[1, 1, 1], rows[2, 2, 2] = torch.nan, torch.inf
+    torch.testing.assert_close(torch.stack([rank["harmed_rows"] for rank in told]), rows, equal_nan=True)
     # By hand: each row's place is taken by the one before it.
     before = torch.cat([rank["before"] for rank in told])
     assert torch.equal(before, torch.stack([every[row - 1] for row in range(len(every))]))

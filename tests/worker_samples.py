@@ -37,7 +37,7 @@ def look(mine: Tensor, over: Samples) -> dict[str, Tensor]:
     before, marks = over.rolled(mine), over.rolled(mine[:, 0] > 0)
     assert not before.requires_grad
     found = {"loss": loss, "sums": sums, "numbers": numbers, "rows": over.rows(mine > 0), "marks": marks}
-    found["harmed"] = harmed
+    found["harmed"], found["harmed_rows"] = harmed, over.rows(bad[None])
     return {name: value.detach() for name, value in found.items()} | {"before": before, "gradient": gradient}
 
 

@@ -56,7 +56,7 @@ class AllRanks(Samples):
         return found
 
     def rows(self, part: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "n ..."]:
-        """See `Samples.rows`."""
+        """See `Samples.rows`; what is not finite is 0 to other ranks, as in `total`."""
         found: Any = _Rows.apply(self, part)
         return found
 
@@ -104,9 +104,12 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, over: AllRanks, part: Tensor) -> Tensor:
         ctx.ranks, ctx.own = over.ranks, slice(over.rank * len(part), (over.rank + 1) * len(part))
         sent = part.to(torch.uint8) if part.dtype == torch.bool else part
+        sent = sent.nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else sent
         with WAITING.running(part.device):
             found = dist.rows(sent).to(part.dtype)
-        if not found.is_floating_point():
+        if found.is_floating_point():
+            found[ctx.own] = part
+        else:
             ctx.mark_non_differentiable(found)
         return found
 
