@@ -58,7 +58,7 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
         log.info("%s: submitted as job %s; its output goes to the logs folder of the run", stage, job.job_id)
         return
     if local:
-        _follow_local(stage, job)
+        follow_local(stage, job)
         return
     try:
         follow(job)
@@ -68,7 +68,7 @@ def run_stage(stage: Stage, config: Any, cluster: Cluster, logs: Path) -> None:
     check(stage, job)
 
 
-def _follow_local(stage: Stage, job: submitit.Job[Any]) -> None:
+def follow_local(stage: Stage, job: submitit.Job[Any]) -> None:
     """The same for ranks of this machine, which no scheduler speaks to."""
     with listening() as request:
         try:
@@ -79,9 +79,18 @@ def _follow_local(stage: Stage, job: submitit.Job[Any]) -> None:
         try:
             check(stage, job)
         except TrainingError as error:
-            if not request.number:
+            if not request.number or _failed(job):
                 raise
             raise PreemptedError(str(error), name_of(request.number)) from None
+
+
+def _failed(job: submitit.Job[Any]) -> bool:
+    """Whether a rank met an error that no signal brings about, and that it would meet again."""
+    for task in range(job.num_tasks):
+        with suppress(UncompletedJobError):
+            if job.task(task).result().get("kind", "Exception") not in ("Exception", "PreemptedError"):
+                return True
+    return False
 
 
 def _passing_on(job: submitit.Job[Any], request: StopRequest) -> Callable[[], None]:
