@@ -214,9 +214,9 @@ class _Walk:
         sources = [self._source(parts, task, stem_of(parts[0])) for parts in volumes]
         sure = [path for path in rest if is_dicom(path) is True]
         maybe = [path for path in rest if is_dicom(path) is None]
-        dicom = False
+        dicom, known = False, set(sure)
         for path, header in zip(sure + maybe, self.reader.headers(sure + maybe), strict=True):
-            if header is None and path in set(sure):
+            if header is None and path in known:
                 source = self._source((path,), task, folder.name, dicom=True)
                 sources.append(replace(source, problem=HUNG) if path in self.reader.hung else source)
             elif header is None:

@@ -1,10 +1,12 @@
 """Compare every byte of shards, or every voxel of a store, with its checksums: `python -m data_prep verify PATH`."""
 
+import errno
 import hashlib
 import io
 import itertools
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,9 @@ PIECE = 1 << 24
 """Bytes of a tar that are read at a time."""
 BATCH = 256
 """Things to verify that are handed to the threads at a time."""
+
+MACHINE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
+"""Errors of a user's rights, of this machine or its connection: nothing is called damaged for them, or removed."""
 
 END = bytes.fromhex("0000000049454e44ae426082")
 """The last part of every PNG."""
@@ -79,7 +84,8 @@ def _verify_tar(folder: Folder, line: ManifestShard) -> list[Damage]:
     try:
         if hashlib.sha256(folder.read(index)).hexdigest() != line.index_sha256:
             found.append(Damage(index, "its bytes differ from what was written"))
-    except OSError:
+    except OSError as error:
+        _check_machine(error)
         found.append(Damage(index, "it cannot be read"))
     try:
         size = folder.size(line.name)
@@ -90,7 +96,8 @@ def _verify_tar(folder: Folder, line: ManifestShard) -> list[Damage]:
         blob, digest = folder.blob(line.name, size), hashlib.sha256()
         for start in range(0, size, PIECE):
             digest.update(blob.ranges([(start, min(start + PIECE, size))])[0])
-    except OSError:
+    except OSError as error:
+        _check_machine(error)
         return [*found, Damage(line.name, "it cannot be read")]
     if digest.hexdigest() != line.sha256:
         found.append(Damage(line.name, "its bytes differ from what was written"))
@@ -124,11 +131,29 @@ def verify_store(path: Path, workers: int) -> tuple[int, list[Damage]]:
             # Open shards, and parts of an index, are no thread's but its own.
             own = Store(path, store.classes, store.contract, store.entries, access="range")
             here.store = open_store(path, "range") if indexed else own
-        return [*_verify_scan(here.store, *pair), *([] if pictures is None else _verify_picture(pictures, pair[0]))]
+        found = [*_verify_scan(here.store, *pair), *([] if pictures is None else _verify_picture(pictures, pair[0]))]
+        if found and url_of(path) is None:
+            _check_readable(path / pair[0])
+        return found
 
     count = len(store.entries)
     scans = ((key, store.entries[key]) for key in store.entries)
     return count, damaged + _all(scans, verify, workers, count, "scans")
+
+
+def _check_readable(scan: Path) -> None:
+    """Raise what keeps this process from opening files of a scan, which says nothing of their bytes."""
+    for root, _, names in os.walk(scan, onerror=_check_machine):
+        for name in names:
+            try:
+                (Path(root) / name).open("rb").close()
+            except OSError as error:
+                _check_machine(error)
+
+
+def _check_machine(error: OSError) -> None:
+    if error.errno in MACHINE:
+        raise error
 
 
 def _verify_picture(pictures: Folder, key: str) -> Iterator[Damage]:

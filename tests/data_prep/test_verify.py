@@ -1,6 +1,10 @@
+import contextlib
 import itertools
 import json
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from ingested import SMALL, bytes_of, nifti
@@ -195,6 +199,36 @@ def test_nothing_is_removed_while_another_run_writes(made, tmp_path, kind):
     assert harmed.is_file()
     assert main([str(folder), "--remove"]) == 1
     assert not harmed.exists()
+
+
+@contextlib.contextmanager
+def without_rights():
+    """As a user who is not root, whom no rights bind."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if me == 0:
+            os.seteuid(me)
+
+
+@pytest.mark.parametrize("kind", ["store", "shards"])
+def test_what_may_not_be_read_is_not_called_damaged_and_stays(made, kind):
+    with tempfile.TemporaryDirectory() as root:  # where others may look, unlike in tests' folders
+        os.chmod(root, 0o777)
+        folder = shutil.copytree(made / kind, Path(root) / kind)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        kept = next(path for path in sorted(folder.rglob("*")) if path.match("*/0/c/0/0/0") or path.suffix == ".tar")
+        kept.chmod(0)
+        for args in ([], ["--remove"]):
+            with without_rights(), pytest.raises(PermissionError):
+                main([str(folder), *args])
+        assert kept.is_file()
+        kept.chmod(0o666)
+        assert main([str(folder)]) == 0
 
 
 def test_a_folder_that_is_neither_is_left_alone(tmp_path):
